@@ -72,7 +72,12 @@ class Attention:
     """Fused attention: q, k, v and perhaps an additive mask."""
 
 
-Operator = Convolution | Product | Norm | Pool | GlobalPool | Mean | Join | Multiply | Softmax | Attention
+@dataclass(frozen=True)
+class Constant:
+    """Takes a shape, or a type, from its argument and no values."""
+
+
+Operator = Constant | Convolution | Product | Norm | Pool | GlobalPool | Mean | Join | Multiply | Softmax | Attention
 
 OPERATORS: dict[str, Operator] = {
     "aten::convolution": Convolution(),
@@ -129,6 +134,14 @@ OPERATORS: dict[str, Operator] = {
     "aten::_scaled_dot_product_efficient_attention": Attention(),
     "aten::_scaled_dot_product_cudnn_attention": Attention(),
     "aten::_scaled_dot_product_fused_attention_overrideable": Attention(),
+}
+
+OPERATORS |= {
+    f"aten::{name}": Constant()
+    for name in (
+        *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"),
+        *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"),
+    )
 }
 
 _NORM_NAME = re.compile(r"norm", re.IGNORECASE)

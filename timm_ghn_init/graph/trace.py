@@ -198,7 +198,8 @@ class Recorder(TorchDispatchMode):
         if func._schema.is_mutable:
             self._mutate(func, args, kwargs, value)
         for tensor in _tensors((out,), {}):
-            self.assign(tensor, value)
+            # Masks and indices carry no gradient: what is computed from them does not depend on the features.
+            self.assign(tensor, value if tensor.is_floating_point() else CONSTANT)
         return out
 
     # -- values --------------------------------------------------------------------------------------------------
@@ -318,6 +319,9 @@ class Recorder(TorchDispatchMode):
             name = sorted(bias.leaves)[0]
             self._use(bias, len(self.ops) - 1, "bias", tuple(self.parameters[name].shape), name)
         return Value(origin)
+
+    def constant(self, entry: table.Constant, args: Any, kwargs: Any, out: Any) -> Value:
+        return CONSTANT
 
     def convolution(self, entry: table.Convolution, args: Any, kwargs: Any, out: Tensor) -> Value:
         x, used = self.value(args[0]), args[entry.weight]
@@ -552,12 +556,13 @@ class Recorder(TorchDispatchMode):
             primitive, param, _ = nodes[node]
             if primitive in ("conv", "bias"):
                 heads.add(param)
-            if primitive in ("bias", "sum", "glob_avg", "avg_pool", "max_pool", "concat"):
+            if primitive in ("bias", "sum"):
                 stack.extend(sources.get(node, ()))
         return heads
 
 
 _HANDLERS: dict[type, Any] = {
+    table.Constant: Recorder.constant,
     table.Convolution: Recorder.convolution,
     table.Product: Recorder.product,
     table.Norm: Recorder.norm,

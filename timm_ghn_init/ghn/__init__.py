@@ -1,0 +1,6 @@
+"""Graph HyperNetworks: Graph -> embeddings -> parameter tensors. Knows shapes and weights, nothing of timm."""
+
+from .model import GHN
+from .tiles import Tile
+
+__all__ = ["GHN", "Tile"]

@@ -1,0 +1,120 @@
+"""GHN-1 and GHN-2: a gated graph neural network that follows the forward and the backward pass of the network."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..graph import Graph
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them, and after the last one unless told otherwise."""
+
+    def __init__(self, *widths: int, last_activation: bool = True) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width, following in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(width, following), nn.ReLU()]
+        self.fc = nn.Sequential(*(layers if last_activation else layers[:-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
+class NodeMLP(MLP):
+    """No message passing at all: the `hypernet="mlp"` baseline."""
+
+    def forward(self, x: Tensor, graph: Graph) -> Tensor:  # type: ignore[override]
+        return self.fc(x)
+
+
+class GatedGNN(nn.Module):
+    """Two sweeps over the nodes, each in place (Eq. 3 and 4 of arXiv 2110.13100).
+
+    At node v, with d the length of the shortest path from u:
+
+        m_v = sum over d(u, v) = 1 of MLP(h_u) + sum over 1 <= d(u, v) <= 50 of MLP_ve(h_u) / d(u, v)
+        h_v = GRUCell(m_v, h_v)
+
+    first in topological order, then in reverse order along the reversed edges.
+    """
+
+    def __init__(self, hid: int, ve: bool) -> None:
+        super().__init__()
+        self.ve = ve
+        width = hid // 2 if ve else hid
+        self.mlp = MLP(hid, width, hid)
+        if ve:
+            self.mlp_ve = MLP(hid, width, hid)
+        self.gru = nn.GRUCell(hid, hid)
+
+    def forward(self, x: Tensor, graph: Graph) -> Tensor:
+        """Node embeddings (N, hid) -> (N, hid); differentiable where gradients are on, in NumPy where they are not."""
+        distances = graph.distances(50 if self.ve else 1).astype(np.float32)
+        near = (distances == 1).astype(np.float32)
+        far = np.divide(1, distances, out=np.zeros_like(distances), where=distances > 0)
+        if torch.is_grad_enabled() and (x.requires_grad or self.gru.weight_ih.requires_grad):
+            return self._sweeps(x, near, far)
+        return self._sweeps_numpy(x, near, far)
+
+    def _sweeps(self, x: Tensor, near: np.ndarray, far: np.ndarray) -> Tensor:
+        near_t, far_t = (torch.from_numpy(a).to(x) for a in (near, far))
+        for order, direct, virtual in (
+            (range(len(x)), near_t.T, far_t.T),
+            (range(len(x) - 1, -1, -1), near_t, far_t),
+        ):
+            message = torch.zeros_like(x)  # what each node has received so far
+            states: dict[int, Tensor] = {}
+            for v in order:
+                h = states[v] = self.gru(message[v : v + 1], x[v : v + 1])
+                message = message + direct[:, v, None] * self.mlp(h)
+                if self.ve:
+                    message = message + virtual[:, v, None] * self.mlp_ve(h)
+            x = torch.cat([states[v] for v in range(len(x))])
+        return x
+
+    @torch.no_grad()
+    def _sweeps_numpy(self, x: Tensor, near: np.ndarray, far: np.ndarray) -> Tensor:
+        """The same, without PyTorch's overhead per operation: a node is a few matrix-vector products."""
+        step = _Step(self)
+        h = x.detach().float().cpu().numpy().copy()
+        h = step.sweep(h, range(len(h)), np.ascontiguousarray(near.T), np.ascontiguousarray(far.T))
+        h = step.sweep(h, range(len(h) - 1, -1, -1), near, far)
+        return torch.from_numpy(h).to(x)
+
+
+class _Step:
+    """The weights of a `GatedGNN` as arrays, the two MLPs of a node joined into one."""
+
+    def __init__(self, gnn: GatedGNN) -> None:
+        def array(t: Tensor) -> np.ndarray:
+            return t.detach().float().cpu().numpy()
+
+        mlps = [gnn.mlp, gnn.mlp_ve] if gnn.ve else [gnn.mlp]
+        self.w0 = np.concatenate([array(m.fc[0].weight) for m in mlps])
+        self.b0 = np.concatenate([array(m.fc[0].bias) for m in mlps])
+        width, hid = len(self.w0) // len(mlps), gnn.gru.hidden_size
+        self.w2 = np.zeros((hid * len(mlps), len(self.w0)), dtype=np.float32)
+        for i, m in enumerate(mlps):
+            self.w2[i * hid : (i + 1) * hid, i * width : (i + 1) * width] = array(m.fc[2].weight)
+        self.b2 = np.concatenate([array(m.fc[2].bias) for m in mlps])
+        self.w_ih, self.b_ih = array(gnn.gru.weight_ih), array(gnn.gru.bias_ih)
+        self.w_hh, self.b_hh = array(gnn.gru.weight_hh), array(gnn.gru.bias_hh)
+        self.hid, self.ve = hid, gnn.ve
+
+    def sweep(self, h: np.ndarray, order: range, near: np.ndarray, far: np.ndarray) -> np.ndarray:
+        """One sweep; near[v], far[v] weigh the messages that v receives. Overwrites and returns `h`."""
+        hid = self.hid
+        recurrent = h @ self.w_hh.T + self.b_hh  # depends on the state before the sweep only
+        sent = np.zeros((len(h), len(self.b2)), dtype=np.float32)
+        for v in order:
+            message = near[v] @ sent[:, :hid]
+            if self.ve:
+                message += far[v] @ sent[:, hid:]
+            i = self.w_ih @ message + self.b_ih
+            r = recurrent[v]
+            gates = 1 / (1 + np.exp(-(i[: 2 * hid] + r[: 2 * hid])))
+            new = np.tanh(i[2 * hid :] + gates[:hid] * r[2 * hid :])
+            state = h[v] = new + gates[hid:] * (h[v] - new)
+            sent[v] = np.maximum(self.w2 @ np.maximum(self.w0 @ state + self.b0, 0) + self.b2, 0)
+        return h

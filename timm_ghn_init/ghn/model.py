@@ -1,0 +1,224 @@
+"""The Graph HyperNetwork: Graph -> node embeddings -> parameters."""
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..graph import PRIMITIVES, Dialect, Graph, Target
+from .decoders import ConvDecoder, MLPDecoder, resize
+from .gated_gnn import MLP, GatedGNN, NodeMLP
+from .graphormer import Graphormer
+from .shape_encoder import ShapeEncoder
+from .tiles import Tile, normalise
+
+_INDEX = {primitive: i for i, primitive in enumerate(PRIMITIVES)}
+
+
+class GHN(nn.Module):
+    """A Graph HyperNetwork: GHN-1 and GHN-2 (arXiv 2110.13100), GHN-3 (arXiv 2303.04143).
+
+    The keyword arguments are the `config` of a released checkpoint and the state dict has the released keys.
+
+    Args:
+        max_shape: (M0, M1, M2, M3), the largest block that is decoded; larger parameters repeat it.
+        num_classes: classes of the data set that the GHN was trained on.
+        hypernet: "gatedgnn" (GHN-1, GHN-2), "mlp" (the baseline without messages) or "graphormer" (GHN-3).
+        decoder: "conv" or "mlp".
+        weight_norm: scale predictions by fan-in (and squash those of norms and biases).
+        ve: messages along virtual edges as well, i.e. GHN-2 rather than GHN-1.
+        layernorm: normalise the final node embeddings.
+        hid: width of node embeddings.
+        heads, layers: of the Graphormer.
+
+    Example:
+        >>> ghn = GHN(max_shape=(64, 64, 16, 16), num_classes=1000, weight_norm=True, ve=True, layernorm=True)
+        >>> parameters = ghn.predict(trace(model))
+    """
+
+    def __init__(
+        self,
+        max_shape: Collection[int],
+        num_classes: int,
+        hypernet: Literal["gatedgnn", "mlp", "graphormer"] = "gatedgnn",
+        decoder: Literal["conv", "mlp"] = "conv",
+        weight_norm: bool = False,
+        ve: bool = False,
+        layernorm: bool = False,
+        hid: int = 32,
+        heads: int = 8,
+        layers: int = 3,
+    ) -> None:
+        super().__init__()
+        self.max_shape = m = tuple(max_shape)
+        self.num_classes, self.weight_norm = num_classes, weight_norm
+        self.config: dict[str, Any] = {
+            "max_shape": m,
+            "num_classes": num_classes,
+            "hypernet": hypernet,
+            "decoder": decoder,
+            "weight_norm": weight_norm,
+            "ve": ve,
+            "layernorm": layernorm,
+            "hid": hid,
+        }
+        graphormer = hypernet == "graphormer"
+        if graphormer:
+            self.config.update(heads=heads, layers=layers)
+        self.dialect: Dialect = "ghn3" if graphormer else "ghn2"
+        if layernorm:
+            self.ln = nn.LayerNorm(hid)
+        # The released key is `embed.weight`, and `embed` is also the method: so not assigned as an attribute.
+        self._modules["embed"] = nn.Embedding(len(PRIMITIVES), hid)
+        self.shape_enc = ShapeEncoder(hid, num_classes, m)
+        self.gnn = self._hypernet(hypernet, hid, ve, heads, layers)
+        if decoder not in ("conv", "mlp"):
+            raise ValueError(f'decoder must be "conv" or "mlp", not {decoder!r}.')
+        self.decoder: ConvDecoder | MLPDecoder = (
+            ConvDecoder(hid, m, num_classes, centre=graphormer, linear=graphormer)
+            if decoder == "conv"
+            else MLPDecoder(hid, m, num_classes)
+        )
+        self.decoder_1d = MLP(hid, 2 * hid, 2 * max(m[:2]), last_activation=False)
+        self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(max(m[:2]), num_classes))
+
+    @staticmethod
+    def _hypernet(name: str, hid: int, ve: bool, heads: int, layers: int) -> nn.Module:
+        if name == "gatedgnn":
+            return GatedGNN(hid, ve)
+        if name == "mlp":
+            return NodeMLP(hid, hid, hid)
+        if name == "graphormer":
+            return Graphormer(hid, heads, layers)
+        raise ValueError(f'hypernet must be "gatedgnn", "mlp" or "graphormer", not {name!r}.')
+
+    @property
+    def device(self) -> torch.device:
+        return self.bias_class[1].weight.device
+
+    def node_features(self, graph: Graph) -> Tensor:
+        """What is known of each node on its own: the embeddings of its primitive and of its shape, (N, hid)."""
+        table: nn.Embedding = self._modules["embed"]  # type: ignore[assignment]
+        primitives = torch.tensor([_INDEX[node.primitive] for node in graph.nodes], device=self.device)
+        return table(primitives) + self.shape_enc(graph.nodes)
+
+    def embed(self, graph: Graph) -> Tensor:
+        """Node embeddings after message passing, (N, hid), rows in the order of `graph.nodes`.
+
+        Differentiable where gradients are on and the GHN's parameters require them.
+
+        Raises:
+            ValueError: the graph is of another dialect than the GHN was trained on.
+        """
+        if graph.dialect != self.dialect:
+            raise ValueError(f"This GHN reads {self.dialect} graphs: trace(model, dialect={self.dialect!r}).")
+        x = self.gnn(self.node_features(graph), graph)
+        return self.ln(x) if self.config["layernorm"] else x
+
+    def predict(self, graph: Graph, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Predicted parameters by name, each a new float32 tensor of the parameter's shape.
+
+        The classification layer is predicted for any number of classes by repeating or cutting the GHN's own
+        `num_classes` rows, which has a meaning only where they agree. Rows of a position embedding that belong to
+        class or register tokens are zero.
+
+        Args:
+            graph: from `trace`, with this GHN's dialect.
+            names: parameters to predict. Default: all of `graph.targets`.
+
+        Raises:
+            KeyError: a name is not among `graph.targets`; the message says why it is not predicted.
+        """
+        return {name: tile.full() for name, tile in self.decode(graph, self.embed(graph), names).items()}
+
+    def decode(self, graph: Graph, z: Tensor, names: Iterable[str] | None = None) -> dict[str, Tile]:
+        """The predictions before they are repeated to the parameters' sizes, see `Tile`.
+
+        Args:
+            graph: as in `predict`.
+            z: (N, hid), from `embed`, on the GHN's device.
+            names: as in `predict`.
+        """
+        targets = list(graph.targets.values()) if names is None else [_target(graph, name) for name in names]
+        tiles: dict[str, Tile] = {}
+        for (kind, shape), group in self._groups(targets).items():
+            for target, block in zip(group, _DECODE[kind](self, z[[t.node for t in group]], shape), strict=True):
+                tiles[target.param] = self._tile(target, block)
+        return {t.param: tiles[t.param] for t in targets}
+
+    def _groups(self, targets: list[Target]) -> dict[tuple[str, tuple[int, ...]], list[Target]]:
+        """Targets that can be decoded together: same decoder, same part of its output."""
+        groups: dict[tuple[str, tuple[int, ...]], list[Target]] = {}
+        for t in targets:
+            if t.role in ("norm", "bias"):
+                kind, shape = ("class_bias", ()) if t.classifier and t.role == "bias" else (t.role, ())
+            elif t.classifier:
+                kind, shape = "class_weight", (min(t.shape[1], self.max_shape[1]),)
+            else:
+                k, c, *kernel = _as_kernel(t)
+                kind, shape = "weight", (min(k, self.max_shape[0]), min(c, self.max_shape[1]), *kernel)
+            groups.setdefault((kind, shape), []).append(t)
+        return groups
+
+    def _tile(self, target: Target, block: Tensor) -> Tile:
+        """Bring one prediction into the form of its parameter: kernel size, number of dimensions, scale."""
+        shape = target.kernel or target.shape
+        if target.role == "pos_enc":
+            shape = _as_kernel(target)
+        if block.dim() == 4:
+            block = resize(block, tuple(_as_kernel(target)[2:]))
+        if self.weight_norm:
+            block = normalise(block, shape, target.role)
+        if target.role == "pos_enc":
+            return Tile(_as_position(block, target), target)
+        return Tile(_with_dims(block, len(shape)), target)
+
+
+# How each kind of target is decoded from embeddings z (n, hid); `shape` is the part of the block that is needed.
+_DECODE: dict[str, Callable[[GHN, Tensor, Any], Tensor]] = {
+    "weight": lambda ghn, z, shape: ghn.decoder(z, shape),
+    "class_weight": lambda ghn, z, shape: ghn.decoder.classifier(z, *shape),
+    "norm": lambda ghn, z, shape: ghn.decoder_1d(z).unflatten(1, (2, -1))[:, 0],
+    "bias": lambda ghn, z, shape: ghn.decoder_1d(z).unflatten(1, (2, -1))[:, 1],
+    "class_bias": lambda ghn, z, shape: ghn.bias_class(ghn.decoder_1d(z).unflatten(1, (2, -1))[:, 1]),
+}
+
+
+def _target(graph: Graph, name: str) -> Target:
+    if name not in graph.targets:
+        reason = graph.skipped.get(name, "the model has no parameter of that name")
+        raise KeyError(f"{name} is not predicted: {reason}")
+    return graph.targets[name]
+
+
+def _as_kernel(target: Target) -> tuple[int, int, int, int]:
+    """A weight's shape as (K, C, kh, kw); of a 3-D convolution the spatial part, which is repeated over time."""
+    if target.role == "pos_enc":
+        channels = target.shape[-1] if target.layout in ("tokens", "hwc") else target.shape[-3]
+        return (1, channels, *(target.grid or (1, 1)))
+    shape = target.kernel or target.shape
+    k, c, *kernel = shape
+    kh, kw = (*kernel, 1, 1)[:2] if len(kernel) < 3 else kernel[-2:]
+    return (k, c, kh, kw)
+
+
+def _with_dims(block: Tensor, dims: int) -> Tensor:
+    """(K0, C0, kh, kw) as a weight of 2, 3, 4 or 5 dimensions; (K0, C0) likewise."""
+    if block.dim() < 2:
+        return block
+    if dims > 4:
+        return block.unsqueeze(2)
+    if block.dim() < dims:
+        return block.reshape(*block.shape, *(1,) * (dims - block.dim()))
+    return block.flatten(dims - 1) if dims == block.dim() else block.reshape(block.shape[:dims])
+
+
+def _as_position(block: Tensor, target: Target) -> Tensor:
+    """(1, C0, h, w) repeated to all channels and brought into the parameter's layout."""
+    _, channels, h, w = _as_kernel(target)
+    repeated = block.repeat(1, -(-channels // block.shape[1]), 1, 1)[0, :channels]  # (C, h, w)
+    if target.layout == "chw":
+        return repeated
+    rows = repeated.permute(1, 2, 0)
+    return rows.reshape(h * w, channels) if target.layout == "tokens" else rows

@@ -1,0 +1,88 @@
+"""From a decoded block to a whole parameter: normalise the block, then repeat it into place.
+
+A parameter larger than the block is the block repeated along output, then input channels. The scale depends only on
+the parameter's shape, so it is applied to the block, and the repetition is one pass over the parameter's memory.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..graph import Target
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A predicted parameter in its small form.
+
+    Attributes:
+        block: float32, normalised. (K0, C0, kh, kw) or fewer dimensions for a weight, (K0,) for a norm or bias, in
+            the parameter's own layout for a position embedding.
+        target: the parameter that it is for.
+    """
+
+    block: Tensor
+    target: Target
+
+    def write_(self, parameter: Tensor) -> None:
+        """Fill a parameter in place, casting to its dtype.
+
+        The rows of class and register tokens in a position embedding, which a GHN does not predict, are left alone.
+        """
+        target = self.target
+        if target.role == "pos_enc":
+            tokens = target.layout == "tokens"
+            (parameter[..., -len(self.block) :, :] if tokens else parameter).copy_(self.block)
+        elif target.kernel is not None:
+            for expert in parameter.view(-1, *target.kernel):
+                _repeat(expert, self.block)
+        else:
+            _repeat(parameter, self.block, target.offset)
+
+    def full(self) -> Tensor:
+        """The parameter as a new float32 tensor; rows that are not predicted (see `write_`) are zero."""
+        parameter = torch.zeros(self.target.shape, device=self.block.device)
+        self.write_(parameter)
+        return parameter
+
+
+def normalise(block: Tensor, shape: tuple[int, ...], role: str) -> Tensor:
+    """Scale a raw prediction for a parameter of the given (whole) shape, as the released GHNs were trained."""
+    if role == "norm":
+        return 2 * torch.sigmoid(block / 2)
+    if role == "bias":
+        return torch.tanh(block / 5)
+    if len(shape) > 2 and shape[0] == 1 and shape[2] >= 11:
+        return block  # a position embedding
+    kernel_is_wide = len(shape) > 3 and shape[2] < shape[3]
+    beta = 1 if len(shape) > 2 and (shape[1] == 1 or kernel_is_wide) else 2
+    fan_in = 1
+    for extent in shape[1:]:
+        fan_in *= extent
+    return block * (beta / fan_in) ** 0.5
+
+
+def _repeat(out: Tensor, block: Tensor, offset: int = 0) -> None:
+    """out[k, c] = block[(k + offset) mod K0, c mod C0], in one pass.
+
+    The block's columns are repeated into the first rows only; those rows are then copied as long runs of memory.
+    """
+    if offset % len(block):
+        block = block.roll(-offset, 0)
+    rows = min(len(block), len(out))
+    first = out[:rows]
+    if out.dim() > 1:
+        _repeat_along(1, first, block[:rows])
+    else:
+        first.copy_(block[:rows])
+    _repeat_along(0, out[rows:], first)
+
+
+def _repeat_along(axis: int, out: Tensor, piece: Tensor) -> None:
+    size = piece.shape[axis]
+    whole, rest = divmod(out.shape[axis], size)
+    if whole:
+        out.narrow(axis, 0, whole * size).unflatten(axis, (whole, size)).copy_(piece.unsqueeze(axis))
+    if rest:
+        out.narrow(axis, whole * size, rest).copy_(piece.narrow(axis, 0, rest))
