@@ -113,7 +113,7 @@ class _Step:
                 message += far[v] @ sent[:, hid:]
             i = self.w_ih @ message + self.b_ih
             r = recurrent[v]
-            gates = 1 / (1 + np.exp(-(i[: 2 * hid] + r[: 2 * hid])))
+            gates = 0.5 * np.tanh(0.5 * (i[: 2 * hid] + r[: 2 * hid])) + 0.5  # a sigmoid that cannot overflow
             new = np.tanh(i[2 * hid :] + gates[:hid] * r[2 * hid :])
             state = h[v] = new + gates[hid:] * (h[v] - new)
             sent[v] = np.maximum(self.w2 @ np.maximum(self.w0 @ state + self.b0, 0) + self.b2, 0)

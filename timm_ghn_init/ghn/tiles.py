@@ -40,6 +40,9 @@ class Tile:
         else:
             _repeat(parameter, self.block, target.offset)
 
+    def to(self, device: torch.device) -> "Tile":
+        return self if self.block.device == device else Tile(self.block.to(device), self.target)
+
     def full(self) -> Tensor:
         """The parameter as a new float32 tensor; rows that are not predicted (see `write_`) are zero."""
         parameter = torch.zeros(self.target.shape, device=self.block.device)

@@ -1,6 +1,6 @@
 """A network's primitive graph: model -> Graph. Knows torch.nn, nothing of hypernetworks or timm."""
 
 from .graph import PRIMITIVES, Dialect, Graph, Node, Role, Target
-from .trace import TraceError, trace
+from .trace import TraceError, model_name, trace
 
-__all__ = ["PRIMITIVES", "Dialect", "Graph", "Node", "Role", "Target", "TraceError", "trace"]
+__all__ = ["PRIMITIVES", "Dialect", "Graph", "Node", "Role", "Target", "TraceError", "model_name", "trace"]

@@ -6,8 +6,11 @@ timm grows next is one line here. The entries name positions of arguments; `trac
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ class Join:
 
 @dataclass(frozen=True)
 class Multiply:
-    """A gate, where pooled features meet the features they come from; else contracted."""
+    """Scales features. A product of two things that depend on the input may be a gate; else contracted."""
+
+    gate: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,10 @@ OPERATORS: dict[str, Operator] = {
     "aten::stack": Join("concat"),
     "aten::mul": Multiply(),
     "aten::mul_": Multiply(),
+    "aten::div": Multiply(gate=False),
+    "aten::div_": Multiply(gate=False),
+    "aten::addcmul": Multiply(gate=False),
+    "aten::addcmul_": Multiply(gate=False),
     "aten::_softmax": Softmax(),
     "aten::softmax": Softmax(),
     "aten::_safe_softmax": Softmax(),
@@ -145,19 +154,39 @@ OPERATORS |= {
 }
 
 _NORM_NAME = re.compile(r"norm", re.IGNORECASE)
+_NORM_WEIGHT = ("weight", "gamma", "scale")
+_NORM_BIAS = ("bias", "beta")
 
 
-def norm_primitive(module: nn.Module) -> str | None:
-    """"bn" or "ln" for a norm layer that is written out in Python, None for any other module.
+@dataclass(frozen=True)
+class WrittenNorm:
+    """A norm layer that is written out in Python: its primitive and the names of its weight and bias."""
 
-    PyTorch's own norms are recognised by their operator. The others (RMSNorm, FilterResponseNorm, EvoNorm,
-    GlobalResponseNorm ...) have in common that they are called a norm and own nothing but vectors.
+    primitive: str
+    weight: str
+    bias: str | None
+
+
+def written_norm(module: nn.Module) -> WrittenNorm | None:
+    """Recognise a norm layer by its class, None for any other module and for PyTorch's own norms.
+
+    Those are known by their operator. The others (RMSNorm, FilterResponseNorm, EvoNorm, GlobalResponseNorm ...) have in
+    common that they are called a norm, own nothing but vectors, a weight among them, and hold no other layer.
     """
-    own = [p for p in module._parameters.values() if p is not None]
-    if not own or not _NORM_NAME.search(type(module).__name__) or any(max(p.shape, default=1) != p.numel() for p in own):
+    if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)):
         return None
-    is_batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm) or "batchnorm" in type(module).__name__.lower()
-    return "bn" if is_batch_norm else "ln"
+    own = {name: p for name, p in module._parameters.items() if p is not None}
+    weight = next((name for name in _NORM_WEIGHT if name in own), None)
+    if weight is None or not _NORM_NAME.search(type(module).__name__):
+        return None
+    if any(p.dim() == 0 or max(p.shape) != p.numel() for p in own.values()) or _holds_layers(module):
+        return None
+    primitive = "bn" if "batchnorm" in type(module).__name__.lower() else "ln"
+    return WrittenNorm(primitive, weight, next((name for name in _NORM_BIAS if name in own), None))
+
+
+def _holds_layers(module: nn.Module) -> bool:
+    return any(p.dim() > 1 for child in module.children() for p in child.parameters())
 
 
 def is_layer(module: nn.Module | None) -> bool:
@@ -168,3 +197,24 @@ def is_layer(module: nn.Module | None) -> bool:
 def is_convolution(module: nn.Module | None) -> bool:
     """Convolutions by class or, for those that mix several kernels into one, by what they keep."""
     return isinstance(module, nn.modules.conv._ConvNd) or (hasattr(module, "kernel_size") and hasattr(module, "groups"))
+
+
+def unrolled_once(module: nn.RNNBase, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    """The forward of an LSTM, GRU or RNN for one time step: its linear layers, in the order in which they follow.
+
+    Recording every step would repeat the same layers as often as the sequence is long.
+    """
+    last = []
+    for layer in range(module.num_layers):
+        directions = []
+        for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]:
+            h = x
+            for kind in ("ih", "hh", "hr")[: 3 if module.proj_size else 2]:
+                weight = getattr(module, f"weight_{kind}_l{layer}{suffix}")
+                bias = getattr(module, f"bias_{kind}_l{layer}{suffix}", None)
+                h = F.linear(h, weight, bias)[..., : module.hidden_size]
+            directions.append(h)
+            last.append(h.select(-2, -1))
+        x = torch.cat(directions, -1) if module.bidirectional else directions[0]
+    final = torch.stack(last)
+    return x, (final, final) if isinstance(module, nn.LSTM) else final

@@ -7,7 +7,8 @@ weight, a standardised one, q/k/v biases joined by `cat`, an indexed bias table.
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from .reduce import NO_OPS, Op, reduce
 _logger = logging.getLogger(__name__)
 
 NO_LEAVES: frozenset[str] = frozenset()
+MAX_TOKENS = 16  # class and register tokens in front of a position embedding
 UNUSED = "not used by the forward pass in eval mode"
 
 
@@ -79,7 +81,7 @@ def trace(
     Raises:
         TraceError: the forward fails at this input size, or nothing in the model was recognised.
     """
-    name = _model_name(model)
+    name = model_name(model)
     if next(model.parameters(), None) is None:
         raise TraceError(f"{name} has no parameters: there is nothing to initialise.")
     errors: list[str] = []
@@ -100,7 +102,8 @@ def trace(
     )
 
 
-def _model_name(model: nn.Module) -> str:
+def model_name(model: nn.Module) -> str:
+    """What messages call a model: its timm architecture, or its class."""
     config = getattr(model, "pretrained_cfg", None) or {}
     architecture = config.get("architecture") if isinstance(config, dict) else None
     return architecture or type(model).__name__
@@ -149,6 +152,9 @@ class Recorder(TorchDispatchMode):
             for x in inputs:
                 self.assign(x, Value(frozenset((0,))))
             self._hook_norms()
+            for module in self.model.modules():
+                if isinstance(module, nn.RNNBase):
+                    module.__dict__["forward"] = partial(table.unrolled_once, module)
             with self:
                 output = self.model(*inputs)
         tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
@@ -160,31 +166,25 @@ class Recorder(TorchDispatchMode):
     def _hook_norms(self) -> None:
         """A norm that is written out in Python is one node: what it does inside is not looked at."""
         for module in self.model.modules():
-            primitive = table.norm_primitive(module)
-            if primitive and not isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)):
+            norm = table.written_norm(module)
+            if norm is not None:
                 module.register_forward_pre_hook(self._enter_norm)
-                module.register_forward_hook(self._norm_hook(primitive))
+                module.register_forward_hook(partial(self._leave_norm, norm))
 
     def _enter_norm(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._opaque += 1
 
-    def _norm_hook(self, primitive: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self._opaque -= 1
-            own = {k: p for k, p in module._parameters.items() if p is not None}
-            key = "weight" if "weight" in own else "gamma" if "gamma" in own else ""
-            if self._opaque or not isinstance(output, Tensor) or not key:
-                return
-            x = next(t for t in tree_leaves(inputs) if isinstance(t, Tensor))
-            bias = own.get("bias", own.get("beta"))
-            value = self._add_norm(
-                primitive, self.value(x), self.value(own[key]), CONSTANT if bias is None else self.value(bias)
-            )
-            for name in _names(self.value(p) for p in own.values()):
+    def _leave_norm(self, norm: table.WrittenNorm, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self._opaque -= 1
+        if self._opaque or not isinstance(output, Tensor):
+            return
+        own = {name: self.value(p) for name, p in module._parameters.items() if p is not None}
+        bias = CONSTANT if norm.bias is None else own[norm.bias]
+        x = next(self.value(t) for t in tree_leaves(inputs) if isinstance(t, Tensor))
+        self.assign(output, self._add_norm(norm.primitive, x, own[norm.weight], bias))
+        for value in own.values():
+            for name in value.leaves:
                 self._explain(name, f"a further parameter of {type(module).__name__}")
-            self.assign(output, value)
-
-        return hook
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -252,7 +252,8 @@ class Recorder(TorchDispatchMode):
         return merged
 
     def _explain(self, name: str, reason: str) -> None:
-        self.reasons.setdefault(name, reason)
+        if not self._opaque:
+            self.reasons.setdefault(name, reason)
 
     # -- operations ----------------------------------------------------------------------------------------------
 
@@ -275,7 +276,7 @@ class Recorder(TorchDispatchMode):
         for name, offset in parts:
             self.uses.setdefault(name, []).append(Use(op, role, shape, offset, **kwargs))
         for name in value.leaves.difference(n for n, _ in parts):
-            self._explain(name, f"folded into the {role} {main}")
+            self._explain(name, f"folded into a {role} that is predicted without it")
 
     def _main_leaf(self, value: Value, numel: int) -> str:
         """Of the parameters that a weight is computed from, the one that is the weight: as large, else the largest."""
@@ -291,6 +292,8 @@ class Recorder(TorchDispatchMode):
     def _add_layer(
         self, kind: str, x: Value, weight: Value, used: Tensor, channels: int, grid: tuple[int, int] | None = None
     ) -> Value:
+        for name in x.leaves:
+            self._explain(name, "a token or query that goes through a layer")
         main = self._main_leaf(weight, used.numel())
         shape = self._node_shape(weight, main, used)
         kernel = None
@@ -298,7 +301,7 @@ class Recorder(TorchDispatchMode):
             kernel = shape = _expert_kernel(self._owner(main), self.parameters[main])
         op = Op(kind, x.origin | weight.origin, main, shape, channels=channels, grid=grid)
         origin = self._add(op)
-        self._use(weight._replace(parts=weight.parts), len(self.ops) - 1, "weight", shape, main, kernel=kernel)
+        self._use(weight, len(self.ops) - 1, "weight", shape, main, kernel=kernel)
         return Value(origin, attention=x.attention)
 
     def _add_bias(self, x: Value, bias: Value, used: Tensor) -> Value:
@@ -439,17 +442,18 @@ class Recorder(TorchDispatchMode):
             return self._add_parameter(with_origin[0], values[fixed], tensors[fixed], out)
         if len(with_origin) < 2:
             return self._merge(values, "a term of a sum")
-        if any(v.attention == "scores" for v in values):
+        attention = {v.attention for v in with_origin} - {""}
+        if attention:  # terms of scores or weights: part of the attention, no residual
             for v in values:
                 self._demote(v)
-            return _union(values)._replace(attention="scores")
+            return _union(values)._replace(attention=max(attention))
         return Value(self._add(Op("sum", _union(values).origin)))
 
     def _demote(self, value: Value) -> None:
         """A product with a parameter that is added to attention scores is a relative position, not a layer."""
         for index in value.origin:
             op = self.ops[index]
-            if op.kind == "conv" and value.attention != "scores" and not table.is_layer(self._owner(op.param)):
+            if op.kind == "conv" and not value.attention and not table.is_layer(self._owner(op.param)):
                 op.contracted = True
                 self.uses.pop(op.param, None)
                 self._explain(op.param, "a relative-position table")
@@ -466,7 +470,8 @@ class Recorder(TorchDispatchMode):
             return self._add_bias(x, p, used)
         if len(extents) >= 2 and (used.dim() < out.dim() or used.shape[0] == 1 or used.stride(0) == 0):
             return self._add_position(x, p, out)
-        return self._merge((x, p), "a learned scalar or vector added to the features")
+        what = "table of positions, looked up for each patch," if len(extents) > 1 else "learned scalar or vector"
+        return self._merge((x, p), f"a {what} added to the features")
 
     def _add_position(self, x: Value, p: Value, out: Tensor) -> Value:
         added = x.origin
@@ -486,9 +491,9 @@ class Recorder(TorchDispatchMode):
         tensors = _tensors(args, kwargs)
         values = [self.value(t) for t in tensors]
         if len(values) < 2 or not all(v.origin for v in values):
-            return self._merge(values, "a learned scale of the features (layer scale, temperature ...)")
+            return self._merge(values, "a learned scale of the features (layer scale, temperature, affine ...)")
         merged = _union(values)
-        if values[0].origin == values[1].origin or merged.attention or merged.leaves:
+        if not entry.gate or values[0].origin == values[1].origin or merged.attention or merged.leaves:
             return merged
         larger = max(range(2), key=lambda i: tensors[i].numel())
         return Value(self._add(Op("gate", merged.origin, features=values[larger].origin)))
@@ -516,14 +521,14 @@ class Recorder(TorchDispatchMode):
         pairs = np.array([(index[u], index[v]) for u, v in edges], dtype=np.int64).reshape(-1, 2)
         heads = self._classifier(nodes, pairs) if declared is None else declared
         targets = {
-            name: self._target(name, uses[name][0], index, name in heads)
+            name: self._target(name, uses[name][0], index, name in heads)  # a layer called twice: its first call
             for name in self.parameters
             if name in uses
         }
         skipped = {name: self.reasons.get(name, UNUSED) for name in self.parameters if name not in targets}
         if not targets:
             raise TraceError(
-                f"{_model_name(self.model)}: none of its {len(self.parameters)} parameters was recognised as a "
+                f"{model_name(self.model)}: none of its {len(self.parameters)} parameters was recognised as a "
                 "convolution, linear layer, norm or position embedding."
             )
         return Graph(nodes, pairs, targets, skipped, dialect, size[0])
@@ -535,6 +540,7 @@ class Recorder(TorchDispatchMode):
 
     def _target(self, name: str, use: Use, index: dict[int, int], classifier: bool) -> Target:
         shape = tuple(self.parameters[name].shape)
+        classifier = classifier and self.ops[use.op].kind in ("conv", "bias")  # not the norm of a head that has one
         target = Target(name, shape, index[use.op], use.role, use.offset, classifier, use.kernel)
         if use.role == "pos_enc":
             op = self.ops[use.op]
@@ -585,10 +591,6 @@ def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
         elif isinstance(a, (list, tuple)):
             found.extend(t for t in a if isinstance(t, Tensor))
     return found
-
-
-def _names(values: Iterable[Value]) -> list[str]:
-    return [name for value in values for name in value.leaves]
 
 
 def _union(values: Sequence[Value]) -> Value:
@@ -642,13 +644,18 @@ def _position_node_shape(shape: tuple[int, ...], channels: int | None) -> tuple[
 
 
 def _position_grid(shape: tuple[int, ...], layout: str, grid: tuple[int, int] | None) -> tuple[int, int]:
-    """Rows and columns: what the features it is added to have, if that many tokens fit; else the largest square."""
+    """Rows and columns: what the features it is added to have, if they fit; else a square, else one axis.
+
+    What is left over are class and register tokens, of which there are few.
+    """
     if layout == "hwc":
         return (shape[1], shape[2])
     if layout == "chw":
         return (shape[-2], shape[-1])
     length = shape[-2]
-    if grid is not None and 0 <= length - grid[0] * grid[1] <= 16:
+    if grid is not None and 0 <= length - grid[0] * grid[1] <= MAX_TOKENS:
         return grid
     side = math.isqrt(length)
+    if length - side * side > MAX_TOKENS or (grid is not None and length in grid):
+        return (length, 1)  # positions along one axis
     return (side, side)

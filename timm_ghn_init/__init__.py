@@ -1,0 +1,54 @@
+"""Initialise any timm architecture with parameters predicted by a Graph HyperNetwork.
+
+>>> import timm, timm_ghn_init
+>>> model = timm.create_model("convnext_base", pretrained="ghn-orth")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .sources import Source, list_sources, parse_source
+from .timm_hooks import register, unregister
+
+if TYPE_CHECKING:
+    from .checkpoints import CheckpointError, fetch, load_ghn, save_ghn
+    from .ghn import GHN
+    from .graph import Graph, TraceError, trace
+    from .initialize import init_model
+    from .postprocess import postprocess
+    from .report import InitReport
+
+__version__ = "0.1.0"
+
+# Loaded on first use, so that importing the package costs little more than importing timm.
+_LAZY = {
+    "CheckpointError": "checkpoints",
+    "fetch": "checkpoints",
+    "load_ghn": "checkpoints",
+    "save_ghn": "checkpoints",
+    "GHN": "ghn",
+    "Graph": "graph",
+    "TraceError": "graph",
+    "trace": "graph",
+    "init_model": "initialize",
+    "postprocess": "postprocess",
+    "InitReport": "report",
+}
+
+__all__ = [*sorted(_LAZY), "Source", "list_sources", "parse_source", "register", "unregister"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value  # also over the submodule of the same name, which the import has just put there
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register()

@@ -1,0 +1,59 @@
+"""What was predicted, what was not, and why."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """The account of one initialisation.
+
+    Attributes:
+        model: architecture, or class, of the model.
+        source: the source that was really used, with its options; "ghn" is resolved to what it stood for.
+        device: where the parameters were decoded.
+        nodes, edges: size of the primitive graph.
+        predicted: name -> role ("weight", "norm", "bias", "pos_enc") of each parameter with predicted values.
+        skipped: name -> reason for each parameter that was left as it was.
+        sizes: name -> number of values, of all parameters.
+        layer: the first layer that was post-processed, counted from 1; None without post-processing.
+        postprocessed: names of the weights that were post-processed.
+        seed: of the post-processing's noise; None without post-processing.
+        seconds: duration of each stage: "trace", "embed", "decode", "write", "postprocess".
+    """
+
+    model: str
+    source: str
+    device: str
+    nodes: int
+    edges: int
+    predicted: dict[str, str]
+    skipped: dict[str, str]
+    sizes: dict[str, int]
+    layer: int | None = None
+    postprocessed: tuple[str, ...] = ()
+    seed: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the model's parameter values that were predicted, 0 to 1."""
+        return sum(self.sizes[name] for name in self.predicted) / max(1, sum(self.sizes.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it for JSON, `coverage` included."""
+        return {**asdict(self), "coverage": self.coverage}
+
+    def __str__(self) -> str:
+        predicted, total = len(self.predicted), len(self.sizes)
+        lines = [
+            f"{self.model}: {predicted} of {total} parameters ({self.coverage:.2%} of the values) predicted by "
+            f"{self.source} on {self.device}, {self.nodes} nodes, {sum(self.seconds.values()):.2f} s"
+        ]
+        if self.layer is not None:
+            lines.append(f"  post-processed: {len(self.postprocessed)} layers from layer {self.layer}, seed {self.seed}")
+        for reason, count in Counter(self.skipped.values()).most_common():
+            example = next(name for name, r in self.skipped.items() if r == reason)
+            lines.append(f"  left as they were: {count} x {reason} ({example}{' ...' if count > 1 else ''})")
+        return "\n".join(lines)

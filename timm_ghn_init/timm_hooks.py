@@ -1,0 +1,200 @@
+"""The sources inside timm. The only file that touches timm's internals; read it when a new timm breaks something.
+
+timm looks up two functions at call time, and both are wrapped:
+
+* `timm.models._factory.model_entrypoint`: `create_model` asks it for the function that builds the model. The wrapper
+  recognises a source in `pretrained=`, `pretrained_cfg=` or the tag, and passes on a `pretrained_cfg` that names it.
+* `timm.models._builder.load_pretrained`: called where weights are loaded into the finished model. For a
+  `pretrained_cfg` that names one of our sources the wrapper initialises the model instead.
+
+Everything else, features_only, in_chans, num_classes, checkpoint_path and so on, is left to timm.
+"""
+
+import copy
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from .report import InitReport
+from .sources import KNOWN, Source, is_source, parse_source
+
+_logger = logging.getLogger(__name__)
+
+# Listed by `timm.list_models(pretrained=True)`. Every other source works as a tag as well without being listed.
+LISTED_TAGS = ("ghn2", "ghn2-orth")
+PAPER = "Pretraining a Neural Network before Knowing Its Architecture"
+PAPER_ID = "arXiv:2207.10049"
+
+_lock = threading.RLock()
+_loaded = threading.local()  # .reports: of the models initialised by the `create_model` call in progress
+
+
+def register() -> None:
+    """Make the sources known to timm. Importing the package does so; calling it again changes nothing."""
+    import timm.models  # every architecture is registered by this import
+    from timm.models import _builder, _factory
+
+    with _lock:
+        for module, name, wrap in (
+            (_factory, "model_entrypoint", _wrap_model_entrypoint),
+            (_builder, "load_pretrained", _wrap_load_pretrained),
+        ):
+            original = getattr(module, name)
+            if not hasattr(original, "_timm_ghn_init_original"):
+                wrapper = wrap(original)
+                wrapper._timm_ghn_init_original = original  # type: ignore[attr-defined]
+                setattr(module, name, wrapper)
+        _list_tags(timm.models._registry)
+
+
+def unregister() -> None:
+    """Put timm back as it was before `register`. Calling it again changes nothing."""
+    from timm.models import _builder, _factory, _registry
+
+    with _lock:
+        for module, name in ((_factory, "model_entrypoint"), (_builder, "load_pretrained")):
+            original = getattr(getattr(module, name), "_timm_ghn_init_original", None)
+            if original is not None:
+                setattr(module, name, original)
+        _unlist_tags(_registry)
+
+
+def _wrap_model_entrypoint(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def model_entrypoint(model_name: str, *args: Any, **kwargs: Any) -> Callable[..., nn.Module]:
+        create = original(model_name, *args, **kwargs)
+
+        @functools.wraps(create)
+        def create_initialised(pretrained: Any = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
+            source, base = _requested(pretrained, pretrained_cfg)
+            if source is None:
+                return create(pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
+            config = source_cfg(source, _base_cfg(model_name, base))
+            return _create(model_name, create, source, bool(pretrained), pretrained_cfg=config, **kwargs)
+
+        return create_initialised
+
+    return model_entrypoint
+
+
+def _requested(pretrained: Any, pretrained_cfg: Any) -> tuple[Source | None, Any]:
+    """The source that a `create_model` call names, if any, and the pretrained_cfg that it names beside it."""
+    sources = [parse_source(text) for text in (pretrained, pretrained_cfg) if is_source(text)]
+    if len(sources) == 2 and sources[0] != sources[1]:
+        raise ValueError(f"pretrained={str(sources[0])!r} and the tag or pretrained_cfg {str(sources[1])!r} disagree.")
+    base = None if is_source(pretrained_cfg) else pretrained_cfg
+    return (sources[0] if sources else None), base
+
+
+def _base_cfg(model_name: str, given: Any) -> Any:
+    """The `PretrainedCfg` that describes the architecture: input size, mean, std, names of its first and last layer."""
+    from timm.models import PretrainedCfg, get_pretrained_cfg
+    from timm.models._registry import get_deprecated_models
+
+    if isinstance(given, PretrainedCfg):
+        return given
+    if isinstance(given, dict):
+        return PretrainedCfg(**given)
+    name = get_deprecated_models().get(model_name) or model_name
+    if given:  # another tag: its data configuration, our weights
+        name = f"{name.partition('.')[0]}.{given}"
+    return get_pretrained_cfg(name) or PretrainedCfg(architecture=model_name)
+
+
+def source_cfg(source: Source, base: Any) -> Any:
+    """The `PretrainedCfg` of an architecture whose weights a source predicts.
+
+    Args:
+        source: as in `parse_source`.
+        base: the architecture's own `PretrainedCfg`; what describes data and layers is kept, what locates or
+            describes weights is replaced.
+    """
+    return replace(base, **_cfg_fields(source))
+
+
+def _cfg_fields(source: Source) -> dict[str, Any]:
+    known = KNOWN.get(source.name)
+    paper = (PAPER, PAPER_ID) if source.orth else ((known.paper, f"arXiv:{known.arxiv}") if known else (None, None))
+    return {
+        **dict.fromkeys(("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "label_offset", "notes")),
+        "custom_load": False,
+        "source": str(source),
+        "tag": source.tag,
+        "license": known.license if known else None,
+        "description": f"Parameters predicted by {known.description if known else source.name}"
+        + (", post-processed (GHN-orth)" if source.orth else ""),
+        "origin_url": known.origin if known else None,
+        "paper_name": paper[0],
+        "paper_ids": paper[1],
+    }
+
+
+def _create(
+    model_name: str, create: Callable[..., nn.Module], source: Source, pretrained: bool, **kwargs: Any
+) -> nn.Module:
+    """Build a model and make sure that it was really initialised: never hand out other weights under this name."""
+    outer = getattr(_loaded, "reports", None)
+    _loaded.reports = []
+    try:
+        model = create(pretrained=pretrained, **kwargs)
+        if pretrained and not _loaded.reports:
+            raise RuntimeError(
+                f"{model_name} does not load weights the way timm's other models do, so {source} was not applied. "
+                f"Create it without weights and call timm_ghn_init.init_model(model, {str(source)!r})."
+            )
+        return model
+    finally:
+        _loaded.reports = outer
+
+
+def _wrap_load_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load_pretrained(model: nn.Module, pretrained_cfg: dict[str, Any] | None = None, *args: Any, **kw: Any) -> Any:
+        config = pretrained_cfg or getattr(model, "pretrained_cfg", None)
+        text = config.get("source") if isinstance(config, dict) else None
+        if not is_source(text):
+            return original(model, pretrained_cfg, *args, **kw)
+        assert config is not None and text is not None
+        report = _initialise(model, parse_source(text))
+        config.update(_cfg_fields(parse_source(report.source)))  # what was really used, "ghn" resolved
+        return None
+
+    return load_pretrained
+
+
+def _initialise(model: nn.Module, source: Source) -> InitReport:
+    from .initialize import init_model
+
+    report = init_model(model, source)
+    if getattr(_loaded, "reports", None) is not None:
+        _loaded.reports.append(report)
+    return report
+
+
+def _list_tags(registry: Any) -> None:
+    """Add our tags to what `timm.list_models(pretrained=True)` and `timm.get_pretrained_cfg` know."""
+    fields = {tag: _cfg_fields(parse_source(tag)) for tag in LISTED_TAGS}
+    for name in registry._model_entrypoints.keys() - registry._deprecated_models.keys():
+        base = registry._model_pretrained_cfgs.get(name)
+        for tag, values in fields.items():
+            tagged = f"{name}.{tag}"
+            if base is None or tagged in registry._model_pretrained_cfgs:
+                continue
+            config = copy.copy(base)  # thousands of them: dataclasses.replace would take three times as long
+            config.__dict__.update(values)
+            registry._model_pretrained_cfgs[tagged] = config
+            registry._model_with_tags[name].append(tagged)
+            registry._model_has_pretrained.add(tagged)
+
+
+def _unlist_tags(registry: Any) -> None:
+    for name, tags in registry._model_with_tags.items():
+        for tagged in [t for t in tags if t.partition(".")[2] in LISTED_TAGS]:
+            tags.remove(tagged)
+            registry._model_pretrained_cfgs.pop(tagged, None)
+            registry._model_has_pretrained.discard(tagged)
