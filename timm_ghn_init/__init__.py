@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .postprocess import postprocess
     from .report import InitReport
 
-__version__ = "0.1.0"
+from .version import __version__
 
 # Loaded on first use, so that importing the package costs little more than importing timm.
 _LAZY = {

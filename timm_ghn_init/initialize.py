@@ -60,7 +60,24 @@ def init_model(
     Example:
         >>> report = init_model(torchvision.models.resnet50(), "ghn2-orth?layer=37")
     """
-    source = parse_source(source)
+    return initialise(model, parse_source(source), ghn, input_size, seed, device, progress)
+
+
+def initialise(
+    model: nn.Module,
+    source: Source,
+    ghn: GHN | None = None,
+    input_size: int | Sequence[Any] | None = None,
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+    progress: bool | None = None,
+    settle: Callable[[list[nn.Parameter]], object] | None = None,
+) -> InitReport:
+    """`init_model` for a model that may still be waiting for its own initialisation (see `deferred_init`).
+
+    Args:
+        settle: called once, before anything reads or writes a parameter, with those that will be overwritten whole.
+    """
     name = model_name(model)
     _refuse_meta(model, name)
     target = _device(model, device)
@@ -76,6 +93,9 @@ def init_model(
         names, skipped = _choose(graph, ghn, source)
         if not names:
             raise TraceError(f"{name}: {source} predicts none of its parameters: {skipped}")
+        if settle is not None:
+            parameters = dict(model.named_parameters())
+            settle([parameters[n] for n in names if graph.targets[n].whole])
         layer, seed = _options(model, name, source, seed)
         if source.orth:
             check(model, layer=layer, beta=source.beta, overwritten=names)

@@ -15,11 +15,13 @@ import functools
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from .deferred_init import DeferredInit
 from .report import InitReport
 from .sources import KNOWN, Source, is_source, parse_source
 
@@ -31,7 +33,7 @@ PAPER = "Pretraining a Neural Network before Knowing Its Architecture"
 PAPER_ID = "arXiv:2207.10049"
 
 _lock = threading.RLock()
-_loaded = threading.local()  # .reports: of the models initialised by the `create_model` call in progress
+_current = threading.local()  # .creation: the `create_model` call of this thread that is in progress, if it is ours
 
 
 def register() -> None:
@@ -134,22 +136,34 @@ def _cfg_fields(source: Source) -> dict[str, Any]:
     }
 
 
+class _Creation:
+    """A `create_model` call that asks for one of our sources."""
+
+    def __init__(self) -> None:
+        self.deferred = DeferredInit()
+        self.report: InitReport | None = None
+
+
 def _create(
     model_name: str, create: Callable[..., nn.Module], source: Source, pretrained: bool, **kwargs: Any
 ) -> nn.Module:
     """Build a model and make sure that it was really initialised: never hand out other weights under this name."""
-    outer = getattr(_loaded, "reports", None)
-    _loaded.reports = []
+    if not pretrained:
+        return create(pretrained=False, **kwargs)
+    outer, creation = getattr(_current, "creation", None), _Creation()
+    _current.creation = creation
     try:
-        model = create(pretrained=pretrained, **kwargs)
-        if pretrained and not _loaded.reports:
-            raise RuntimeError(
-                f"{model_name} does not load weights the way timm's other models do, so {source} was not applied. "
-                f"Create it without weights and call timm_ghn_init.init_model(model, {str(source)!r})."
-            )
-        return model
+        # What the prediction will overwrite need not be drawn at random first.
+        with creation.deferred if DeferredInit.is_exact() else nullcontext():
+            model = create(pretrained=True, **kwargs)
     finally:
-        _loaded.reports = outer
+        _current.creation = outer
+    if creation.report is None:
+        raise RuntimeError(
+            f"{model_name} does not load weights the way timm's other models do, so {source} was not applied. "
+            f"Create it without weights and call timm_ghn_init.init_model(model, {str(source)!r})."
+        )
+    return model
 
 
 def _wrap_load_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -168,12 +182,13 @@ def _wrap_load_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _initialise(model: nn.Module, source: Source) -> InitReport:
-    from .initialize import init_model
+    from .initialize import initialise
 
-    report = init_model(model, source)
-    if getattr(_loaded, "reports", None) is not None:
-        _loaded.reports.append(report)
-    return report
+    creation = getattr(_current, "creation", None)
+    if creation is None:  # a pretrained_cfg of ours, passed on by hand
+        return initialise(model, source)
+    creation.report = initialise(model, source, settle=creation.deferred.settle)
+    return creation.report
 
 
 def _list_tags(registry: Any) -> None:

@@ -55,6 +55,11 @@ class Target(NamedTuple):
     layout: str = ""  # of a position embedding: "tokens" (.., L, C), "hwc" or "chw"
     grid: tuple[int, int] | None = None  # of a position embedding: rows and columns of its spatial part
 
+    @property
+    def whole(self) -> bool:
+        """Whether every value is predicted: not those of class and register tokens in a position embedding."""
+        return self.layout != "tokens" or self.grid is None or self.grid[0] * self.grid[1] == self.shape[-2]
+
 
 @dataclass(frozen=True)
 class Graph:

@@ -56,7 +56,7 @@ def _pair(size: Any) -> tuple[int, int] | None:
 def _parse(size: int | Sequence[Any], channels: int) -> list[tuple[int, ...]]:
     if isinstance(size, int):
         size = (size, size)
-    size = tuple(size)
+    size = tuple(size) if isinstance(size, Sequence) else (size,)
     if size and all(isinstance(s, (tuple, list)) for s in size):
         return [shape for s in size for shape in _parse(s, channels)]
     if not all(isinstance(s, int) and s > 0 for s in size) or len(size) not in (2, 3, 4):

@@ -153,7 +153,7 @@ OPERATORS |= {
     )
 }
 
-_NORM_NAME = re.compile(r"norm", re.IGNORECASE)
+_NORM_NAME = re.compile(r"norm|^GRN$", re.IGNORECASE)
 _NORM_WEIGHT = ("weight", "gamma", "scale")
 _NORM_BIAS = ("bias", "beta")
 
@@ -191,7 +191,7 @@ def _holds_layers(module: nn.Module) -> bool:
 
 def is_layer(module: nn.Module | None) -> bool:
     """Whether a module's matrix parameters are layer weights by class, even where no input reaches them."""
-    return isinstance(module, (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)) or is_convolution(module)
+    return isinstance(module, (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)) or is_convolution(module)
 
 
 def is_convolution(module: nn.Module | None) -> bool:
@@ -209,10 +209,13 @@ def unrolled_once(module: nn.RNNBase, x: Tensor, state: Any = None) -> tuple[Ten
         directions = []
         for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]:
             h = x
-            for kind in ("ih", "hh", "hr")[: 3 if module.proj_size else 2]:
+            kinds = ("ih", "hh", "hr")[: 3 if module.proj_size else 2]
+            # Of the gates, which are stacked, as many rows as one of them, or the layer that follows, has.
+            widths = (module.proj_size or module.hidden_size, module.hidden_size, module.proj_size)
+            for kind, width in zip(kinds, widths, strict=False):
                 weight = getattr(module, f"weight_{kind}_l{layer}{suffix}")
                 bias = getattr(module, f"bias_{kind}_l{layer}{suffix}", None)
-                h = F.linear(h, weight, bias)[..., : module.hidden_size]
+                h = F.linear(h, weight, bias)[..., :width]
             directions.append(h)
             last.append(h.select(-2, -1))
         x = torch.cat(directions, -1) if module.bidirectional else directions[0]

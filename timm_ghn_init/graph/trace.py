@@ -157,9 +157,7 @@ class Recorder(TorchDispatchMode):
                     module.__dict__["forward"] = partial(table.unrolled_once, module)
             with self:
                 output = self.model(*inputs)
-        tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
-        if not tensors and hasattr(output, "__dict__"):  # a dataclass of tensors, say
-            tensors = [t for t in tree_leaves(vars(output)) if isinstance(t, Tensor)]
+        tensors = _output_tensors(output)
         self.logits = len(tensors) == 1 and tensors[0].dim() == 2
         return frozenset().union(*(self.value(t).origin for t in tensors))
 
@@ -306,16 +304,19 @@ class Recorder(TorchDispatchMode):
 
     def _add_bias(self, x: Value, bias: Value, used: Tensor) -> Value:
         main = self._main_leaf(bias, used.numel())
-        shape = self._node_shape(bias, main, used)
+        shape = _without_ones(self._node_shape(bias, main, used))
+        kernel = None
+        if bias.origin:  # of several experts, mixed by the input
+            kernel = shape = tuple(self.parameters[main].shape[1:])
         origin = self._add(Op("bias", x.origin, main, shape))
-        self._use(bias, len(self.ops) - 1, "bias", shape, main)
+        self._use(bias, len(self.ops) - 1, "bias", shape, main, kernel=kernel)
         return Value(origin, attention=x.attention)
 
     def _add_norm(self, primitive: str, x: Value, weight: Value, bias: Value) -> Value:
         if not weight.leaves:
             return x
         main = sorted(weight.leaves)[0]
-        shape = tuple(self.parameters[main].shape)
+        shape = _without_ones(tuple(self.parameters[main].shape))
         origin = self._add(Op(primitive, x.origin, main, shape, channels=math.prod(shape)))
         self._use(weight, len(self.ops) - 1, "norm", shape, main)
         if bias.leaves:
@@ -462,16 +463,23 @@ class Recorder(TorchDispatchMode):
         """activations + parameter: a bias, a position embedding, or something that is not predicted."""
         if not p.leaves:
             return x
+        extents = [s for s in used.shape if s > 1]
+        if len(extents) == 1 and self._is_bias(x, p, extents[0]):
+            return self._add_bias(x, p, used)
         if x.attention == "scores":
             return self._merge((x, p), "an attention bias or relative-position table")
-        extents = [s for s in used.shape if s > 1]
-        after_layer = len(x.origin) == 1 and self.ops[next(iter(x.origin))].kind in ("conv", "sep_conv", "dil_conv")
-        if len(extents) == 1 and after_layer and self.ops[next(iter(x.origin))].channels == extents[0]:
-            return self._add_bias(x, p, used)
         if len(extents) >= 2 and (used.dim() < out.dim() or used.shape[0] == 1 or used.stride(0) == 0):
             return self._add_position(x, p, out)
         what = "table of positions, looked up for each patch," if len(extents) > 1 else "learned scalar or vector"
         return self._merge((x, p), f"a {what} added to the features")
+
+    def _is_bias(self, x: Value, p: Value, extent: int) -> bool:
+        """Whether a vector is added to the channels that a layer has just put out."""
+        last = self.ops[next(iter(x.origin))]
+        if len(x.origin) > 1 or last.kind not in ("conv", "sep_conv", "dil_conv") or last.channels != extent:
+            return False
+        # Attention scores still have the projection of q and k as their origin, not only where a layer mixes the heads.
+        return x.attention != "scores" or all(self._owner(n) is self._owner(last.param) for n in p.leaves)
 
     def _add_position(self, x: Value, p: Value, out: Tensor) -> Value:
         added = x.origin
@@ -541,7 +549,10 @@ class Recorder(TorchDispatchMode):
     def _target(self, name: str, use: Use, index: dict[int, int], classifier: bool) -> Target:
         shape = tuple(self.parameters[name].shape)
         classifier = classifier and self.ops[use.op].kind in ("conv", "bias")  # not the norm of a head that has one
-        target = Target(name, shape, index[use.op], use.role, use.offset, classifier, use.kernel)
+        kernel = use.kernel
+        if use.role in ("norm", "bias") and kernel is None and len(shape) > 1:
+            kernel = (math.prod(shape),)  # a vector, written as (1, C, 1, 1) or so
+        target = Target(name, shape, index[use.op], use.role, use.offset, classifier, kernel)
         if use.role == "pos_enc":
             op = self.ops[use.op]
             layout = _position_layout(shape, op.channels)
@@ -593,6 +604,17 @@ def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
     return found
 
 
+def _output_tensors(output: Any, depth: int = 3) -> list[Tensor]:
+    """Tensors in a model's output: in tuples, lists and dicts, and in the attributes of objects, e.g. of dataclasses."""
+    found = []
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif depth and hasattr(leaf, "__dict__"):
+            found.extend(_output_tensors(vars(leaf), depth - 1))
+    return found
+
+
 def _union(values: Sequence[Value]) -> Value:
     """Values taken together. What is said of attention holds if it is said of all that depend on the input."""
     first = values[0]
@@ -619,6 +641,11 @@ def _joined(tensors: list[Tensor], values: list[Value], args: Any, parameters: d
         offset += tensor.shape[0] if tensor.dim() else 1
     along = args[1] if len(args) > 1 else 0
     return merged._replace(parts=tuple(parts)) if along == 0 else merged
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a vector, whichever way it was made to broadcast."""
+    return tuple(s for s in shape if s > 1) or (1,)
 
 
 def _expert_kernel(owner: nn.Module | None, parameter: nn.Parameter) -> tuple[int, ...]:

@@ -1,0 +1,270 @@
+"""The sources inside timm: every spelling, every option of create_model, and everything else as before."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm import create_model  # on purpose by name, before anything is registered
+from timm.models import _builder, _factory
+
+import timm_ghn_init
+
+ARCH = "test_resnet"  # small, with a classifier of 1000 classes
+VIT = "test_vit"
+
+
+@pytest.fixture(autouse=True)
+def default_ghn(ghn_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ghn` is the seeded GHN, so that plain source names work without a network."""
+    monkeypatch.setenv("TIMM_GHN_DEFAULT", f"file:{ghn_file}")
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    x, y = a.state_dict(), b.state_dict()
+    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+def predicted_by_hand(name: str, source: str = "ghn", **kwargs: object) -> torch.nn.Module:
+    model = create_model(name, **kwargs)
+    timm_ghn_init.init_model(model, source)
+    return model
+
+
+def test_three_spellings_agree() -> None:
+    expected = predicted_by_hand(ARCH, "ghn-orth")
+    assert same(create_model(ARCH, pretrained="ghn-orth"), expected)
+    assert same(create_model(f"{ARCH}.ghn-orth", pretrained=True), expected)
+    assert same(create_model(ARCH, pretrained=True, pretrained_cfg="ghn-orth"), expected)
+    assert not same(create_model(ARCH, pretrained="ghn"), expected)
+
+
+def test_names_with_keys_and_underscores() -> None:
+    expected = predicted_by_hand(ARCH, "ghn-orth?layer=3&seed=7")
+    assert same(create_model(ARCH, pretrained="ghn_orth?layer=3&seed=7"), expected)
+    assert same(create_model(f"{ARCH}.ghn-orth?seed=7&layer=3", pretrained=True), expected)
+
+
+def test_tag_without_pretrained_only_selects_the_config() -> None:
+    torch.manual_seed(0)
+    plain = create_model(ARCH)
+    torch.manual_seed(0)
+    tagged = create_model(f"{ARCH}.ghn2-orth")
+    assert same(plain, tagged)
+    assert tagged.pretrained_cfg["tag"] == "ghn2-orth"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "from timm import create_model\nimport timm, timm_ghn_init",
+        "import timm_ghn_init, timm\nfrom timm import create_model",
+    ],
+    ids=["timm first", "timm last"],
+)
+def test_fresh_process(imports: str, ghn_file: Path) -> None:
+    code = f"""{imports}
+for model in (
+    create_model("test_resnet", pretrained="ghn-orth"),
+    create_model("test_resnet.ghn-orth", pretrained=True),
+    create_model("test_resnet", pretrained=True, pretrained_cfg="ghn-orth"),
+):
+    print(model.pretrained_cfg["source"])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [f"file:{ghn_file}-orth"] * 3
+
+
+def test_config_says_what_was_used(ghn_file: Path) -> None:
+    model = create_model(ARCH, pretrained="ghn-orth")
+    config, usual = model.pretrained_cfg, create_model(ARCH).pretrained_cfg
+    assert config["source"] == f"file:{ghn_file}-orth"
+    assert config["paper_name"].startswith("Pretraining a Neural Network")
+    for key in ("input_size", "mean", "std", "interpolation", "first_conv", "classifier", "num_classes", "architecture"):
+        assert config[key] == usual[key], key
+    assert not any(config.get(key) for key in ("url", "file", "hf_hub_id"))
+    assert model.default_cfg is model.pretrained_cfg
+
+
+def test_config_of_a_named_ghn() -> None:
+    config = timm.get_pretrained_cfg("convnext_base.ghn2-orth")
+    assert config.source == "ghn2-orth"
+    assert config.license == "mit"
+    assert config.architecture == "convnext_base"
+    assert not config.has_weights
+    plain = timm.get_pretrained_cfg("convnext_base.ghn2")
+    assert plain.paper_name.startswith("Parameter Prediction")
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"num_classes": 10},
+        {"num_classes": 0},
+        {"in_chans": 1},
+        {"in_chans": 5},
+        {"global_pool": "avgmax"},
+        {"drop_path_rate": 0.1, "drop_rate": 0.1},
+        {"pretrained_cfg_overlay": {"mean": (0.5, 0.5, 0.5)}},
+        {"scriptable": True},
+        {"exportable": True},
+    ],
+    ids=str,
+)
+def test_options_of_create_model(kwargs: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    model = create_model(ARCH, pretrained="ghn", **kwargs)
+    torch.manual_seed(0)
+    assert same(model, predicted_by_hand(ARCH, **kwargs))
+    channels = int(str(kwargs.get("in_chans", 3)))
+    assert model.eval()(torch.zeros(1, channels, 64, 64)).isfinite().all()
+    if "pretrained_cfg_overlay" in kwargs:
+        assert model.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+
+
+def test_other_number_of_classes_keeps_timms_classifier() -> None:
+    torch.manual_seed(0)
+    plain = create_model(ARCH, num_classes=10)
+    torch.manual_seed(0)
+    model = create_model(ARCH, pretrained="ghn", num_classes=10)
+    assert torch.equal(model.fc.weight, plain.fc.weight)
+    assert torch.equal(model.fc.bias, plain.fc.bias)
+    assert not torch.equal(model.conv1[0].weight, plain.conv1[0].weight)
+
+
+def test_features_only() -> None:
+    model = create_model(ARCH, pretrained="ghn", features_only=True, out_indices=(1, 3))
+    whole = create_model(ARCH, pretrained="ghn")
+    assert len(model(torch.zeros(1, 3, 64, 64))) == 2
+    assert torch.equal(model.state_dict()["layer1.0.conv1.weight"], whole.layer1[0].conv1.weight)
+    assert str(model.pretrained_cfg["source"]).startswith("file:")
+
+
+@pytest.mark.parametrize("size", [96, (64, 128)])
+def test_img_size(size: int | tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = create_model(VIT, pretrained="ghn", img_size=size)
+    torch.manual_seed(0)
+    assert same(model, predicted_by_hand(VIT, img_size=size))
+    h, w = (size, size) if isinstance(size, int) else size
+    assert model.eval()(torch.zeros(1, 3, h, w)).isfinite().all()
+
+
+def test_checkpoint_path_is_loaded_afterwards(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    other = create_model(ARCH)
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    model = create_model(ARCH, pretrained="ghn", checkpoint_path=str(tmp_path / "other.safetensors"))
+    assert same(model, other)
+
+
+def test_deprecated_name() -> None:
+    with pytest.warns(UserWarning, match="deprecated model name"):
+        model = create_model("tv_resnet50", pretrained="ghn?classifier=0")
+    assert model.pretrained_cfg["architecture"] == "resnet50"
+    assert str(model.pretrained_cfg["source"]).startswith("file:")
+
+
+def test_another_tag_lends_its_data_config() -> None:
+    model = create_model("resnet18.a1_in1k", pretrained="ghn")
+    usual = timm.get_pretrained_cfg("resnet18.a1_in1k")
+    assert model.pretrained_cfg["crop_pct"] == usual.crop_pct
+    assert str(model.pretrained_cfg["source"]).startswith("file:")
+
+
+def test_config_of_ours_can_be_passed_on() -> None:
+    first = create_model(ARCH, pretrained="ghn")
+    again = create_model(ARCH, pretrained=True, pretrained_cfg=first.pretrained_cfg)
+    assert same(first, again)
+
+
+def test_slip_of_the_pen_is_an_error() -> None:
+    with pytest.raises(ValueError, match="ghn2-orth"):
+        create_model(ARCH, pretrained="ghn2-ort")
+    with pytest.raises(ValueError, match="layer"):
+        create_model(f"{ARCH}.ghn-orth?layr=3", pretrained=True)
+    with pytest.raises(ValueError, match="disagree"):
+        create_model(f"{ARCH}.ghn2", pretrained="ghn1")
+
+
+def test_everything_else_is_as_before(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="Invalid pretrained tag"):
+        create_model(f"{ARCH}.no_such_tag", pretrained=True)
+    from safetensors.torch import save_file
+
+    weights = create_model(ARCH)
+    save_file(weights.state_dict(), tmp_path / "w.safetensors")
+    overlay = {"file": str(tmp_path / "w.safetensors")}
+    assert same(create_model(ARCH, pretrained=True, pretrained_cfg_overlay=overlay), weights)
+    assert same(create_model(ARCH, pretrained="yes", pretrained_cfg_overlay=overlay), weights)
+
+
+def test_tags_are_listed() -> None:
+    names = timm.list_models("convnext_base*", pretrained=True)
+    assert {"convnext_base.ghn2", "convnext_base.ghn2-orth", "convnext_base.fb_in1k"} <= set(names)
+    assert timm.is_model_pretrained("convnext_base.ghn2-orth")
+    assert "convnext_base.ghn2-orth" not in timm.list_models("convnext_base*")
+    assert timm.get_pretrained_cfg("convnext_base").tag != "ghn2"
+
+
+def test_register_and_unregister_are_idempotent() -> None:
+    wrapped = _factory.model_entrypoint, _builder.load_pretrained
+    timm_ghn_init.register()
+    assert wrapped == (_factory.model_entrypoint, _builder.load_pretrained)
+    listed = timm.list_models(pretrained=True)
+    try:
+        timm_ghn_init.unregister()
+        timm_ghn_init.unregister()
+        assert _factory.model_entrypoint is timm.models.model_entrypoint
+        assert _builder.load_pretrained is not wrapped[1]
+        assert not [n for n in timm.list_models(pretrained=True) if ".ghn" in n]
+        assert not timm.is_model_pretrained(f"{ARCH}.ghn2")
+        with pytest.raises(RuntimeError, match="Invalid pretrained tag"):
+            create_model(f"{ARCH}.ghn2", pretrained=True)
+    finally:
+        timm_ghn_init.register()
+    assert timm.list_models(pretrained=True) == listed
+
+
+def test_an_architecture_that_bypasses_timms_loader_is_an_error() -> None:
+    def entrypoint(pretrained: bool = False, **kwargs: object) -> torch.nn.Module:
+        return torch.nn.Linear(3, 3)
+
+    timm.models._registry._model_entrypoints["bypass"] = entrypoint
+    try:
+        with pytest.raises(RuntimeError, match=r"bypass.*init_model"):
+            create_model("bypass", pretrained="ghn")
+        assert isinstance(create_model("bypass"), torch.nn.Linear)
+    finally:
+        del timm.models._registry._model_entrypoints["bypass"]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_nfnet", "resnest14d", "cait_xxs24_224"])
+@pytest.mark.parametrize("classes", [1000, 7])
+def test_deferred_initialisation_changes_nothing(name: str, classes: int) -> None:
+    """What is not predicted has the bits that timm would have drawn, and so has the global generator."""
+    torch.manual_seed(5)
+    expected = predicted_by_hand(name, num_classes=classes)
+    state = torch.get_rng_state()
+    torch.manual_seed(5)
+    model = create_model(name, pretrained="ghn", num_classes=classes)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(model, expected)
+
+
+def test_two_threads() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        models = list(pool.map(lambda name: create_model(name, pretrained="ghn"), [ARCH, VIT, ARCH, VIT]))
+    assert same(models[0], models[2])
+
+
+def test_module_code_is_untouched() -> None:
+    """The wrappers keep name and docstring of what they wrap."""
+    assert _builder.load_pretrained.__name__ == "load_pretrained"
+    assert textwrap.dedent(_builder.load_pretrained.__doc__ or "").strip().startswith("Load pretrained checkpoint")

@@ -1,0 +1,945 @@
+"""One rule of the tracer each: small hand-written modules and the exact graph that they must give.
+
+A graph is written down as chains, "input > conv c.weight > bias c.bias; input > sum": a node is its primitive with its
+parameter or kernel, and a second node of the same name ends in #2.
+"""
+
+import dataclasses
+import logging
+from collections import Counter, namedtuple
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import shortest_path
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+from timm_ghn_init.ghn import GHN
+from timm_ghn_init.graph import Graph, Node, TraceError, trace
+
+SIZE = (8, 4, 4)  # of the input, unless said otherwise: 16 tokens of 8 channels
+Make = Callable[[], nn.Module]
+
+
+class Net(nn.Module):
+    """A model whose forward is a function of the model and its inputs."""
+
+    def __init__(self, run: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.run(self, *inputs)
+
+
+def conv(i: int = 8, o: int = 8, kernel: int = 1, bias: bool = False, **kwargs: Any) -> nn.Conv2d:
+    return nn.Conv2d(i, o, kernel, bias=bias, padding="same", **kwargs)
+
+
+def linear(i: int = 8, o: int = 8, bias: bool = False) -> nn.Linear:
+    return nn.Linear(i, o, bias)
+
+
+def param(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.ones(shape))
+
+
+def tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def labels(graph: Graph) -> list[str]:
+    count: Counter[str] = Counter()
+    result = []
+    for node in graph.nodes:
+        label = node.primitive
+        if node.param:
+            label += f" {node.param}"
+        elif node.shape:
+            label += f" {node.shape[2]}x{node.shape[3]}"
+        count[label] += 1
+        result.append(label if count[label] == 1 else f"{label}#{count[label]}")
+    return result
+
+
+def assert_graph(graph: Graph, chains: str) -> None:
+    expected = set()
+    for chain in chains.split(";"):
+        nodes = [node.strip() for node in chain.split(">")]
+        expected |= set(zip(nodes, nodes[1:], strict=False))
+    names = labels(graph)
+    assert {(names[u], names[v]) for u, v in graph.edges} == expected
+    assert set(names) == {node for edge in expected for node in edge}
+    assert all(u < v for u, v in graph.edges)
+
+
+def parametrized(cases: dict[str, tuple[Any, ...]]) -> Any:
+    width = len(next(iter(cases.values())))
+    return pytest.mark.parametrize(
+        ["make", "chains", "extra"][:width], [pytest.param(*case, id=name) for name, case in cases.items()]
+    )
+
+
+# -- layers ----------------------------------------------------------------------------------------------------------
+
+
+class Standardised(nn.Conv2d):
+    """A weight-standardised convolution, written out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True)
+        return F.conv2d(x, (self.weight - mean) * torch.rsqrt(var + 1e-5), self.bias)
+
+
+class StandardisedByBatchNorm(nn.Conv2d):
+    """The same with the operator of a batch norm, and a learned gain."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.gain = param(self.out_channels, 1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.batch_norm(self.weight.reshape(1, len(self.weight), -1), None, None, self.gain.view(-1), None, True)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
+
+
+class Experts(nn.Module):
+    """A conditional convolution: the input mixes four kernels, and four biases, into one for each image."""
+
+    kernel_size, groups, in_channels, out_channels = (3, 3), 1, 8, 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = param(4, 5 * 8 * 9), param(4, 5)
+
+    def forward(self, x: Tensor, routing: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        weight = (routing @ self.weight).view(b * 5, 8, 3, 3)
+        bias = (routing @ self.bias).view(b * 5)
+        return F.conv2d(x.reshape(1, b * c, h, w), weight, bias, groups=b).view(b, 5, h - 2, w - 2)
+
+
+def tied() -> nn.Module:
+    model = Net(lambda m, x: m.b(F.relu(m.a(tokens(x)))), a=linear(), b=linear())
+    model.b.weight = model.a.weight
+    return model
+
+
+LAYER = "input > conv l.weight"
+BIASED = "input > conv l.weight > bias l.bias"
+LAYERS: dict[str, tuple[Make, str]] = {
+    "conv": (lambda: Net(lambda m, x: m.l(x), l=conv(kernel=3, bias=True)), BIASED),
+    "F.conv": (lambda: Net(lambda m, x: F.conv2d(x, m.w, m.b), w=param(5, 8, 3, 3), b=param(5)), "input > conv w > bias b"),
+    "conv1d": (lambda: Net(lambda m, x: m.l(x.flatten(2)), l=nn.Conv1d(8, 5, 3)), BIASED),
+    "conv3d": (lambda: Net(lambda m, x: m.l(x[:, :, None]), l=nn.Conv3d(8, 5, (1, 3, 3))), BIASED),
+    "transposed": (lambda: Net(lambda m, x: m.l(x), l=nn.ConvTranspose2d(8, 5, 3)), BIASED),
+    "grouped": (lambda: Net(lambda m, x: m.l(x), l=conv(groups=2)), "input > sep_conv l.weight"),
+    "depthwise": (lambda: Net(lambda m, x: m.l(x), l=conv(groups=8, bias=True)), "input > sep_conv l.weight > bias l.bias"),
+    "grouped, dilated": (lambda: Net(lambda m, x: m.l(x), l=conv(groups=2, dilation=2)), "input > dil_conv l.weight"),
+    "grouped, dilated one way": (
+        lambda: Net(lambda m, x: m.l(x), l=conv(groups=2, dilation=(1, 2))),
+        "input > sep_conv l.weight",
+    ),
+    "dilated": (lambda: Net(lambda m, x: m.l(x), l=conv(dilation=2)), LAYER),
+    "linear on (B, C)": (lambda: Net(lambda m, x: m.l(x.flatten(1)), l=linear(128, 5, bias=True)), BIASED),
+    "linear on (B, L, C)": (lambda: Net(lambda m, x: m.l(tokens(x)), l=linear(bias=True)), BIASED),
+    "linear on (B, H, W, C)": (lambda: Net(lambda m, x: m.l(x.permute(0, 2, 3, 1)), l=linear(bias=True)), BIASED),
+    "linear without bias": (lambda: Net(lambda m, x: m.l(tokens(x)), l=linear()), LAYER),
+    "x @ w": (lambda: Net(lambda m, x: tokens(x) @ m.w, w=param(8, 5)), "input > conv w"),
+    "einsum": (lambda: Net(lambda m, x: torch.einsum("bchw,oc->bohw", x, m.w), w=param(5, 8)), "input > conv w"),
+    "token mixing": (lambda: Net(lambda m, x: m.w @ tokens(x), w=param(5, 16)), "input > conv w"),
+    "bias added to linear": (
+        lambda: Net(lambda m, x: m.l(tokens(x)) + m.b, l=linear(), b=param(8)),
+        "input > conv l.weight > bias b",
+    ),
+    "bias added to conv": (
+        lambda: Net(lambda m, x: m.b.view(1, -1, 1, 1) + m.l(x), l=conv(), b=param(8)),
+        "input > conv l.weight > bias b",
+    ),
+    "bias added in place": (
+        lambda: Net(lambda m, x: m.l(x).add_(m.b), l=conv(), b=param(1, 8, 1, 1)),
+        "input > conv l.weight > bias b",
+    ),
+    "standardised": (lambda: Net(lambda m, x: m.l(x), l=Standardised(8, 5, 3)), BIASED),
+    "standardised by batch norm": (lambda: Net(lambda m, x: m.l(x), l=StandardisedByBatchNorm(8, 5, 3)), BIASED),
+    "weight norm": (
+        lambda: Net(lambda m, x: m.l(tokens(x)), l=weight_norm(linear())),
+        "input > conv l.parametrizations.weight.original1",
+    ),
+    "spectral norm": (
+        lambda: Net(lambda m, x: m.l(x), l=spectral_norm(conv())),
+        "input > conv l.parametrizations.weight.original",
+    ),
+    "called twice": (
+        lambda: Net(lambda m, x: m.l(F.relu(m.l(tokens(x)))), l=linear(bias=True)),
+        "input > conv l.weight > bias l.bias > conv l.weight#2 > bias l.bias#2",
+    ),
+    "tied": (tied, "input > conv a.weight > conv a.weight#2"),
+    "mixed kernel sizes": (
+        lambda: Net(lambda m, x: torch.cat((m.a(x[:, :4]), m.b(x[:, 4:])), 1), a=conv(4, 4), b=conv(4, 4, 3)),
+        "input > conv a.weight > concat; input > conv b.weight > concat",
+    ),
+    "experts": (
+        lambda: Net(lambda m, x: m.l(x, m.r(x.mean((2, 3))).sigmoid()), l=Experts(), r=linear(8, 4)),
+        "input > glob_avg > conv r.weight > conv l.weight > bias l.bias; input > conv l.weight",
+    ),
+    "LSTM": (
+        lambda: Net(lambda m, x: m.l(tokens(x))[0], l=nn.LSTM(8, 6, batch_first=True)),
+        "input > conv l.weight_ih_l0 > bias l.bias_ih_l0 > conv l.weight_hh_l0 > bias l.bias_hh_l0",
+    ),
+    "LSTM, bidirectional": (
+        lambda: Net(lambda m, x: m.l(tokens(x))[0], l=nn.LSTM(8, 6, batch_first=True, bidirectional=True, bias=False)),
+        "input > conv l.weight_ih_l0 > conv l.weight_hh_l0 > concat;"
+        "input > conv l.weight_ih_l0_reverse > conv l.weight_hh_l0_reverse > concat",
+    ),
+    "LSTM, projected": (
+        lambda: Net(lambda m, x: m.l(tokens(x))[1][0], l=nn.LSTM(8, 6, proj_size=3, bias=False)),
+        "input > conv l.weight_ih_l0 > conv l.weight_hh_l0 > conv l.weight_hr_l0",
+    ),
+    "GRU of two layers": (
+        lambda: Net(lambda m, x: m.l(tokens(x))[0], l=nn.GRU(8, 6, 2, bias=False)),
+        "input > conv l.weight_ih_l0 > conv l.weight_hh_l0 > conv l.weight_ih_l1 > conv l.weight_hh_l1",
+    ),
+    "LSTM cell": (
+        lambda: Net(lambda m, x: m.l(x.mean((2, 3)))[0], l=nn.LSTMCell(8, 6, bias=False)),
+        "input > glob_avg > conv l.weight_ih > sum; input > conv l.weight_hh > sum",
+    ),
+}
+
+
+@parametrized(LAYERS)
+def test_layers(make: Make, chains: str, seeded_ghn2: GHN) -> None:
+    model = make()
+    graph = trace(model, SIZE)
+    assert_graph(graph, chains)
+    parameters = dict(model.named_parameters())
+    for name, predicted in seeded_ghn2.predict(graph).items():
+        assert predicted.shape == parameters[name].shape
+        assert predicted.isfinite().all()
+        assert predicted.std() > 0, name
+
+
+def test_experts_are_predicted_as_the_kernel_that_they_make(seeded_ghn2: GHN) -> None:
+    graph = trace(Net(lambda m, x: m.l(x, m.r(x.mean((2, 3)))), l=Experts(), r=linear(8, 4)), SIZE)
+    assert graph.targets["l.weight"].kernel == (5, 8, 3, 3)
+    assert next(n.shape for n in graph.nodes if n.param == "l.weight") == (5, 8, 3, 3)
+    assert next(n.shape for n in graph.nodes if n.param == "l.bias") == (5,)
+    predicted = seeded_ghn2.predict(graph)
+    for name in ("l.weight", "l.bias"):
+        assert all(torch.equal(expert, predicted[name][0]) for expert in predicted[name])
+
+
+def test_vectors_in_any_shape_are_the_same_vector(seeded_ghn2: GHN) -> None:
+    def model(*shape: int) -> nn.Module:
+        return Net(lambda m, x: m.l(x) + m.b.reshape(-1, 1, 1), l=conv(), b=param(*shape))
+
+    flat, broadcast = trace(model(8), SIZE), trace(model(1, 8, 1, 1), SIZE)
+    assert flat.nodes == broadcast.nodes
+    a, b = seeded_ghn2.predict(flat)["b"], seeded_ghn2.predict(broadcast)["b"]
+    assert torch.equal(a.view(1, 8, 1, 1), b)
+
+
+def test_what_is_folded_into_a_weight_has_a_reason() -> None:
+    graph = trace(Net(lambda m, x: m.l(x), l=StandardisedByBatchNorm(8, 5, 3)), SIZE)
+    assert set(graph.skipped) == {"l.gain"}
+    assert "folded into a weight" in graph.skipped["l.gain"]
+
+
+def test_biases_joined_before_use_are_parts_of_one_node() -> None:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        return F.linear(tokens(x), m.qkv.weight, torch.cat((m.q, torch.zeros(8, device=x.device), m.v)))
+
+    graph = trace(Net(run, qkv=linear(8, 24), q=param(8), v=param(8)), SIZE)
+    assert_graph(graph, "input > conv qkv.weight > bias q")
+    assert graph.nodes[2] == Node("bias", "q", (24,))
+    assert (graph.targets["q"].node, graph.targets["q"].offset) == (2, 0)
+    assert (graph.targets["v"].node, graph.targets["v"].offset) == (2, 16)
+
+
+def test_parts_are_cut_from_one_prediction(seeded_ghn2: GHN) -> None:
+    def joined(m: nn.Module, x: Tensor) -> Tensor:
+        return F.linear(tokens(x), torch.cat((m.a, m.b)))
+
+    parts = seeded_ghn2.predict(trace(Net(joined, a=param(16, 8), b=param(8, 8)), SIZE))
+    whole = seeded_ghn2.predict(trace(Net(lambda m, x: F.linear(tokens(x), m.w), w=param(24, 8)), SIZE))["w"]
+    assert torch.allclose(torch.cat((parts["a"], parts["b"])), whole)
+
+
+# -- norms and pooling -----------------------------------------------------------------------------------------------
+
+
+class HandWrittenRMSNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = param(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+class GRN(nn.Module):
+    """Global response normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma, self.beta = param(1, 1, 1, 8), param(1, 1, 1, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.norm(p=2, dim=(1, 2), keepdim=True)
+        return self.gamma * (x * size / (size.mean(-1, keepdim=True) + 1e-6)) + self.beta + x
+
+
+def after_conv(function: Callable[[Tensor], Tensor]) -> Make:
+    return lambda: Net(lambda m, x: function(m.c(x)), c=conv())
+
+
+def normed(norm: Callable[[], nn.Module], channels_last: bool = False) -> Make:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.c(x)
+        return m.n(x.permute(0, 2, 3, 1) if channels_last else x)
+
+    return lambda: Net(run, c=conv(), n=norm())
+
+
+C = "input > conv c.weight"
+NORMS: dict[str, tuple[Make, str, set[str]]] = {
+    "batch norm": (normed(lambda: nn.BatchNorm2d(8)), f"{C} > bn n.weight", {"n.weight", "n.bias"}),
+    "without statistics": (
+        normed(lambda: nn.BatchNorm2d(8, track_running_stats=False)),
+        f"{C} > bn n.weight",
+        {"n.weight", "n.bias"},
+    ),
+    "layer norm": (normed(lambda: nn.LayerNorm(8), True), f"{C} > ln n.weight", {"n.weight", "n.bias"}),
+    "layer norm over all": (normed(lambda: nn.LayerNorm(SIZE)), f"{C} > ln n.weight", {"n.weight", "n.bias"}),
+    "layer norm, no bias": (normed(lambda: nn.LayerNorm(8, bias=False), True), f"{C} > ln n.weight", {"n.weight"}),
+    "group norm": (normed(lambda: nn.GroupNorm(2, 8)), f"{C} > ln n.weight", {"n.weight", "n.bias"}),
+    "RMS norm": (normed(lambda: nn.RMSNorm(8), True), f"{C} > ln n.weight", {"n.weight"}),
+    "hand-written RMS norm": (normed(HandWrittenRMSNorm, True), f"{C} > ln n.weight", {"n.weight"}),
+    "GRN": (normed(GRN, True), f"{C} > ln n.gamma", {"n.gamma", "n.beta"}),
+    "without a weight": (normed(lambda: nn.GroupNorm(2, 8, affine=False)), C, set()),
+    "F.layer_norm": (
+        lambda: Net(lambda m, x: F.layer_norm(tokens(m.c(x)), (8,), m.w, m.b), c=conv(), w=param(8), b=param(8)),
+        f"{C} > ln w",
+        {"w", "b"},
+    ),
+}
+
+
+@parametrized(NORMS)
+def test_norms(make: Make, chains: str, extra: set[str], seeded_ghn2: GHN) -> None:
+    """The weight has a node, the bias shares it."""
+    graph = trace(make(), SIZE)
+    assert_graph(graph, chains)
+    assert set(graph.targets) == {"c.weight"} | extra
+    assert not graph.skipped
+    assert {graph.targets[name].node for name in extra} <= {2}
+    assert all(seeded_ghn2.predict(graph)[name].std() > 0 for name in extra)
+
+
+POOLS: dict[str, tuple[Make, str]] = {
+    "max": (after_conv(lambda x: F.max_pool2d(x, 3, 2, 1)), f"{C} > max_pool 3x3"),
+    "avg, not square": (after_conv(lambda x: F.avg_pool2d(x, (1, 2))), f"{C} > avg_pool 1x2"),
+    "1-D": (after_conv(lambda x: F.avg_pool1d(x.flatten(2), 2)), f"{C} > avg_pool 1x2"),
+    "adaptive": (after_conv(lambda x: F.adaptive_avg_pool2d(x, 1)), f"{C} > glob_avg"),
+    "adaptive to a grid": (after_conv(lambda x: F.adaptive_avg_pool2d(x, 2)), f"{C} > glob_avg"),
+    "adaptive max is none": (after_conv(lambda x: F.adaptive_max_pool2d(x, 1)), C),
+    "mean of NCHW": (after_conv(lambda x: x.mean((2, 3))), f"{C} > glob_avg"),
+    "mean of NCHW, kept": (after_conv(lambda x: x.mean([-1, -2], keepdim=True)), f"{C} > glob_avg"),
+    "mean of NHWC": (after_conv(lambda x: x.permute(0, 2, 3, 1).mean((1, 2))), f"{C} > glob_avg"),
+    "mean of NLC": (after_conv(lambda x: tokens(x).mean(1)), f"{C} > glob_avg"),
+    "mean of NLC, kept": (after_conv(lambda x: tokens(x).mean(dim=1, keepdim=True)), f"{C} > glob_avg"),
+    "mean of NLC, some tokens": (after_conv(lambda x: tokens(x)[:, 1:].mean(1)), f"{C} > glob_avg"),
+    "mean of NCL": (after_conv(lambda x: x.flatten(2).mean(-1)), f"{C} > glob_avg"),
+    "channel mean of NCHW": (after_conv(lambda x: x.mean(1, keepdim=True)), C),
+    "channel mean of NHWC": (after_conv(lambda x: x.permute(0, 2, 3, 1).mean(-1)), C),
+    "channel mean of NLC": (after_conv(lambda x: tokens(x).mean(-1)), C),
+    "channel mean of NCL": (after_conv(lambda x: x.flatten(2).mean(1)), C),
+    "mean over rows only": (after_conv(lambda x: x.mean(2)), C),
+}
+
+
+@parametrized(POOLS)
+def test_pooling(make: Make, chains: str) -> None:
+    assert_graph(trace(make(), SIZE), chains)
+
+
+# -- sums, concatenations, writes ------------------------------------------------------------------------------------
+
+
+def joined(function: Callable[[Tensor, Tensor], Tensor]) -> Make:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.a(x)
+        return function(y, m.b(y))
+
+    return lambda: Net(run, a=conv(), b=conv())
+
+
+def write_slices(a: Tensor, b: Tensor) -> Tensor:
+    out = torch.zeros(a.shape[0], 16, *a.shape[2:], device=a.device)
+    out[:, :8] = a
+    out[:, 8:] = b
+    return F.conv2d(out, torch.ones(3, 16, 1, 1, device=a.device))
+
+
+def write_through_a_view(a: Tensor, b: Tensor) -> Tensor:
+    out = torch.empty_like(a)
+    out.view(a.shape[0], 8, 16).copy_(b.flatten(2))
+    return F.relu_(out)
+
+
+def augmented(a: Tensor, b: Tensor) -> Tensor:
+    b += a
+    return b
+
+
+def out_argument(a: Tensor, b: Tensor) -> Tensor:
+    out = torch.empty_like(a)
+    torch.add(a, b, out=out)
+    return out
+
+
+TWO = "input > conv a.weight > conv b.weight"
+JOINS: dict[str, tuple[Make, str]] = {
+    "residual": (joined(lambda a, b: a + b), f"{TWO} > sum; conv a.weight > sum"),
+    "add_": (joined(lambda a, b: b.add_(a)), f"{TWO} > sum; conv a.weight > sum"),
+    "+=": (joined(augmented), f"{TWO} > sum; conv a.weight > sum"),
+    "out=": (joined(out_argument), f"{TWO} > sum; conv a.weight > sum"),
+    "sum()": (joined(lambda a, b: sum([a, b])), f"{TWO} > sum; conv a.weight > sum"),
+    "sum with itself": (joined(lambda a, b: b + F.relu(b)), TWO),
+    "sum with a constant": (joined(lambda a, b: b + 1), TWO),
+    "concat": (joined(lambda a, b: torch.cat((a, b), 1)), f"{TWO} > concat; conv a.weight > concat"),
+    "stack": (joined(lambda a, b: torch.stack((a, b))), f"{TWO} > concat; conv a.weight > concat"),
+    "concat with itself": (joined(lambda a, b: torch.cat((b, b.relu()), 1)), TWO),
+    "concat, two joined before": (
+        joined(lambda a, b: torch.cat((a * 2, b, a.relu()), 1)),
+        f"{TWO} > concat; conv a.weight > concat",
+    ),
+    "writes through a view": (joined(write_through_a_view), TWO),
+    "product of two": (joined(lambda a, b: a * b), TWO),
+}
+
+
+@parametrized(JOINS)
+def test_joins(make: Make, chains: str) -> None:
+    assert_graph(trace(make(), SIZE), chains)
+
+
+def test_what_is_written_into_slices_reaches_the_reader() -> None:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        out = torch.zeros(len(x), 16, 4, 4, device=x.device)
+        out[:, :8] = m.a(x)
+        out[:, 8:] = m.b(x)
+        return m.c(out)
+
+    graph = trace(Net(run, a=conv(), b=conv(), c=conv(16)), SIZE)
+    assert_graph(graph, "input > conv a.weight > conv c.weight; input > conv b.weight > conv c.weight")
+
+
+# -- attention -------------------------------------------------------------------------------------------------------
+
+Attend = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+INDEX = torch.arange(256).view(16, 16) % 49
+
+
+def attention(attend: Attend, **parts: Any) -> Make:
+    """One projection to q, k, v of two heads, `attend`, an output projection."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = m.qkv(tokens(x)).reshape(-1, 16, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        return m.proj(attend(m, q, k, v).transpose(1, 2).reshape(-1, 16, 8))
+
+    return lambda: Net(run, qkv=linear(8, 24), proj=linear(), **{name: make() for name, make in parts.items()})
+
+
+def fused(m: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def written_out(m: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.dropout((q * 0.5 @ k.transpose(-2, -1)).softmax(-1), 0.1, m.training) @ v
+
+
+def batched(m: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+    scores = torch.baddbmm(torch.zeros(len(q), 16, 16, device=q.device), q, k.transpose(-2, -1), beta=0)
+    return torch.bmm(F.softmax(scores.float(), -1).type_as(v), v).unflatten(0, (-1, 2))
+
+
+def masked(m: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    causal = torch.ones(16, 16, device=q.device).triu(1).bool()
+    return (q @ k.transpose(-2, -1)).masked_fill(causal, -torch.inf).softmax(-1) @ v
+
+
+def by_einsum(m: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.einsum("bhnm,bhmc->bhnc", torch.einsum("bhnc,bhmc->bhnm", q, k).softmax(-1), v)
+
+
+def cross_covariance(m: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = F.normalize(q, dim=-2), F.normalize(k, dim=-2)
+    return ((q.transpose(-2, -1) @ k * m.temperature).softmax(-1) @ v.transpose(-2, -1)).transpose(-2, -1)
+
+
+def talking_heads(m: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = m.before((q @ k.transpose(-2, -1)).permute(0, 2, 3, 1))
+    return m.after(scores.softmax(2)).permute(0, 3, 1, 2) @ v
+
+
+def indexed_bias(m: nn.Module) -> Tensor:
+    return m.table[INDEX.to(m.table.device).view(-1)].view(16, 16, 2).permute(2, 0, 1)
+
+
+def relative_bias(m: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-2, -1) + indexed_bias(m)).softmax(-1) @ v
+
+
+def relative_bias_fused(m: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=indexed_bias(m))
+
+
+def relative_product(m: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-2, -1) + q @ m.table.t()).softmax(-1) @ v
+
+
+def relative_product_fused(m: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=q @ m.table.t())
+
+
+def relative_product_indexed(m: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    table = torch.einsum("bhnc,nmc->bhnm", q, m.table[INDEX.to(q.device)])
+    return (q @ k.transpose(-2, -1) + table).softmax(-1) @ v
+
+
+def bias_by_mlp(m: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    bias = m.mlp(INDEX.to(q).unsqueeze(-1)).permute(2, 0, 1)
+    return (q @ k.transpose(-2, -1) + bias).softmax(-1) @ v
+
+
+ATTEND = "input > conv qkv.weight > msa > conv proj.weight"
+RELATIVE = {"table": "relative-position table"}
+ATTENTION: dict[str, tuple[Make, str, dict[str, str]]] = {
+    "fused": (attention(fused), ATTEND, {}),
+    "written out": (attention(written_out), ATTEND, {}),
+    "baddbmm": (attention(batched), ATTEND, {}),
+    "masked": (attention(masked), ATTEND, {}),
+    "einsum": (attention(by_einsum), ATTEND, {}),
+    "cross-covariance": (
+        attention(cross_covariance, temperature=lambda: param(2, 1, 1)),
+        ATTEND,
+        {"temperature": "learned scale"},
+    ),
+    "talking heads": (
+        attention(talking_heads, before=lambda: linear(2, 2, bias=True), after=lambda: linear(2, 2, bias=True)),
+        f"{ATTEND}; conv qkv.weight > conv before.weight > bias before.bias > conv after.weight > bias after.bias > msa",
+        {},
+    ),
+    "two softmaxes": (
+        attention(lambda m, q, k, v: q.softmax(-1) @ (k.softmax(-2).transpose(-2, -1) @ v)),
+        ATTEND,
+        {},
+    ),
+    "no softmax": (
+        attention(lambda m, q, k, v: F.relu(q) @ (F.relu(k).transpose(-2, -1) @ v)),
+        "input > conv qkv.weight > conv proj.weight",
+        {},
+    ),
+    "with a residual": (
+        attention(lambda m, q, k, v: fused(m, q, k, v) + v),
+        "input > conv qkv.weight > msa > sum > conv proj.weight; conv qkv.weight > sum",
+        {},
+    ),
+    "relative bias": (attention(relative_bias, table=lambda: param(49, 2)), ATTEND, RELATIVE),
+    "relative bias, fused": (attention(relative_bias_fused, table=lambda: param(49, 2)), ATTEND, RELATIVE),
+    "relative product": (attention(relative_product, table=lambda: param(16, 4)), ATTEND, RELATIVE),
+    "relative product, fused": (attention(relative_product_fused, table=lambda: param(16, 4)), ATTEND, RELATIVE),
+    "relative product, indexed": (attention(relative_product_indexed, table=lambda: param(49, 4)), ATTEND, RELATIVE),
+    "bias by an MLP": (
+        attention(bias_by_mlp, mlp=lambda: nn.Sequential(linear(1, 5), nn.ReLU(), linear(5, 2))),
+        f"{ATTEND}; input > conv mlp.0.weight > conv mlp.2.weight > msa",
+        {},
+    ),
+}
+
+
+@parametrized(ATTENTION)
+def test_attention(make: Make, chains: str, extra: dict[str, str]) -> None:
+    graph = trace(make(), SIZE)
+    assert_graph(graph, chains)
+    assert set(graph.skipped) == set(extra)
+    assert all(reason in graph.skipped[name] for name, reason in extra.items())
+
+
+def multihead(run: Callable[..., Tensor], **kwargs: Any) -> nn.Module:
+    return Net(run, a=nn.MultiheadAttention(8, 2, batch_first=True, **kwargs))
+
+
+OUT = "msa > conv a.out_proj.weight > bias a.out_proj.bias"
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_multihead_attention_is_one_projection(need_weights: bool) -> None:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        x = tokens(x)
+        return m.a(x, x, x, need_weights=need_weights)[0]
+
+    assert_graph(trace(multihead(run), SIZE), f"input > conv a.in_proj_weight > bias a.in_proj_bias > {OUT}")
+
+
+def test_multihead_attention_across_inputs() -> None:
+    def run(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        y = tokens(y)
+        return m.a(tokens(x), y, y, need_weights=False)[0]
+
+    graph = trace(multihead(run), [(8, 4, 4), (8, 2, 2)])
+    assert_graph(
+        graph,
+        f"input > conv a.in_proj_weight > bias a.in_proj_bias > {OUT};"
+        "input > conv a.in_proj_weight#2 > bias a.in_proj_bias#2 > msa",
+    )
+    assert graph.targets["a.in_proj_weight"].node == 1  # used in two layers: predicted from the first
+
+
+def test_multihead_attention_with_separate_weights() -> None:
+    def run(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return m.a(tokens(x), tokens(y), tokens(y), need_weights=False)[0]
+
+    graph = trace(multihead(run, kdim=3, vdim=3), [(8, 4, 4), (3, 2, 2)])
+    assert {n.param for n in graph.nodes if n.primitive == "conv"} == {
+        "a.q_proj_weight",
+        "a.k_proj_weight",
+        "a.v_proj_weight",
+        "a.out_proj.weight",
+    }
+    assert sum(n.primitive == "msa" for n in graph.nodes) == 1
+
+
+def test_class_attention_and_class_token() -> None:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        x = torch.cat((m.token.expand(len(x), -1, -1), tokens(x)), 1)
+        return m.p(F.scaled_dot_product_attention(m.q(x[:, :1]), m.k(x), m.v(x)))
+
+    graph = trace(Net(run, q=linear(), k=linear(), v=linear(), p=linear(), token=param(1, 1, 8)), SIZE)
+    assert_graph(
+        graph, "input > conv q.weight > msa > conv p.weight; input > conv k.weight > msa; input > conv v.weight > msa"
+    )
+    assert "token" in graph.skipped["token"]
+
+
+def test_learned_query_goes_through_its_layer() -> None:
+    """The layer is predicted though no input reaches it; it hangs on the input, as GHNs know one source only."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(m.q(m.query).expand(len(x), -1, -1), m.k(tokens(x)), tokens(x))
+
+    graph = trace(Net(run, q=linear(), k=linear(), query=param(1, 1, 8)), SIZE)
+    assert_graph(graph, "input > msa; input > conv q.weight > msa; input > conv k.weight > msa")
+    assert set(graph.skipped) == {"query"}
+
+
+# -- position embeddings ---------------------------------------------------------------------------------------------
+
+
+def positions(run: Callable[..., Tensor], *shape: int, token: bool = False) -> Make:
+    """Patches of 2 x 2, a position embedding, a linear layer."""
+
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return m.l(run(m, m.p(x)))
+
+    extra = {"token": param(1, 1, 6)} if token else {}
+    return lambda: Net(forward, p=nn.Conv2d(8, 6, 2, 2, bias=False), l=linear(6), pos=param(*shape), **extra)
+
+
+def with_token(m: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat((m.token.expand(len(x), -1, -1), x), 1)
+
+
+def token_then_positions(m: nn.Module, x: Tensor) -> Tensor:
+    return with_token(m, tokens(x)) + m.pos
+
+
+def positions_then_token(m: nn.Module, x: Tensor) -> Tensor:
+    return with_token(m, tokens(x) + m.pos)
+
+
+def positions_in_slices(m: nn.Module, x: Tensor) -> Tensor:
+    token = (m.token + m.pos[:, :1]).expand(len(x), -1, -1)
+    return torch.cat((token, tokens(x) + m.pos[:, 1:]), 1)
+
+
+def interpolated(m: nn.Module, x: Tensor) -> Tensor:
+    grid = m.pos.reshape(1, 5, 5, 6).permute(0, 3, 1, 2)
+    return tokens(x) + tokens(F.interpolate(grid, x.shape[-2:]))
+
+
+POSITIONS: dict[str, tuple[Make, str, tuple[int, int]]] = {
+    "tokens": (positions(lambda m, x: tokens(x) + m.pos, 1, 4, 6), "tokens", (2, 2)),
+    "tokens, no batch": (positions(lambda m, x: tokens(x) + m.pos, 4, 6), "tokens", (2, 2)),
+    "tokens in place": (positions(lambda m, x: tokens(x).add_(m.pos), 1, 4, 6), "tokens", (2, 2)),
+    "class token first": (positions(token_then_positions, 1, 5, 6, token=True), "tokens", (2, 2)),
+    "class token last": (positions(positions_then_token, 1, 4, 6, token=True), "tokens", (2, 2)),
+    "class token apart": (positions(positions_in_slices, 1, 5, 6, token=True), "tokens", (2, 2)),
+    "interpolated": (positions(interpolated, 1, 25, 6), "tokens", (5, 5)),
+    "chw": (positions(lambda m, x: tokens(x + m.pos), 1, 6, 2, 2), "chw", (2, 2)),
+    "chw, no batch": (positions(lambda m, x: tokens(x + m.pos), 6, 2, 2), "chw", (2, 2)),
+    "hwc": (positions(lambda m, x: x.permute(0, 2, 3, 1) + m.pos, 1, 2, 2, 6), "hwc", (2, 2)),
+}
+
+
+@parametrized(POSITIONS)
+def test_positions(make: Make, chains: str, extra: tuple[int, int], seeded_ghn2: GHN) -> None:
+    layout, grid = chains, extra
+    model = make()
+    graph = trace(model, SIZE)
+    assert_graph(graph, "input > conv p.weight > sum > conv l.weight; pos_enc pos > sum")
+    target = graph.targets["pos"]
+    assert (target.role, target.layout, target.grid) == ("pos_enc", layout, grid)
+    assert set(graph.skipped) == {"token"} & set(dict(model.named_parameters()))
+    assert seeded_ghn2.predict(graph)["pos"].shape == model.pos.shape
+
+
+def test_positions_on_a_grid_that_is_not_square() -> None:
+    make = positions(token_then_positions, 1, 1 + 2 * 8, 6, token=True)
+    assert trace(make(), (8, 4, 16)).targets["pos"].grid == (2, 8)
+
+
+def test_layer_scale_and_scalars_have_reasons() -> None:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        return (x + m.gamma * m.c(x)) * m.scale.exp()
+
+    graph = trace(Net(run, c=conv(), gamma=param(8, 1, 1), scale=param(1)), SIZE)
+    assert_graph(graph, f"{C} > sum; input > sum")
+    assert all("learned scale" in graph.skipped[name] for name in ("gamma", "scale"))
+
+
+# -- gates -----------------------------------------------------------------------------------------------------------
+
+
+def gate(function: Callable[[nn.Module, Tensor], Tensor]) -> Make:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        return m.after(function(m, m.before(x)))
+
+    return lambda: Net(run, before=conv(), a=conv(8, 2), b=conv(2, 8), after=conv())
+
+
+def squeeze(m: nn.Module, x: Tensor) -> Tensor:
+    return m.b(F.relu(m.a(x))).sigmoid()
+
+
+GATES: dict[str, Make] = {
+    "mean": gate(lambda m, x: x * squeeze(m, x.mean((2, 3), keepdim=True))),
+    "adaptive pool, mul_": gate(lambda m, x: x.mul_(squeeze(m, F.adaptive_avg_pool2d(x, 1)))),
+    "gate first": gate(lambda m, x: squeeze(m, F.adaptive_avg_pool2d(x, 1)) * x),
+}
+
+
+@pytest.mark.parametrize("make", GATES.values(), ids=GATES)
+def test_gate_in_both_dialects(make: Make) -> None:
+    branch = "conv a.weight > conv b.weight"
+    assert_graph(
+        trace(make(), SIZE),
+        f"input > conv before.weight > conv after.weight; conv before.weight > glob_avg > {branch} > conv after.weight",
+    )
+    assert_graph(
+        trace(make(), SIZE, "ghn3"),
+        f"input > conv before.weight > cse > conv after.weight; conv before.weight > {branch} > cse",
+    )
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda m, x: x * squeeze(m, x), lambda m, x: x * x.mean(1, keepdim=True).sigmoid() + 0 * squeeze(m, x)],
+    ids=["spatial", "of the channel mean"],
+)
+def test_a_gate_that_pools_nothing_is_none(function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    graphs = [trace(gate(function)(), SIZE, dialect) for dialect in ("ghn2", "ghn3")]
+    assert graphs[0].nodes == graphs[1].nodes
+    assert not any(n.primitive in ("cse", "glob_avg") for n in graphs[0].nodes)
+
+
+# -- inputs and outputs ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Output:
+    a: Any
+    b: Any
+
+
+Pair = namedtuple("Pair", "a b")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda a, b: (a, b),
+        lambda a, b: [a, [b]],
+        lambda a, b: {"a": a, "b": (b, None, 3)},
+        Pair,
+        Output,
+        lambda a, b: [Output(a, Output(b, None))],
+    ],
+    ids=["tuple", "list", "dict", "namedtuple", "dataclass", "nested"],
+)
+def test_outputs(wrap: Callable[[Tensor, Tensor], Any]) -> None:
+    graph = trace(Net(lambda m, x: wrap(m.a(x), m.b(x)), a=conv(), b=conv()), SIZE)
+    assert_graph(graph, "input > conv a.weight; input > conv b.weight")
+
+
+def test_two_inputs_and_sizes() -> None:
+    graph = trace(Net(lambda m, x, y: m.a(x) + m.b(y), a=conv(3), b=conv(5)), [(3, 8, 16), (5, 8, 16)])
+    assert_graph(graph, "input > conv a.weight > sum; input > conv b.weight > sum")
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"), [(16, (8, 16, 16)), ((16, 24), (8, 16, 24)), ((8, 16, 24), (8, 16, 24)), (None, (8, 224, 224))]
+)
+def test_input_size(given: Any, seen: tuple[int, ...]) -> None:
+    """Channels are those of the first convolution where they are not given."""
+    assert trace(nn.Sequential(conv()), given).input_size == seen
+
+
+@pytest.mark.parametrize("size", ["224", 224.0, (), (0, 8), (3, 8.0, 8), (1, 2, 3, 4, 5)])
+def test_bad_input_size(size: Any) -> None:
+    with pytest.raises(ValueError, match="input_size must be"):
+        trace(nn.Sequential(conv()), size)
+
+
+def only_32(m: nn.Module, x: Tensor) -> Tensor:
+    if x.shape[-1] != 32:
+        raise AssertionError("32 pixels or nothing")
+    return m.c(x)
+
+
+def test_another_size_is_tried_where_none_is_given() -> None:
+    assert trace(Net(only_32, c=conv())).input_size == (8, 32, 32)
+
+
+def test_a_refused_size_names_model_and_way_out() -> None:
+    with pytest.raises(TraceError, match=r"^Net: .*Pass input_size=.*8x64x64.*32 pixels or nothing"):
+        trace(Net(only_32, c=conv()), 64)
+
+
+def test_real_values_are_had_on_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
+    model = Net(lambda m, x: m.c(x) if m.c(x).sum().item() == 0 else x, c=conv())
+    with caplog.at_level(logging.INFO):
+        graph = trace(model, SIZE)
+    assert_graph(graph, C)
+    assert "Net: the forward pass needs real values" in caplog.text
+    assert "traced on the CPU" in caplog.text
+
+
+def test_no_parameters() -> None:
+    with pytest.raises(TraceError, match="Identity has no parameters"):
+        trace(nn.Identity())
+
+
+def test_nothing_recognised() -> None:
+    with pytest.raises(TraceError, match="Net: none of its 1 parameters was recognised"):
+        trace(Net(lambda m, x: x * m.scale, scale=param(1)), SIZE)
+
+
+def test_what_eval_mode_does_not_use_is_said_so() -> None:
+    model = Net(lambda m, x: (m.c(x), m.aux(x)) if m.training else m.c(x), c=conv(), aux=conv())
+    graph = trace(model.train(), SIZE)
+    assert_graph(graph, C)
+    assert graph.skipped == {"aux.weight": "not used by the forward pass in eval mode"}
+    assert model.training
+
+
+def test_what_does_not_reach_the_output_is_not_used() -> None:
+    graph = trace(Net(lambda m, x: (m.b(x), m.c(x))[1], b=conv(), c=conv()), SIZE)
+    assert_graph(graph, C)
+    assert set(graph.skipped) == {"b.weight"}
+
+
+# -- classifiers -----------------------------------------------------------------------------------------------------
+
+
+def heads(graph: Graph) -> set[str]:
+    return {t.param for t in graph.targets.values() if t.classifier}
+
+
+def pooled(run: Callable[..., Any], **parts: Any) -> Make:
+    return lambda: Net(lambda m, x: run(m, m.c(x).mean((2, 3))), c=conv(), **{k: make() for k, make in parts.items()})
+
+
+def fc() -> nn.Linear:
+    return linear(8, 5, bias=True)
+
+
+def conv_then_pool(m: nn.Module, x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(F.relu(m.l(x)), 1).flatten(1)
+
+
+CLASSIFIERS: dict[str, tuple[Make, set[str]]] = {
+    "linear": (pooled(lambda m, x: m.l(x), l=fc), {"l.weight", "l.bias"}),
+    "convolution": (
+        pooled(lambda m, x: m.l(x[:, :, None, None]).flatten(1), l=lambda: conv(8, 5, bias=True)),
+        {"l.weight", "l.bias"},
+    ),
+    "then softmax": (pooled(lambda m, x: m.l(x).log_softmax(1), l=fc), {"l.weight", "l.bias"}),
+    "then a scale": (pooled(lambda m, x: m.l(x) * m.s, l=fc, s=lambda: param(1)), {"l.weight", "l.bias"}),
+    "two, averaged": (
+        pooled(lambda m, x: (m.l(x) + m.k(x)) / 2, l=fc, k=fc),
+        {"l.weight", "l.bias", "k.weight", "k.bias"},
+    ),
+    "the last of two": (pooled(lambda m, x: m.k(m.l(x)), l=fc, k=lambda: linear(5, 4)), {"k.weight"}),
+    "convolution, then pooling": (lambda: Net(conv_then_pool, l=conv(8, 5, bias=True)), set()),
+    "a norm comes last": (pooled(lambda m, x: m.n(m.l(x)), l=fc, n=lambda: nn.LayerNorm(5)), set()),
+    "features, no logits": (lambda: Net(lambda m, x: m.l(x), l=conv()), set()),
+}
+
+
+@pytest.mark.parametrize(("make", "expected"), CLASSIFIERS.values(), ids=CLASSIFIERS)
+def test_classifier_by_its_place(make: Make, expected: set[str]) -> None:
+    assert heads(trace(make(), SIZE)) == expected
+
+
+def test_classifier_by_get_classifier() -> None:
+    class Distilled(Net):
+        def get_classifier(self) -> tuple[nn.Module, nn.Module]:
+            return self.l, self.k
+
+    model = Distilled(lambda m, x: (m.l(x.mean((2, 3))), m.k(x.mean((2, 3)))), l=fc(), k=fc())
+    assert heads(trace(model, SIZE)) == {"l.weight", "l.bias", "k.weight", "k.bias"}
+
+
+def test_classifier_that_is_not_there() -> None:
+    class Headless(Net):
+        def get_classifier(self) -> nn.Module:
+            return self.head
+
+    graph = trace(Headless(lambda m, x: m.head(m.l(x.mean((2, 3)))), l=fc(), head=nn.Identity()), SIZE)
+    assert not heads(graph)
+
+
+def test_classifier_by_name() -> None:
+    model = pooled(lambda m, x: m.k(m.l(x)), l=fc, k=lambda: linear(5, 4))()
+    assert heads(trace(model, SIZE, classifier=["l"])) == {"l.weight", "l.bias"}
+
+
+# -- distances -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cutoff", [1, 3, 50])
+@pytest.mark.parametrize("seed", range(4))
+def test_distances(seed: int, cutoff: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 120))
+    matrix = np.triu(rng.random((n, n)) < 1.5 / n, 1)
+    matrix |= np.eye(n, k=1, dtype=bool) & (rng.random(n) < 0.9)
+    graph = Graph(tuple(Node("conv", "", None) for _ in range(n)), np.argwhere(matrix), {}, {})
+    expected = shortest_path(csr_array(matrix.astype(float)), unweighted=True)
+    expected[expected > cutoff] = 0
+    assert np.array_equal(graph.distances(cutoff), expected)
+
+
+def test_distances_without_edges() -> None:
+    graph = Graph((Node("input", "", None),), np.empty((0, 2), dtype=np.int64), {}, {})
+    assert graph.distances().tolist() == [[0]]

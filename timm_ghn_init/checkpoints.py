@@ -1,0 +1,361 @@
+"""Find, download, verify and load a GHN.
+
+A checkpoint that has a name is fetched once, verified, and kept as safetensors in `home()`, under a name that says
+where it came from and what its bytes are: "ghn2-3f0c52ab-9d0e5c7f1a2b3c4d.safetensors". So a file that was altered is
+noticed, and files are only ever added (by an atomic rename) or removed, never changed. Files that the user names are
+read where they lie.
+"""
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .download import DownloadError, download, git_blob_id, sha256
+from .formats import CheckpointError, GHNFile, build, check_finite, open_ghn, write_ghn
+from .sources import DEFAULT, KNOWN, SHIPPED, KnownGHN, Source, parse_source
+
+if TYPE_CHECKING:
+    import torch
+
+    from .ghn import GHN
+
+__all__ = ["CheckpointError", "fetch", "home", "is_cached", "load_ghn", "resolve_default", "save_ghn"]
+
+_logger = logging.getLogger(__name__)
+
+_OFFICIAL = "ghn2"
+_FORMAT = "1"  # counts up when converted files change
+
+
+def home() -> Path:
+    """Where fetched GHNs are kept: TIMM_GHN_HOME, by default `timm_ghn_init` in the user's cache folder."""
+    if folder := os.environ.get("TIMM_GHN_HOME"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "timm_ghn_init"
+
+
+def load_ghn(name_or_path: str | Path | Source, device: "torch.device | str | None" = None) -> "GHN":
+    """Load a GHN, fetching it first if need be.
+
+    The same object is returned for the same file and device, as long as it is among the last few that were loaded: it
+    is meant for predicting. To train it, take a `copy.deepcopy`.
+
+    Args:
+        name_or_path: a source ("ghn2", "file:PATH"; what follows the name, as in "ghn2-orth", has no effect here) or
+            the path of a .pt or .safetensors file, which is read where it lies.
+        device: where it is to be. Default: CPU.
+
+    Returns:
+        The GHN in eval mode, float32, no parameter requiring gradients.
+
+    Raises:
+        CheckpointError: the file cannot be had, read or trusted.
+        ValueError: no source of that name.
+    """
+    import torch
+
+    path = _as_path(name_or_path)
+    fetched = path is None
+    if path is None:
+        path = fetch(str(name_or_path))
+    place = torch.empty(0, device=device or "cpu").device  # "cuda" and "cuda:0" are one place
+    with _loading:
+        return _load(_stamp(path), fetched, str(place))
+
+
+def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Save a GHN as safetensors, with its config in the metadata; `load_ghn(path)` reads it back.
+
+    Args:
+        ghn: on any device; saved as float32.
+        path: must end in .safetensors. An older file there is replaced when the new one is complete.
+        metadata: more entries for the file's metadata, e.g. how the GHN was trained.
+
+    Raises:
+        ValueError: another suffix, or metadata that are not strings.
+        CheckpointError: NaN or inf in a tensor, which is named.
+        OSError: the file cannot be written; then nothing is left behind.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: a GHN is saved as .safetensors.")
+    metadata = dict(metadata or {})
+    if not all(isinstance(text, str) for item in metadata.items() for text in item):
+        raise ValueError(f"{path}: metadata must be strings, names and values.")
+
+    def load(name: str, tensor: "torch.Tensor") -> "torch.Tensor":
+        check_finite(tensor, name, path)
+        return tensor.detach().float().cpu().contiguous()
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tensors = {name: partial(load, name, tensor) for name, tensor in ghn.state_dict().items()}
+    try:
+        write_ghn(temporary, ghn.config, tensors, metadata)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fetch(name: str | Source, progress: bool | None = None) -> Path:
+    """Make sure that a GHN is on this machine.
+
+    Processes that ask for the same GHN at the same time wait for the first one. An interrupted download goes on where
+    it stopped.
+
+    Args:
+        name: a source; what follows its name has no effect here.
+        progress: show progress bars; None shows them where stderr is a terminal.
+
+    Returns:
+        Path of the file, safetensors for all but "file:PATH", which is returned as it is.
+
+    Raises:
+        CheckpointError: the file cannot be had or trusted, or `home()` cannot be written.
+        ValueError: no source of that name.
+    """
+    source = resolve_default(parse_source(name), progress)
+    ghn = source.known
+    if ghn is None:
+        assert source.path is not None  # nothing else is left
+        return source.path
+    if ghn.local_path is not None:
+        if not ghn.local_path.is_file():
+            raise CheckpointError(f"{ghn.name}: this installation has no {ghn.local_path}. {_WAYS_OUT}")
+        return ghn.local_path
+    if found := _find(ghn):
+        return found
+    with _locked(ghn):
+        return _find(ghn) or _obtain(ghn, progress)  # it may have come while we waited
+
+
+def is_cached(name: str) -> bool:
+    """Whether there is a fetched (or shipped) file for a name in `KNOWN`; its bytes are checked when it is loaded."""
+    ghn = KNOWN[name]
+    return ghn.local_path.is_file() if ghn.local_path else bool(_candidates(ghn))
+
+
+def resolve_default(source: str | Source, progress: bool | None = None) -> Source:
+    """Say which GHN "ghn" means here; any other source is returned as it is.
+
+    It is what the environment variable TIMM_GHN_DEFAULT names; else the official `ghn2`, if it is on this machine or
+    can be fetched; else the GHN that ships with the package, which one warning says. A failed fetch is remembered, so
+    that no later call waits for the network again.
+
+    Returns:
+        The source with the name of the GHN that is really used, all else unchanged.
+
+    Raises:
+        CheckpointError: none of these is to be had.
+        ValueError: TIMM_GHN_DEFAULT names no GHN, or more than a GHN.
+    """
+    source = parse_source(source)
+    if source.name != DEFAULT:
+        return source
+    named = os.environ.get("TIMM_GHN_DEFAULT") or DEFAULT
+    chosen = parse_source(named)
+    if str(chosen) != chosen.name:
+        raise ValueError(f"TIMM_GHN_DEFAULT={named}: it names a GHN and no more. Use TIMM_GHN_DEFAULT={chosen.name}.")
+    name = chosen.name if chosen.name != DEFAULT else _official_or_shipped(progress)
+    return replace(source, name=name)
+
+
+_WAYS_OUT = (
+    "Ways out: fetch ghn2 where there is a network (timm-ghn-init fetch ghn2) and copy TIMM_GHN_HOME here; or download "
+    "a checkpoint by hand and name it as file:PATH, in the source or in TIMM_GHN_DEFAULT."
+)
+
+_failed: dict[tuple[Path, str], str] = {}  # (home, endpoint) -> why the official GHN could not be fetched
+
+
+def _official_or_shipped(progress: bool | None) -> str:
+    official, shipped = KNOWN[_OFFICIAL], KNOWN[SHIPPED]
+    has_shipped = shipped.local_path is not None and shipped.local_path.is_file()
+    if _find(official):
+        return official.name
+    place = (home(), _url(official))
+    if place not in _failed:
+        try:
+            fetch(official.name, progress)
+            return official.name
+        except CheckpointError as error:
+            _failed[place] = str(error)
+            if has_shipped:
+                _logger.warning("%s Using %s, the GHN that ships with this package, instead.", error, shipped.name)
+    if not has_shipped:
+        raise CheckpointError(f"{_failed[place]} This installation ships no GHN to use instead. {_WAYS_OUT}")
+    return shipped.name
+
+
+# Loading
+
+_loading = threading.Lock()
+
+
+class _Stamp(NamedTuple):
+    """What tells one content of a file from another, without reading it."""
+
+    path: Path
+    size: int
+    modified: int
+    inode: int
+
+
+def _stamp(path: Path) -> _Stamp:
+    try:
+        stat = path.stat()
+    except OSError:  # opening it will say what is wrong
+        return _Stamp(path, 0, 0, 0)
+    return _Stamp(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=2)
+def _load(stamp: _Stamp, fetched: bool, device: str) -> "GHN":
+    with open_ghn(stamp.path, mapped=fetched) as file:
+        return build(file, device)
+
+
+def _as_path(name_or_path: str | Path | Source) -> Path | None:
+    """The path that the user names, None if it is a GHN's name."""
+    if isinstance(name_or_path, Path):
+        return name_or_path
+    text = str(name_or_path)
+    if text.endswith((".pt", ".safetensors")) and not text.startswith("file:"):
+        return Path(text).expanduser()
+    return resolve_default(name_or_path).path
+
+
+# Fetching
+
+
+def _prefix(ghn: KnownGHN) -> str:
+    """How the names of this GHN's converted files begin; another version of it has another prefix."""
+    return f"{ghn.name}-{hashlib.sha256(f'{_FORMAT} {ghn.origin}'.encode()).hexdigest()[:8]}-"
+
+
+@lru_cache(maxsize=64)
+def _digest(stamp: _Stamp) -> str:
+    return sha256(stamp.path)[:16]
+
+
+def _candidates(ghn: KnownGHN) -> list[Path]:
+    return sorted(home().glob(f"{_prefix(ghn)}*.safetensors"))
+
+
+def _find(ghn: KnownGHN) -> Path | None:
+    """The fetched file, if its bytes are what they were when it was written."""
+    for path in _candidates(ghn):
+        if path.stem == _prefix(ghn) + _digest(_stamp(path)):
+            return path
+    return None
+
+
+@contextmanager
+def _locked(ghn: KnownGHN) -> Iterator[None]:
+    """Only one process at a time; it writes to `home()`."""
+    from filelock import FileLock
+
+    folder = home()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{ghn.name}.lock"):
+            yield
+    except (OSError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{ghn.name} cannot be kept in {folder} ({type(error).__name__}: {error}). Make room there and let it be "
+            "written to, or set TIMM_GHN_HOME to another folder."
+        ) from error
+
+
+def _obtain(ghn: KnownGHN, progress: bool | None) -> Path:
+    for path in _candidates(ghn):
+        _logger.warning("%s was altered since it was written: removing it and fetching %s again.", path, ghn.name)
+        path.unlink()
+    if ghn.hub:
+        return _convert(_from_hub(ghn), ghn, progress)
+    path = home() / f"{ghn.file}.part"
+    _download_verified(ghn, path, progress)
+    try:
+        return _convert(path, ghn, progress)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _url(ghn: KnownGHN) -> str:
+    return f"{(os.environ.get('TIMM_GHN_ENDPOINT') or ghn.url).rstrip('/')}/{ghn.file}"
+
+
+def _download_verified(ghn: KnownGHN, path: Path, progress: bool | None) -> None:
+    """Download to `path`, from its beginning if what was there is of another file."""
+    url, resumed = _url(ghn), True
+    while resumed:
+        resumed = path.exists()
+        try:
+            download(url, path, progress)
+        except DownloadError as error:
+            raise CheckpointError(
+                f"{ghn.name}: {error}. Try again with a network (it goes on where it stopped), set TIMM_GHN_ENDPOINT "
+                f"to a mirror, or download {ghn.file} by hand and use file:PATH."
+            ) from error
+        blob = git_blob_id(path)
+        if blob == ghn.blob:
+            return
+        path.unlink()
+    raise CheckpointError(
+        f"{ghn.name}: what {url} sent is not {ghn.file} (its git blob id is {blob}, not {ghn.blob}); it was removed. "
+        "A proxy may be in the way: download it by hand and use file:PATH."
+    )
+
+
+def _from_hub(ghn: KnownGHN) -> Path:
+    """Through huggingface_hub, whose business are its cache, interrupted downloads, tokens and working offline."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(ghn.hub, ghn.file))
+    except Exception as error:  # its errors have no common base
+        cause = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise CheckpointError(
+            f"{ghn.name}: {ghn.file} cannot be had from the Hugging Face Hub repository {ghn.hub} ({cause}). Try again "
+            "with a network, or download it by hand and use file:PATH."
+        ) from error
+
+
+def _convert(path: Path, ghn: KnownGHN, progress: bool | None) -> Path:
+    """Check a checkpoint and write it to `home()` as safetensors, tensor by tensor."""
+    from tqdm import tqdm
+
+    metadata = {
+        "name": ghn.name,
+        "origin": ghn.origin,
+        "license": ghn.license,
+        "paper": f"{ghn.paper} (arXiv:{ghn.arxiv})",
+        "dataset": ghn.dataset,
+    }
+    temporary = home() / f"{ghn.name}.tmp"
+    try:
+        with open_ghn(path) as file:
+            bar = tqdm(desc=f"Converting {ghn.name}", total=len(file.tensors), delay=1, disable=_disable(progress))
+            with bar:
+                tensors = {name: partial(_load_counted, file, name, bar) for name in file.tensors}
+                digest = write_ghn(temporary, file.config, tensors, metadata)
+        target = home() / f"{_prefix(ghn)}{digest[:16]}.safetensors"
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def _load_counted(file: GHNFile, name: str, bar: Any) -> "torch.Tensor":
+    bar.update()
+    return file.load(name)
+
+
+def _disable(progress: bool | None) -> bool | None:
+    return None if progress is None else not progress

@@ -1,0 +1,215 @@
+"""Random initialisation, carried out only where its result is kept.
+
+Building a model spends most of its time on drawing random values that a prediction then replaces. Inside a
+`DeferredInit` block the operations that draw them are noted down instead. Afterwards they are carried out for the
+tensors that keep their values, bit for bit as without the block: what they need is the state that the global generator
+would have had, and a second thread finds that by advancing a copy of the generator while the model is being built.
+
+An operation that is not known here runs as always, after whatever it reads has been carried out.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Collection, Iterable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_aten = torch.ops.aten
+
+# How many 32-bit draws the CPU generator spends on a float32 tensor of n values; None: that depends on more than n.
+_DRAWS: dict[Any, Callable[[int], int | None]] = {
+    _aten.uniform_.default: lambda n: n,
+    # Values come in blocks of 16; if n is no multiple, the last block is drawn a second time.
+    _aten.normal_.default: lambda n: None if n < 16 else n + 16 * (n % 16 > 0),
+}
+_OVERWRITES = (_aten.zero_.default, _aten.fill_.Scalar, _aten.copy_.default)
+_CHUNK = 1 << 14
+
+
+class _Call(NamedTuple):
+    """An operation that was put off: a random one with the generator's state before it, or one that builds on it."""
+
+    func: Any
+    args: Any
+    kwargs: Any
+    state: list[Tensor] | None
+
+
+class DeferredInit(TorchDispatchMode):
+    """Puts off random in-place initialisation of CPU tensors until `settle`.
+
+    Use it as a context manager around the construction of a model, then call `settle`; leaving the block without
+    having done so settles everything.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pending: dict[int, list[_Call]] = {}  # by storage
+        self._stream = _Stream()
+        self._open = False
+
+    @classmethod
+    def is_exact(cls) -> bool:
+        """Whether this PyTorch's generator spends its draws as `_DRAWS` says."""
+        return _draws_are_known()
+
+    def __enter__(self) -> "DeferredInit":
+        self._open = True
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            if error[0] is None:
+                self.settle(())
+            else:
+                self._close()
+        finally:
+            self._stream.finish()
+
+    def settle(self, overwritten: Collection[Tensor]) -> None:
+        """Carry out what was put off, but for tensors that are about to be overwritten whole, and end the block.
+
+        Afterwards the global generator has the state that it would have had without the block.
+        """
+        if not self._open:
+            return
+        self._close()
+        dropped = {_storage(t) for t in overwritten if _covers_storage(t)}
+        for key in [k for k in self._pending if k in dropped]:
+            del self._pending[key]
+        self._carry_out(list(self._pending))
+        torch.default_generator.set_state(self._stream.state())
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            super().__exit__(None, None, None)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return self._random(func, args, kwargs)
+        if not self._pending:
+            return func(*args, **kwargs)
+        keys = [key for t in _tensors(args, kwargs) if (key := _storage(t)) in self._pending]
+        if not keys or _is_view(func):
+            return func(*args, **kwargs)
+        if func in _OVERWRITES and keys == [_storage(args[0])] and _covers_storage(args[0]):
+            del self._pending[keys[0]]
+        elif func._schema.is_mutable and len(_tensors(args, kwargs)) == 1:
+            self._pending[keys[0]].append(_Call(func, args, kwargs, None))
+            return args[0]
+        else:
+            self._carry_out(keys)
+        return func(*args, **kwargs)
+
+    def _random(self, func: Any, args: Any, kwargs: Any) -> Any:
+        x = args[0] if args and isinstance(args[0], Tensor) else None
+        known = x is not None and x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
+        draws = _DRAWS[func](x.numel()) if known and func in _DRAWS and kwargs.get("generator") is None else None
+        if draws is not None and x is not None:
+            call = _Call(func, args, kwargs, self._stream.advance(draws))
+            self._pending.setdefault(_storage(x), []).append(call)
+            return x
+        self._carry_out([_storage(t) for t in _tensors(args, kwargs)])
+        torch.default_generator.set_state(self._stream.state())
+        out = func(*args, **kwargs)
+        self._stream.restart(torch.default_generator.get_state())
+        return out
+
+    @torch.no_grad()
+    def _carry_out(self, keys: Iterable[int]) -> None:
+        calls = [call for key in keys for call in self._pending.pop(key, ())]
+        if any(call.state is not None for call in calls):
+            self._stream.wait()
+        generator = torch.Generator()
+        for func, args, kwargs, state in calls:
+            if state is not None:
+                kwargs = {**kwargs, "generator": generator.set_state(state[0])}
+            func(*args, **kwargs)
+
+
+class _Stream:
+    """A copy of the global CPU generator that another thread advances."""
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().set_state(torch.default_generator.get_state())
+        self._requests: queue.Queue[tuple[int, list[Tensor]] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def advance(self, draws: int) -> list[Tensor]:
+        """Skip draws; the list returned holds the state before them as soon as `wait` has returned."""
+        before: list[Tensor] = []
+        self._requests.put((draws, before))
+        return before
+
+    def wait(self) -> None:
+        self._requests.join()
+
+    def state(self) -> Tensor:
+        self.wait()
+        return self._generator.get_state()
+
+    def restart(self, state: Tensor) -> None:
+        self.wait()
+        self._generator.set_state(state)
+
+    def finish(self) -> None:
+        self._requests.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (request := self._requests.get()) is not None:
+            draws, before = request
+            before.append(self._generator.get_state())
+            skip(self._generator, draws)
+            self._requests.task_done()
+        self._requests.task_done()
+
+
+def skip(generator: torch.Generator, draws: int) -> None:
+    """Advance a CPU generator by a number of 32-bit draws: two for each int64, one for each uint8."""
+    pairs = torch.empty(min(draws // 2, _CHUNK), dtype=torch.int64)
+    for start in range(0, draws // 2, _CHUNK):
+        pairs[: draws // 2 - start].random_(generator=generator)
+    torch.empty(draws % 2, dtype=torch.uint8).random_(generator=generator)
+
+
+@lru_cache(maxsize=1)
+def _draws_are_known() -> bool:
+    for func, draws in _DRAWS.items():
+        for n in (16, 37, 4096, 4099):
+            one, other = torch.Generator().manual_seed(n), torch.Generator().manual_seed(n)
+            func(torch.empty(n), generator=one)
+            skip(other, draws(n) or 0)
+            if not torch.equal(one.get_state(), other.get_state()):
+                return False
+    return True
+
+
+def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
+    found = []
+    for a in (*args, *kwargs.values()):
+        found.extend(t for t in (a if isinstance(a, (list, tuple)) else (a,)) if isinstance(t, Tensor))
+    return found
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _covers_storage(tensor: Tensor) -> bool:
+    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+
+
+def _is_view(func: Any) -> bool:
+    """Whether an operator only looks at its argument's memory under another shape."""
+    aliases = [r.alias_info for r in func._schema.returns]
+    return bool(aliases) and all(a is not None and not a.is_write for a in aliases)
+

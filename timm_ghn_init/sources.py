@@ -1,0 +1,310 @@
+"""The strings that name an initialisation, "ghn2-orth?layer=94&seed=1", and the hypernetworks that they can name.
+
+    NAME[-orth][?key=value&...]
+
+`NAME` is a row of `KNOWN`, `file:PATH` (.pt or .safetensors) or `ghn`, the default GHN; `-orth` adds the
+post-processing of arXiv 2207.10049, Section 3. `KEYS` lists the keys.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+DEFAULT = "ghn"
+SHIPPED = "ghn2-formula"
+
+_PPUDA = "https://raw.githubusercontent.com/facebookresearch/ppuda/4673a42507a9dcd0a5ae04e74599e8c92af689b9/checkpoints"
+_GHN3_HUB = "SamsungSAILMontreal/ghn3"
+
+Dataset = Literal["imagenet-1k", "cifar-10", "formula"]
+
+
+@dataclass(frozen=True)
+class KnownGHN:
+    """A hypernetwork that has a name. Its file comes from one of `url`, `hub` and `local`.
+
+    Attributes:
+        name: as in a source string.
+        file: file name, below `url`, in the Hub repository or in the package.
+        description: one line for lists.
+        paper: title.
+        arxiv: identifier of the paper.
+        license: SPDX identifier, lower case as in timm.
+        dataset: what the GHN was trained on.
+        url: folder to download from.
+        blob: git blob id of the file below `url`: sha1 of b"blob <size>\\0" + its bytes.
+        hub: Hugging Face Hub repository.
+        local: folder inside the package.
+    """
+
+    name: str
+    file: str
+    description: str
+    paper: str
+    arxiv: str
+    license: str = "mit"
+    dataset: Dataset = "imagenet-1k"
+    url: str = ""
+    blob: str = ""
+    hub: str = ""
+    local: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Where the file comes from, exactly enough to tell one version of it from another."""
+        if self.local:
+            return f"package:{self.local}/{self.file}"
+        return f"hf-hub:{self.hub}/{self.file}" if self.hub else f"{self.url}/{self.file}#{self.blob}"
+
+    @property
+    def local_path(self) -> Path | None:
+        """The file inside the package, for a GHN that ships with it."""
+        return Path(__file__).parent / self.local / self.file if self.local else None
+
+
+def _ppuda(name: str, file: str, blob: str, description: str, dataset: Dataset = "imagenet-1k") -> KnownGHN:
+    paper = "Parameter Prediction for Unseen Deep Architectures"
+    return KnownGHN(name, file, description, paper, "2110.13100", dataset=dataset, url=_PPUDA, blob=blob)
+
+
+def _ghn3(size: str, file: str, description: str) -> KnownGHN:
+    paper = "Can We Scale Transformers to Predict Parameters of Diverse ImageNet Models?"
+    return KnownGHN(f"ghn3-{size}", file, description, paper, "2303.04143", hub=_GHN3_HUB)
+
+
+_GHN2_CIFAR, _GHN1_CIFAR = "4f290e0fad1b73066eeabb50be52e0c377d0b15b", "0c97a283aefc0445dd357c08f1b36698149b8013"
+_MLP_CIFAR = "3a987c98b437fd2dfc603668a846f2b632ed28a3"
+
+KNOWN: dict[str, KnownGHN] = {
+    ghn.name: ghn
+    for ghn in (
+        _ppuda("ghn2", "ghn2_imagenet.pt", "7b5d6733e9fdf0069bc6186cad3a0b1b54fda68d", "GHN-2 for ImageNet"),
+        _ppuda("ghn1", "ghn1_imagenet.pt", "985ebeb350c4ae79e0553d88c07d986fa69c227b", "GHN-1 for ImageNet"),
+        _ppuda("ghn2-cifar10", "ghn2_cifar10.pt", _GHN2_CIFAR, "GHN-2 for CIFAR-10", "cifar-10"),
+        _ppuda("ghn1-cifar10", "ghn1_cifar10.pt", _GHN1_CIFAR, "GHN-1 for CIFAR-10", "cifar-10"),
+        _ppuda("mlp-cifar10", "mlp_cifar10.pt", _MLP_CIFAR, "Baseline without messages, for CIFAR-10", "cifar-10"),
+        _ghn3("t", "ghn3tm8.pt", "GHN-3 for ImageNet, tiny: 7 M parameters, 27 MB"),
+        _ghn3("s", "ghn3sm8.pt", "GHN-3 for ImageNet, small"),
+        _ghn3("l", "ghn3lm8.pt", "GHN-3 for ImageNet, large"),
+        _ghn3("xl", "ghn3xlm16.pt", "GHN-3 for ImageNet, extra large: 654 M parameters, 2.5 GB"),
+        KnownGHN(
+            SHIPPED,
+            f"{SHIPPED}.safetensors",
+            "GHN-2 trained by this project on images made by formula; ships with the package",
+            "Parameter Prediction for Unseen Deep Architectures",
+            "2110.13100",
+            license="apache-2.0",
+            dataset="formula",
+            local="data",
+        ),
+    )
+}
+
+
+class _Key(NamedTuple):
+    """One `key=value`: how its value is read from text (ValueError if it cannot be), and which values there are."""
+
+    read: Callable[[str], Any]
+    valid: Callable[[Any], bool]
+    wanted: str
+    field: str
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"-?[0-9]+", text):  # int() takes "1_0" and " 1" as well
+        raise ValueError(text)
+    return int(text)
+
+
+def _flag(text: str) -> bool:
+    return {"0": False, "1": True}[text]
+
+
+def _is_int(value: Any, low: int, high: int = 2**63 - 1) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _is_beta(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+
+
+def _is_bool(value: Any) -> bool:
+    return type(value) is bool
+
+
+# In the order in which `str(source)` writes them.
+KEYS: dict[str, _Key] = {
+    "layer": _Key(
+        lambda text: text if text == "auto" else _whole(text),
+        lambda value: value == "auto" or _is_int(value, 1),
+        "a whole number from 1 on, or auto",
+        "layer",
+    ),
+    "beta": _Key(float, _is_beta, "a finite number from 0 on, e.g. 3e-5", "beta"),
+    "seed": _Key(_whole, lambda value: value is None or _is_int(value, 0), "a whole number from 0 on", "seed"),
+    "orth": _Key(_flag, _is_bool, "0 or 1", "orthogonal"),
+    "classifier": _Key(_flag, _is_bool, "0 or 1", "classifier"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which GHN predicts, and what is done with its prediction.
+
+    `str(source)` writes the shortest string that `parse_source` reads back to an equal source.
+
+    Attributes:
+        name: a name in `KNOWN`, "ghn" or "file:PATH".
+        orth: post-process the prediction (arXiv 2207.10049, Section 3).
+        layer: the first layer that is post-processed, counted from 1; "auto" leaves the choice to the package.
+        beta: scale of the noise that post-processing adds, Eq. (1); 0 adds none.
+        seed: of everything that is drawn at random. None means 0 where nobody says otherwise, so that a caller's own
+            `seed` argument can tell a source that names one from a source that does not.
+        orthogonal: whether post-processing makes weights orthogonal, Eq. (2), or only adds its noise. The key `orth`:
+            "ghn2-orth?orth=0" is noise alone, "ghn2?orth=1" is the same as "ghn2-orth".
+        classifier: whether the classification layer is predicted.
+
+    Raises:
+        ValueError: no such GHN, or a value outside of what `KEYS` allows.
+    """
+
+    name: str = DEFAULT
+    orth: bool = False
+    layer: int | Literal["auto"] = "auto"
+    beta: float = 3e-5
+    seed: int | None = None
+    orthogonal: bool = True
+    classifier: bool = True
+
+    def __post_init__(self) -> None:
+        _check_name(self.name, self.name)
+        if not _is_bool(self.orth):
+            raise ValueError(f"Source {self.name!r}: orth must be True or False, not {self.orth!r}.")
+        for name, key in KEYS.items():
+            value = getattr(self, key.field)
+            if not key.valid(value):
+                raise ValueError(f"Source {self.name!r}: {name} must be {key.wanted}, not {value!r}.")
+        if not (self.orth or self.orthogonal):
+            raise ValueError(f"Source {self.name!r}: orthogonal=False (noise only) needs orth=True.")
+        object.__setattr__(self, "beta", float(self.beta))
+
+    def __str__(self) -> str:
+        pairs = [
+            f"{name}={int(value) if type(value) is bool else value}"
+            for name, key in KEYS.items()
+            if (value := getattr(self, key.field)) != _DEFAULTS[key.field]
+        ]
+        return self.name + "-orth" * self.orth + ("?" + "&".join(pairs) if pairs else "")
+
+    @property
+    def known(self) -> KnownGHN | None:
+        """The named GHN; None for "ghn" and for files."""
+        return KNOWN.get(self.name)
+
+    @property
+    def path(self) -> Path | None:
+        """The file of a "file:PATH" source."""
+        return Path(self.name.removeprefix("file:")).expanduser() if self.name.startswith("file:") else None
+
+    @property
+    def tag(self) -> str | None:
+        """This source as the tag of a timm model name ("convnext_base.ghn2-orth"); None if it has a path or keys."""
+        text = str(self)
+        return None if self.path or "?" in text else text
+
+
+_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Source)}
+
+# A file's path may hold anything as long as it ends in one of the suffixes, also "?" and "-orth".
+_SYNTAX = re.compile(r"(?P<name>file:.+\.(?:pt|safetensors)|[^?]*?)(?P<orth>[-_]orth)?(?:\?(?P<query>.*))?", re.DOTALL)
+
+# What begins like one of ours: no path (those have separators), no other word that merely starts with these letters.
+_CLAIMED = re.compile(r"file:.*|(?:ghn(?:orth|(?![a-z]))|mlp[-_]cifar)[^/\\?]*(?:\?.*)?", re.DOTALL | re.IGNORECASE)
+
+
+def is_source(text: object) -> bool:
+    """Whether something is meant to be one of our sources, so that `parse_source` is to be asked (and may raise).
+
+    True for all that parses and for what begins like it ("ghn2-ort", "GHN2", "ghn9?layr=3"), so that a slip of the pen
+    is an error instead of some other weights. False for timm's own tags, paths, other words and anything but strings.
+    """
+    return isinstance(text, Source) or (isinstance(text, str) and _CLAIMED.fullmatch(text) is not None)
+
+
+def parse_source(text: str | Source) -> Source:
+    """Read a source string; the inverse of `str(source)`.
+
+    Args:
+        text: NAME[-orth][?key=value&...]. "_" is accepted for "-" in names: "ghn2_orth" is "ghn2-orth".
+
+    Raises:
+        ValueError: no such GHN (the message lists all, and close matches), an unknown or repeated key, a bad value.
+
+    Example:
+        >>> parse_source("ghn2_orth?layer=94")
+        Source(name='ghn2', orth=True, layer=94, beta=3e-05, seed=None, orthogonal=True, classifier=True)
+    """
+    if isinstance(text, Source):
+        return text
+    match = _SYNTAX.fullmatch(text)
+    assert match is not None  # the pattern's last alternatives match anything
+    name, orth, query = match["name"], bool(match["orth"]), match["query"]
+    if not name.startswith("file:"):
+        name = name.replace("_", "-")
+    _check_name(name, text)
+    values = _read_query(query, text) if query is not None else {}
+    if not orth:  # without post-processing so far, orth=1 asks for it and orth=0 for nothing
+        orth = values.pop("orthogonal", False)
+    return Source(name, orth, **values)
+
+
+def list_sources() -> list[Source]:
+    """All sources with a name, each without and with post-processing; "ghn", the default, comes first."""
+    names = [DEFAULT, *(n for n, ghn in KNOWN.items() if ghn.local_path is None or ghn.local_path.is_file())]
+    return [Source(name, orth) for name in names for orth in (False, True)]
+
+
+def _read_query(query: str, text: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pair in query.split("&"):
+        name, equals, value = pair.partition("=")
+        if name not in KEYS or not equals:
+            raise ValueError(
+                f"Source {text!r}: {pair!r} is not key=value with one of the keys {', '.join(KEYS)}."
+                + _did_you_mean(name, list(KEYS))
+            )
+        key = KEYS[name]
+        if key.field in values:
+            raise ValueError(f"Source {text!r}: the key {name} is given twice.")
+        try:
+            values[key.field] = key.read(value)
+            if not key.valid(values[key.field]):
+                raise ValueError(value)
+        except (ValueError, KeyError):
+            raise ValueError(f"Source {text!r}: {name} must be {key.wanted}, not {value!r}.") from None
+    return values
+
+
+def _check_name(name: str, text: str) -> None:
+    """Raise unless there is a GHN of that name; `text` is what the user wrote."""
+    if name == DEFAULT or name in KNOWN:
+        return
+    if name.startswith("file:"):
+        if re.fullmatch(r"file:.+\.(?:pt|safetensors)", name, re.DOTALL):
+            return
+        raise ValueError(f"Source {text!r}: the path after file: must end in .pt or .safetensors.")
+    as_file = f" For a file, write file:{text}." if re.search(r"\.(pt|safetensors)", text) else ""
+    raise ValueError(
+        f"Unknown GHN source {text!r}.{as_file}{_did_you_mean(text.split('?')[0], [str(s) for s in list_sources()])} "
+        f"Sources: {', '.join([DEFAULT, *KNOWN])}, file:PATH (.pt or .safetensors), each also with -orth and with "
+        f"?key=value&... ({', '.join(KEYS)})."
+    )
+
+
+def _did_you_mean(word: str, words: list[str]) -> str:
+    close = difflib.get_close_matches(word.lower().replace("_", "-"), words, n=3)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
