@@ -27,7 +27,7 @@ from fnmatch import fnmatch
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
@@ -40,7 +40,7 @@ import timm_ghn_init
 from timm_ghn_init import assign
 from timm_ghn_init.checkpoints import load_ghn
 from timm_ghn_init.ghn import GHN
-from timm_ghn_init.graph import Graph, trace
+from timm_ghn_init.graph import Dialect, Graph, trace
 from timm_ghn_init.graph.isolate import isolated
 from timm_ghn_init.graph.primitives import is_layer
 
@@ -109,7 +109,7 @@ def on_meta(task: Task) -> Record:
     start = time.perf_counter()
     model = build_on_meta(task.library, task.name)
     built = time.perf_counter()
-    graph = trace(model, dialect=task.dialect)
+    graph = trace(model, dialect=cast(Dialect, task.dialect))
     traced = time.perf_counter()
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     unpredicted: dict[str, dict[str, int]] = defaultdict(dict)  # reason -> {parameter: values}
@@ -148,10 +148,7 @@ def missed_layers(model: nn.Module, graph: Graph) -> list[str]:
 
 def used(model: nn.Module, size: tuple[int, ...]) -> set[str]:
     """Parameters that the outputs depend on, by autograd."""
-    with isolated(model, "meta") as parameters:
-        for p in parameters.values():
-            p.requires_grad_(p.is_floating_point())
-        outputs = [t for t in tree_leaves(model(torch.zeros((2, *size), device="meta"))) if isinstance(t, Tensor)]
+    parameters, outputs = differentiable(model, size)
     seen: set[Any] = set()
     stack: list[Any] = [t.grad_fn for t in outputs if t.grad_fn is not None]
     leaves = set()
@@ -164,6 +161,15 @@ def used(model: nn.Module, size: tuple[int, ...]) -> set[str]:
             leaves.add(id(node.variable))
         stack.extend(after for after, _ in node.next_functions if after is not None)
     return {name for name, p in parameters.items() if id(p) in leaves}
+
+
+def differentiable(model: nn.Module, size: tuple[int, ...]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Stand-ins of the parameters, requiring gradients, and the outputs of one forward pass on meta, in eval mode."""
+    with isolated(list(model.modules()), dict(model.named_parameters()), "meta") as parameters:
+        for p in parameters.values():
+            p.requires_grad_(p.is_floating_point())
+        output = model(torch.zeros((2, *size), device="meta"))
+    return parameters, [t for t in tree_leaves(output) if isinstance(t, Tensor)]
 
 
 # -- in memory -------------------------------------------------------------------------------------------------------
@@ -354,8 +360,8 @@ def machine() -> list[str]:
     info = Path("/proc/cpuinfo")
     if info.exists():
         cpu = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), cpu)
-    versions = " ".join(f"{package} {version(package)}," for package in ("torch", "timm", "torchvision"))
-    return [f"{versions} Python {platform.python_version()}; {os.cpu_count()} cores, {cpu}. All on meta: no arithmetic.", ""]
+    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "timm", "torchvision"))
+    return [f"{versions}, Python {platform.python_version()}; {os.cpu_count()} cores, {cpu}.", ""]
 
 
 def section(library: str, dialect: str, measured: list[Record], runs: list[Record]) -> list[str]:
@@ -364,7 +370,7 @@ def section(library: str, dialect: str, measured: list[Record], runs: list[Recor
     reasons = numbered_reasons(good)
     lines = [f"## {library}, graphs for {dialect.upper().replace('GHN', 'GHN-')}", ""]
     lines += bars(measured, good, runs, len(modules))
-    lines += ["", "| module | models | built | predicted, min | mean | nodes, min | median | max | seconds | the rest |"]
+    lines += ["", "| module | models | built | predicted, min | mean | nodes, min | median | max | seconds | rest |"]
     lines += ["|---|---:|---:|---:|---:|---:|---:|---:|---:|---|"]
     groups: dict[str, list[Record]] = defaultdict(list)
     for r in measured:
@@ -404,8 +410,8 @@ def bars(measured: list[Record], good: list[Record], runs: list[Record], registe
         f"| convolution and linear weights that are used and not predicted | 0 | {missed} |",
         f"| the sweep, {jobs} processes | {SECONDS} s | {wall:.0f} s |",
         "",
-        f"One trace takes {statistics.median(traces):.2f} s (median), {traces[int(0.95 * len(traces))]:.2f} s (95th percentile), "
-        f"{traces[-1]:.1f} s (longest). Graphs have {nodes[0]} to {nodes[-1]} nodes, median "
+        f"One trace on meta takes {statistics.median(traces):.2f} s (median), {traces[int(0.95 * len(traces))]:.2f} s "
+        f"(95th percentile), {traces[-1]:.1f} s (longest). Graphs have {nodes[0]} to {nodes[-1]} nodes, median "
         f"{statistics.median(nodes):.0f}. Load average of the machine before the sweep: {load:.1f}.",
     ]
 
@@ -437,7 +443,8 @@ def failures(measured: list[Record], good: list[Record]) -> list[str]:
     for r in sorted(good, key=share):
         if share(r) < SHARE:
             reason, parameters = max(r["unpredicted"].items(), key=lambda item: sum(item[1].values()))
-            lines.append(f"* {r['key'][2]}: {share(r):.2%}; `{max(parameters, key=parameters.__getitem__)}` is {reason}")
+            largest = max(parameters, key=parameters.__getitem__)
+            lines.append(f"* {r['key'][2]}: {share(r):.2%}; `{largest}` is {reason}")
         lines += [f"* {r['key'][2]}: `{name}` is used and not predicted" for name in r["violations"]]
     return ["Below the bars:", "", *lines, ""] if lines else []
 
@@ -448,17 +455,18 @@ def real_section(real: list[Record]) -> list[str]:
     lines = [
         "## In memory",
         "",
-        f"{len(clean)} of {len(done)} models are clean: every predicted parameter is written completely, finite and not "
-        "constant, the others are bit for bit what they were, and one forward pass in eval mode gives finite outputs. "
-        f"Predicted and written in {sum(r['seconds']['predict'] for r in clean):.0f} s.",
+        f"{len(clean)} of {len(done)} predictions are clean: every predicted parameter is written completely, finite "
+        "and not constant, the others are bit for bit what they were, and one forward pass in eval mode gives finite "
+        "outputs.",
+        f"Traced, predicted and written in {sum(r['seconds']['predict'] for r in clean):.0f} s.",
         "",
     ]
     for r in sorted(done, key=lambda r: r["key"]):
         faults = r.get("faults", [r["error"]] if "error" in r else [])
         if faults:
             lines.append(f"* {r['key'][2]} ({r['key'][3]}): {len(faults)} faults, {faults[0]}")
-    by_dialect = Counter(r["key"][3] for r in done)
-    lines += ["", "Models: " + ", ".join(f"{count} with {dialect}" for dialect, count in sorted(by_dialect.items())) + "."]
+    for (library, dialect, ghn), count in sorted(Counter((r["key"][1], *r["key"][3:]) for r in done).items()):
+        lines.append(f"* {count} models of {library}, {dialect}, {ghn or 'seeded weights'}")
     return lines
 
 
@@ -466,7 +474,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--filter", nargs="+", metavar="PATTERN", help="architectures; default: all")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
-    parser.add_argument("--json", type=Path, default=Path("build/coverage.jsonl"), help="results (default: %(default)s)")
+    parser.add_argument("--json", type=Path, default=Path("build/coverage.jsonl"), help="default: %(default)s")
     parser.add_argument("--markdown", type=Path, help="where to write the report")
     parser.add_argument("--dialect", choices=list(CONFIGS), default="ghn2", help="of the graphs (default: %(default)s)")
     parser.add_argument("--real", action="store_true", help="predict into real memory and run the model")

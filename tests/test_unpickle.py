@@ -303,7 +303,7 @@ def test_a_view_beyond_its_storage(tmp_path: Path) -> None:
 
 
 def test_damaged_files_give_one_kind_of_error(tmp_path: Path) -> None:
-    """Every cut and 1500 changed bytes: read as something, or refused, never another exception."""
+    """Every cut and 500 changed bytes: read as something, or refused, never another exception."""
     joblib = pytest.importorskip("joblib")
     joblib.dump(
         {"a": torch.arange(6.0), "b": np.arange(4.0), "config": {"n": 300, "s": "x", "t": (1, 2)}}, tmp_path / "x.pt"
@@ -311,7 +311,7 @@ def test_damaged_files_give_one_kind_of_error(tmp_path: Path) -> None:
     whole = (tmp_path / "x.pt").read_bytes()
     draw = random.Random(0)
     damaged = [whole[:n] for n in range(1, len(whole))]
-    for _ in range(1500):
+    for _ in range(500):
         changed = bytearray(whole)
         changed[draw.randrange(len(whole))] = draw.randrange(256)
         damaged.append(bytes(changed))

@@ -159,7 +159,10 @@ def resolve_default(source: str | Source, progress: bool | None = None) -> Sourc
     if source.name != DEFAULT:
         return source
     named = os.environ.get("TIMM_GHN_DEFAULT") or DEFAULT
-    chosen = parse_source(named)
+    try:
+        chosen = parse_source(named)
+    except ValueError as error:
+        raise ValueError(f"TIMM_GHN_DEFAULT={named}: {error}") from None
     if str(chosen) != chosen.name:
         raise ValueError(f"TIMM_GHN_DEFAULT={named}: it names a GHN and no more. Use TIMM_GHN_DEFAULT={chosen.name}.")
     name = chosen.name if chosen.name != DEFAULT else _official_or_shipped(progress)

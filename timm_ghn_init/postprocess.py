@@ -27,7 +27,8 @@ _logger = logging.getLogger(__name__)
 _TUNED_LAYERS = {"resnet50": (54, 37), "convnext_base": (113, 94)}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_WORKERS = 3  # each holds one float32 copy of its layer: memory stays within three times the largest layer
-_NOISE_BLOCK = 1 << 20  # values drawn at once
+_NOISE_BLOCK = 1 << 18  # values drawn at once
+_ALIGNMENT = 64  # bytes; at another one LAPACK may round differently
 _CORRELATION_BLOCK = 256  # columns of the Gram matrix computed at once
 
 
@@ -91,7 +92,7 @@ def check(model: nn.Module, layer: int, beta: float = 3e-5, *, overwritten: Coll
     kind, n_layers = type(model).__name__, len(list_layers(model))
     if n_layers == 0:
         raise ValueError(f"{kind} has no layer to post-process: no module has a `weight` with at least 2 dimensions")
-    if isinstance(layer, bool) or not isinstance(layer, int) or not 1 <= layer <= n_layers:
+    if not isinstance(layer, int) or not 1 <= layer <= n_layers:
         raise ValueError(f"layer={layer!r} is not a layer of {kind}: give a whole number from 1 to {n_layers}")
     if not (math.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta={beta!r}: the noise scale must be finite and not negative (the paper uses 3e-5)")
@@ -163,9 +164,11 @@ def postprocess(
 def correlation_std(matrix: Tensor) -> float:
     """sigma(r(w)) of Eq. (1): standard deviation of all entries of the correlation matrix of a matrix's rows.
 
-    Equals `torch.corrcoef(matrix).std()`, diagonal included, without the (n, n) matrix. With Z the centred rows of
-    unit length, the sum of all correlations is |sum of Z's rows|^2 and the sum of their squares |Z^T Z|_F^2. Rows
-    that repeat, as those of a tiled weight do, are taken once and weighted by how often they occur.
+    Equals `torch.corrcoef(matrix).std()`, diagonal included, without the (n, n) matrix C. Let the rows of Z be the
+    matrix's rows, centred and of unit length, m their mean and W = Z - 1 m^T. Then C = Z Z^T less its mean |m|^2 is
+    1 (W m)^T + (W m) 1^T + W W^T, three terms that are orthogonal because W's columns sum to 0, so that the squared
+    deviations sum to 2 n |W m|^2 + |W^T W|_F^2, with nothing to cancel. Rows that repeat, as those of a tiled weight
+    do, are taken once and weighted by how often they occur.
 
     Args:
         matrix: (n, c), of any floating-point dtype and finite.
@@ -183,11 +186,12 @@ def correlation_std(matrix: Tensor) -> float:
     for order in (math.inf, 2):  # by the largest entry first, or the squares could overflow or underflow
         z /= torch.linalg.vector_norm(z, order, dim=0)
     z.masked_fill_(low == high, 0)  # asked of the raw values: rounding leaves a constant row a residue or NaN
-    count = torch.arange(n - 1, n - 1 - period, -1, device=z.device).div(period, rounding_mode="floor") + 1
-    total = _sum_of_squares(z @ count.to(z.dtype))
+    count = torch.arange(n - 1, n - 1 - period, -1, device=z.device).div(period, rounding_mode="floor").add(1).float()
+    mean = (z @ count) / n
+    z -= mean[:, None]
     z *= count.sqrt()
-    variance = (_gram_sum_of_squares(z if len(z) < period else z.T) - total**2 / n**2) / (n**2 - 1)
-    return math.sqrt(max(variance, 0.0))
+    squares = 2 * n * _sum_of_squares(mean @ z) + _gram_sum_of_squares(z if len(z) < period else z.T)
+    return math.sqrt(squares / (n**2 - 1))
 
 
 def _row_period(matrix: Tensor) -> int:
@@ -219,9 +223,7 @@ def _process_weight(weight: Tensor, name: str, beta: float, orthogonal: bool, se
     wide = flat.shape[0] < flat.shape[1]
     matrix = (flat.T if wide else flat).to(device)
     sigma = correlation_std(matrix)
-    columns = matrix.T  # contiguous float32 is what is needed: often the weight's own memory can be used
-    copy = columns.dtype != torch.float32 or not columns.is_contiguous()
-    columns = columns.to(torch.float32, memory_format=torch.contiguous_format, copy=copy)
+    columns = _float32_buffer(matrix.T)
     _add_noise_(columns, beta * sigma, seed, name)
     if orthogonal:
         orthogonalize_(columns)
@@ -229,6 +231,12 @@ def _process_weight(weight: Tensor, name: str, beta: float, orthogonal: bool, se
     if flat.data_ptr() != weight.data_ptr():  # channels last, for one: the reshape above had to copy
         weight.detach().copy_(flat.view(weight.shape))
     return sigma
+
+
+def _float32_buffer(x: Tensor) -> Tensor:
+    """Contiguous float32 to work in: x itself where it already is that (and aligned)."""
+    usable = x.dtype == torch.float32 and x.is_contiguous() and x.data_ptr() % _ALIGNMENT == 0
+    return x.to(torch.float32, memory_format=torch.contiguous_format, copy=not usable)
 
 
 def _add_noise_(x: Tensor, std: float, seed: int, name: str) -> None:
@@ -254,7 +262,7 @@ def _to_process(model: nn.Module, layer: int) -> list[_Target]:
     seen = {id(target.weight) for target in layers[: layer - 1] + layers[-1:]}
     targets = []
     for target in layers[layer - 1 : -1]:
-        if id(target.weight) not in seen:
+        if id(target.weight) not in seen and (is_lazy(target.weight) or target.weight.numel() > 0):
             seen.add(id(target.weight))
             targets.append(target)
     return targets

@@ -157,7 +157,7 @@ class GHN(nn.Module):
                 kind, shape = "class_weight", (min(t.shape[1], self.max_shape[1]),)
             else:
                 k, c, *kernel = _as_kernel(t)
-                kind, shape = "weight", (min(k, self.max_shape[0]), min(c, self.max_shape[1]), *kernel)
+                kind, shape = "weight", (min(t.offset + k, self.max_shape[0]), min(c, self.max_shape[1]), *kernel)
             groups.setdefault((kind, shape), []).append(t)
         return groups
 

@@ -1,6 +1,6 @@
 """Run a model on stand-in tensors and leave no trace of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,17 +9,23 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def isolated(model: nn.Module, device: str) -> Iterator[dict[str, Tensor]]:
-    """The model in eval mode, every tensor it holds replaced, until the end of the block.
+def isolated(
+    modules: Sequence[nn.Module], parameters: Mapping[str, nn.Parameter], device: str
+) -> Iterator[dict[str, Tensor]]:
+    """A model in eval mode, every tensor it holds replaced, until the end of the block.
 
     On "meta" all tensors become meta tensors; elsewhere parameters stay and buffers are copied. Whatever the forward
     does to the modules (mode, caches, counters, hooks) is undone: `__dict__`s and the containers in them are put back.
 
+    Args:
+        modules: all modules of the model, itself first.
+        parameters: all its parameters, by name.
+        device: "meta" or "cpu".
+
     Yields:
         The stand-ins by the name of the parameter (one for all names of a tied parameter).
     """
-    modules = list(model.modules())
-    saved = [(m, dict(m.__dict__), _containers(m)) for m in modules]
+    saved = [(m, m.__dict__.copy(), _containers(m.__dict__.values())) for m in modules]
     stand_ins: dict[int, Tensor] = {}
 
     def stand_in(tensor: Tensor) -> Tensor:
@@ -27,7 +33,7 @@ def isolated(model: nn.Module, device: str) -> Iterator[dict[str, Tensor]]:
             stand_ins[id(tensor)] = _stand_in(tensor, device)
         return stand_ins[id(tensor)]
 
-    names = {name: stand_in(p) for name, p in model.named_parameters()}
+    names = {name: stand_in(p) for name, p in parameters.items()}
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its fused operators are opaque
     try:
@@ -36,8 +42,9 @@ def isolated(model: nn.Module, device: str) -> Iterator[dict[str, Tensor]]:
                 for key, t in tensors.items():
                     if isinstance(t, Tensor):
                         tensors[key] = stand_in(t)
-        model.eval()
-        yield names
+        modules[0].eval()
+        with torch.random.fork_rng(devices=()):  # a forward on the CPU might draw numbers
+            yield names
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for m, attributes, containers in saved:
@@ -55,10 +62,18 @@ def _stand_in(tensor: Tensor, device: str) -> Tensor:
     return tensor.detach().to(device, copy=True)
 
 
-def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
-    return [(v, v.copy()) for v in module.__dict__.values() if isinstance(v, (dict, list, set))]
+def _containers(values: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """The containers among values and in each other, with a copy of their content (most are empty and need none)."""
+    found: list[tuple[Any, Any]] = []
+    for v in values:
+        if isinstance(v, (dict, list, set)):
+            found.append((v, v.copy() if v else ()))
+            if v and not isinstance(v, set):
+                found += _containers(v.values() if isinstance(v, dict) else v)
+    return found
 
 
 def _restore(container: Any, content: Any) -> None:
-    container.clear()
-    container.extend(content) if isinstance(container, list) else container.update(content)
+    if container or content:
+        container.clear()
+        container.extend(content) if isinstance(container, list) else container.update(content)

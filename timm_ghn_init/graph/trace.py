@@ -22,6 +22,7 @@ from .graph import Dialect, Graph, Node, Role, Target
 from .inputs import example_sizes
 from .isolate import isolated
 from .reduce import NO_OPS, Op, reduce
+from .shapes import infer
 
 _logger = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ UNUSED = "not used by the forward pass in eval mode"
 
 class TraceError(RuntimeError):
     """The model could not be run or holds nothing that a GHN predicts; the message names it and the way out."""
+
+
+class _ForwardError(Exception):
+    """The model's own code raised; the message says what."""
 
 
 class Value(NamedTuple):
@@ -90,8 +95,8 @@ def trace(
             recorder = Recorder(model)
             try:
                 outputs = recorder.run(size, device)
-            except Exception as error:  # whatever the model's own code raises
-                errors.append(f"{'x'.join(map(str, size[0]))} on {device}: {type(error).__name__}: {error}")
+            except _ForwardError as error:
+                errors.append(f"{'x'.join(map(str, size[0]))} on {device}: {error}")
                 continue
             if device == "cpu":
                 _logger.info("%s: the forward pass needs real values (%s); traced on the CPU.", name, errors[-1])
@@ -129,15 +134,15 @@ class Recorder(TorchDispatchMode):
         self.model = model
         self.ops = [Op("input", NO_OPS)]
         self.parameters = dict(model.named_parameters())
-        self.owners = {
-            id(p): module for module in model.modules() for p in module._parameters.values() if p is not None
-        }
+        self.modules = list(model.modules())
+        self.owners = {id(p): m for m in self.modules for p in m._parameters.values() if p is not None}
         self.uses: dict[str, list[Use]] = {}
         self.reasons: dict[str, str] = {}  # of parameters seen in a place that is not predicted
         self._values: dict[int, tuple[int, Value]] = {}  # by id of the tensor: (time, value)
         self._writes: dict[int, tuple[int, Value]] = {}  # by id of the storage: what was last written in place
         self._alive: list[Any] = []  # ids stay unique as long as what they name is alive
         self._time = 0
+        self._fault: Exception | None = None
         self._opaque = 0  # depth of norm modules that are written out in Python
 
     # -- running -------------------------------------------------------------------------------------------------
@@ -145,25 +150,33 @@ class Recorder(TorchDispatchMode):
     def run(self, size: Sequence[tuple[int, ...]], device: str) -> frozenset[int]:
         """One forward pass; returns the operations that the outputs come from."""
         dtype = next((p.dtype for p in self.parameters.values() if p.is_floating_point()), torch.float32)
-        with isolated(self.model, device) as names, torch.no_grad():
+        with isolated(self.modules, self.parameters, device) as names, torch.no_grad():
             for name, tensor in names.items():
                 self.assign(tensor, Value(leaves=frozenset((name,))))
             inputs = [torch.zeros((2, *s), dtype=dtype, device=device) for s in size]
             for x in inputs:
                 self.assign(x, Value(frozenset((0,))))
             self._hook_norms()
-            for module in self.model.modules():
+            for module in self.modules:
                 if isinstance(module, nn.RNNBase):
                     module.__dict__["forward"] = partial(table.unrolled_once, module)
             with self:
-                output = self.model(*inputs)
+                output = self._call(inputs)
         tensors = _output_tensors(output)
         self.logits = len(tensors) == 1 and tensors[0].dim() == 2
         return frozenset().union(*(self.value(t).origin for t in tensors))
 
+    def _call(self, inputs: list[Tensor]) -> Any:
+        try:
+            return self.model(*inputs)
+        except Exception as error:  # whatever the model's own code raises
+            if self._fault is not None:
+                raise self._fault from None
+            raise _ForwardError(f"{type(error).__name__}: {error}") from error
+
     def _hook_norms(self) -> None:
         """A norm that is written out in Python is one node: what it does inside is not looked at."""
-        for module in self.model.modules():
+        for module in self.modules:
             norm = table.written_norm(module)
             if norm is not None:
                 module.register_forward_pre_hook(self._enter_norm)
@@ -186,18 +199,24 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = infer(func, args) if not kwargs else None
+        if out is None:
+            out = func(*args, **kwargs)
         name = func._schema.name
         entry = None if self._opaque else table.OPERATORS.get(name)
-        if entry is None:
-            value = self._contract(name, _tensors(args, kwargs))
-        else:
-            value = _HANDLERS[type(entry)](self, entry, args, kwargs, out)
+        try:
+            if entry is None:
+                value = self._contract(name, _tensors(args, kwargs))
+            else:
+                value = _HANDLERS[type(entry)](self, entry, args, kwargs, out)
+        except Exception as fault:  # ours, not the model's
+            self._fault = fault
+            raise
         if func._schema.is_mutable:
             self._mutate(func, args, kwargs, value)
         for tensor in _tensors((out,), {}):
             # Masks and indices carry no gradient: what is computed from them does not depend on the features.
-            self.assign(tensor, value if tensor.is_floating_point() else CONSTANT)
+            self.assign(tensor, value if tensor.is_floating_point() or tensor.is_complex() else CONSTANT)
         return out
 
     # -- values --------------------------------------------------------------------------------------------------
@@ -285,7 +304,13 @@ class Recorder(TorchDispatchMode):
 
     def _node_shape(self, value: Value, main: str, used: Tensor) -> tuple[int, ...]:
         """The parameter's own shape, or the joined tensor's if it is one of several."""
-        return tuple(used.shape) if value.parts else tuple(self.parameters[main].shape)
+        shape = tuple(self.parameters[main].shape)
+        if not value.parts:
+            return shape
+        if used.dim() == 1:
+            return tuple(used.shape)
+        rows = max(offset + len(self.parameters[name]) for name, offset in value.parts)  # `used` may be transposed
+        return (rows, *shape[1:])
 
     def _add_layer(
         self, kind: str, x: Value, weight: Value, used: Tensor, channels: int, grid: tuple[int, int] | None = None
@@ -374,8 +399,7 @@ class Recorder(TorchDispatchMode):
         main = self._main_leaf(weight, used.numel())
         if x.origin and table.is_convolution(self._owner(main)) and self.parameters[main].dim() == 2:
             return Value(x.origin, weight.leaves)  # mixes kernels: the layer is the convolution that follows
-        joined = weight.parts and used.dim() == 2
-        return self._add_layer("conv", x, weight, used.t() if joined else used, out.shape[-1])
+        return self._add_layer("conv", x, weight, used, out.shape[-1])
 
     def _attention_product(self, a: Value, b: Value) -> Value:
         origin = a.origin | b.origin

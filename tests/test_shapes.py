@@ -1,0 +1,82 @@
+"""Shortcuts for shapes on the meta device give what PyTorch gives."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from timm_ghn_init.graph.shapes import _RULES, infer
+
+aten = torch.ops.aten
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+x = meta(2, 8, 5, 5)
+last = x.contiguous(memory_format=torch.channels_last)
+tokens = meta(2, 10, 8).transpose(1, 2)
+half = meta(2, 8, dtype=torch.float16)
+CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    **{f"gelu {i}": (aten.gelu.default, (t,)) for i, t in enumerate((x, last, tokens, half))},
+    "silu": (aten.silu.default, (last,)),
+    "hardswish": (aten.hardswish.default, (x,)),
+    "hardsigmoid": (aten.hardsigmoid.default, (x,)),
+    "leaky_relu": (aten.leaky_relu.default, (x, 0.1)),
+    "elu": (aten.elu.default, (x, 1.0)),
+    "hardtanh": (aten.hardtanh.default, (x, 0.0, 6.0)),
+    "mish": (aten.mish.default, (x,)),
+    "add": (aten.add.Tensor, (x, x)),
+    "add channels last": (aten.add.Tensor, (last, last)),
+    "add scalar": (aten.add.Tensor, (x, 1.0)),
+    "mul broadcast": (aten.mul.Tensor, (x, meta(2, 8, 1, 1))),
+    "mul broadcast other way": (aten.mul.Tensor, (meta(8, 1, 1), x)),
+    "sub": (aten.sub.Tensor, (x, x)),
+    "softmax": (aten._softmax.default, (tokens, -1, False)),
+    "safe softmax": (aten._safe_softmax.default, (x, -1)),
+    "mm": (aten.mm.default, (meta(3, 4), meta(4, 5))),
+    "addmm": (aten.addmm.default, (meta(5), meta(3, 4), meta(5, 4).t())),
+    "layer norm": (aten.native_layer_norm.default, (meta(2, 7, 8), [8], meta(8), meta(8), 1e-5)),
+    "layer norm over two": (aten.native_layer_norm.default, (meta(2, 7, 8), [7, 8], None, None, 1e-5)),
+    "batch norm": (
+        aten.native_batch_norm.default,
+        (last, meta(8), meta(8), meta(8), meta(8), False, 0.1, 1e-5),
+    ),
+    "roll": (aten.roll.default, (x, [1, 1], [2, 3])),
+}
+NOT_PLAIN: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "types differ": (aten.add.Tensor, (meta(2, 8), half)),
+    "both broadcast": (aten.mul.Tensor, (meta(3, 1), meta(1, 4))),
+    "sizes do not fit": (aten.mm.default, (meta(3, 4), meta(5, 6))),
+    "training": (aten.native_batch_norm.default, (x, meta(8), meta(8), meta(8), meta(8), True, 0.1, 1e-5)),
+    "norm of another size": (aten.native_layer_norm.default, (meta(2, 7, 8), [9], None, None, 1e-5)),
+    "integers": (aten.mul.Tensor, (meta(3, dtype=torch.int64), 0.5)),
+    "real memory": (aten.gelu.default, (torch.zeros(3),)),
+}
+
+
+def described(out: Any) -> Any:
+    if isinstance(out, torch.Tensor):
+        return tuple(out.shape), out.dtype, out.device, out.stride()
+    return [described(t) for t in out]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_as_pytorch(case: str) -> None:
+    func, args = CASES[case]
+    inferred, expected = infer(func, args), func(*args)
+    if isinstance(expected, tuple):  # of a norm's statistics only the number matters
+        assert len(inferred) == len(expected)
+        inferred, expected = inferred[0], expected[0]
+    assert described(inferred) == described(expected)
+
+
+@pytest.mark.parametrize("case", NOT_PLAIN)
+def test_anything_else_is_left_to_pytorch(case: str) -> None:
+    func, args = NOT_PLAIN[case]
+    assert infer(func, args) is None
+
+
+def test_every_rule_is_tested() -> None:
+    assert set(_RULES) == {func for func, _ in CASES.values()}

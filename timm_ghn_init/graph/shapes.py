@@ -1,0 +1,110 @@
+"""Outputs of the most frequent operators on the meta device, without PyTorch's general rules.
+
+PyTorch works these out in Python, with checks for broadcasting, types and symbolic sizes that take most of the time of
+a forward pass on meta. Here only the plain case is answered: float operands of one type whose sizes fit. For anything
+else, a mistake in the model's code included, `infer` gives None, and PyTorch is asked.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_aten = torch.ops.aten
+
+
+def infer(func: Any, args: Any) -> Any:
+    """What `func(*args)` returns on the meta device, or None if that is not a plain case."""
+    rule = _RULES.get(func)
+    if rule is None or not isinstance(args[0], Tensor) or args[0].device.type != "meta":
+        return None
+    return rule(*args)
+
+
+def _elementwise(x: Tensor, *others: Any) -> Tensor | None:
+    return torch.empty_like(x) if x.is_floating_point() else None
+
+
+def _contiguous(x: Tensor, *others: Any) -> Tensor | None:
+    return torch.empty_like(x, memory_format=torch.contiguous_format) if x.is_floating_point() else None
+
+
+def _softmax(x: Tensor, dim: int, to_float: bool = False) -> Tensor | None:
+    return None if to_float else _contiguous(x)
+
+
+def _binary(x: Tensor, y: Any) -> Tensor | None:
+    """x and y of the same shape, or one of them broadcast to the other's."""
+    if not x.is_floating_point():
+        return None
+    if isinstance(y, (int, float)):
+        return torch.empty_like(x)
+    if not isinstance(y, Tensor) or y.dtype != x.dtype or y.device != x.device:
+        return None
+    if x.shape == y.shape:
+        return torch.empty_like(x) if x.stride() == y.stride() else None
+    for whole, part in ((x, y), (y, x)):
+        if _broadcasts(part.shape, whole.shape) and whole.is_contiguous():
+            return torch.empty_like(whole)
+    return None
+
+
+def _broadcasts(part: torch.Size, whole: torch.Size) -> bool:
+    tail = whole[len(whole) - len(part) :]
+    return len(part) <= len(whole) and all(p in (1, w) for p, w in zip(part, tail, strict=True))
+
+
+def _mm(a: Tensor, b: Tensor) -> Tensor | None:
+    if a.dtype != b.dtype or a.device != b.device or a.shape[1] != b.shape[0]:
+        return None
+    return a.new_empty((a.shape[0], b.shape[1]))
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
+    out = _mm(a, b)
+    return out if out is not None and bias.dtype == a.dtype and _broadcasts(bias.shape, out.shape) else None
+
+
+def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    if any(p is not None and p.dtype != x.dtype for p in (weight, bias)) or list(x.shape[-len(shape) :]) != list(shape):
+        return None
+    statistics = x.new_empty((*x.shape[: -len(shape)], *(1 for _ in shape)))
+    return _contiguous(x), statistics, torch.empty_like(statistics)
+
+
+def _batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    training: bool,
+    *_: Any,
+) -> Any:
+    if training or any(p is not None and (p.dtype != x.dtype or len(p) != x.shape[1]) for p in (weight, bias, mean)):
+        return None
+    return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
+
+
+def _roll(x: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+_RULES: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys(
+        (
+            *(_aten.gelu.default, _aten.silu.default, _aten.hardswish.default, _aten.hardsigmoid.default),
+            *(_aten.leaky_relu.default, _aten.elu.default, _aten.hardtanh.default, _aten.mish.default),
+        ),
+        _elementwise,
+    ),
+    **dict.fromkeys((_aten.add.Tensor, _aten.mul.Tensor, _aten.sub.Tensor), _binary),
+    _aten._softmax.default: _softmax,
+    _aten._safe_softmax.default: _softmax,
+    _aten.mm.default: _mm,
+    _aten.addmm.default: _addmm,
+    _aten.native_layer_norm.default: _layer_norm,
+    _aten.native_batch_norm.default: _batch_norm,
+    _aten.roll.default: _roll,
+}
