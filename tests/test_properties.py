@@ -124,6 +124,22 @@ def test_input_size(name: str) -> None:
     assert_same(a, b)
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "swin_tiny_patch4_window7_224"])
+def test_parts_of_it(name: str) -> None:
+    """A feature extractor, a headless model, one with other classes and channels: what they share is the same."""
+    whole, headless, features = (
+        trace(build(name, **kwargs)) for kwargs in ({}, {"num_classes": 0}, {"features_only": True})
+    )
+    other = trace(build(name, num_classes=10, in_chans=1))
+    classifiers = [[t for t in g.targets.values() if t.classifier] for g in (whole, headless, features, other)]
+    assert [[t.shape[0] for t in found] for found in classifiers] == [[1000, 1000], [], [], [10, 10]]
+    assert other.input_size == (1, *whole.input_size[1:])
+    assert other.edges.tolist() == whole.edges.tolist()
+    assert [n.primitive for n in other.nodes] == [n.primitive for n in whole.nodes]
+    assert headless.nodes == whole.nodes[: len(headless.nodes)]
+    assert [n.primitive for n in features.nodes] == [n.primitive for n in whole.nodes[: len(features.nodes)]]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_again(name: str) -> None:
     model = build(name)

@@ -12,6 +12,7 @@ from timm import create_model  # on purpose by name, before anything is register
 from timm.models import _builder, _factory
 
 import timm_ghn_init
+from timm_ghn_init import GHN, save_ghn, trace
 
 ARCH = "test_resnet"  # small, with a classifier of 1000 classes
 VIT = "test_vit"
@@ -264,7 +265,58 @@ def test_two_threads() -> None:
     assert same(models[0], models[2])
 
 
+def test_ghn3_through_the_same_door(seeded_ghn3: GHN, tmp_path: Path) -> None:
+    save_ghn(seeded_ghn3, tmp_path / "ghn3.safetensors")
+    source = f"file:{tmp_path}/ghn3.safetensors"
+    model = create_model("seresnet50", pretrained=f"{source}-orth?layer=40", num_classes=10)
+    expected = seeded_ghn3.predict(trace(model, dialect="ghn3"))
+    for name in ("conv1.weight", "layer1.0.se.fc1.weight", "bn1.bias"):
+        torch.testing.assert_close(model.get_parameter(name).data, expected[name])
+    assert timm.create_model("resnet18.ghn3-xl-orth").pretrained_cfg["tag"] == "ghn3-xl-orth"
+
+
 def test_module_code_is_untouched() -> None:
     """The wrappers keep name and docstring of what they wrap."""
     assert _builder.load_pretrained.__name__ == "load_pretrained"
     assert textwrap.dedent(_builder.load_pretrained.__doc__ or "").strip().startswith("Load pretrained checkpoint")
+
+
+class NeedsValues(torch.nn.Module):
+    """Its forward reads a parameter's values, so it cannot be traced without memory."""
+
+    def __init__(self, num_classes: int = 1000, **kwargs: object) -> None:
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, num_classes)
+        self.pretrained_cfg: dict[str, object] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert 0 < self.conv.weight.abs().max().item() < 1
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+def test_a_forward_that_reads_values_finds_them(caplog: pytest.LogCaptureFixture) -> None:
+    def entrypoint(pretrained: bool = False, **kwargs: object) -> torch.nn.Module:
+        return _builder.build_model_with_cfg(NeedsValues, "needs_values", pretrained, **kwargs)
+
+    timm.models._registry._model_entrypoints["needs_values"] = entrypoint
+    try:
+        torch.manual_seed(0)
+        expected = predicted_by_hand("needs_values", num_classes=7)
+        torch.manual_seed(0)
+        with caplog.at_level("INFO", logger="timm_ghn_init"):
+            model = create_model("needs_values", pretrained="ghn", num_classes=7)
+    finally:
+        del timm.models._registry._model_entrypoints["needs_values"]
+    assert same(model, expected)
+    assert "needs real values" in caplog.text
+
+
+def test_what_is_predicted_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what keeps its values is carried out: here, the classifier."""
+    from timm_ghn_init.deferred_init import DeferredInit
+
+    carried_out: list[int] = []
+    original = DeferredInit._carry_out
+    monkeypatch.setattr(DeferredInit, "_carry_out", lambda self, keys: (carried_out.extend(keys), original(self, keys)))
+    create_model(ARCH, pretrained="ghn", num_classes=7)
+    assert len(carried_out) == 2  # fc.weight, fc.bias

@@ -42,15 +42,15 @@ class _Call(NamedTuple):
 class DeferredInit(TorchDispatchMode):
     """Puts off random in-place initialisation of CPU tensors until `settle`.
 
-    Use it as a context manager around the construction of a model, then call `settle`; leaving the block without
-    having done so settles everything.
+    Use it as a context manager around the construction of a model. `close` ends it early, for whatever is to run as
+    usual while values are still missing, and `settle` supplies them; leaving the block does both.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._pending: dict[int, list[_Call]] = {}  # by storage
         self._stream = _Stream()
-        self._open = False
+        self._open = self._settled = False
 
     @classmethod
     def is_exact(cls) -> bool:
@@ -63,29 +63,30 @@ class DeferredInit(TorchDispatchMode):
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.close()
         try:
             if error[0] is None:
                 self.settle(())
-            else:
-                self._close()
         finally:
             self._stream.finish()
 
     def settle(self, overwritten: Collection[Tensor]) -> None:
-        """Carry out what was put off, but for tensors that are about to be overwritten whole, and end the block.
+        """Carry out what was put off, but for tensors that are about to be overwritten whole. Only the first call counts.
 
         Afterwards the global generator has the state that it would have had without the block.
         """
-        if not self._open:
+        self.close()
+        if self._settled:
             return
-        self._close()
+        self._settled = True
         dropped = {_storage(t) for t in overwritten if _covers_storage(t)}
         for key in [k for k in self._pending if k in dropped]:
             del self._pending[key]
         self._carry_out(list(self._pending))
         torch.default_generator.set_state(self._stream.state())
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """From here on every operation runs as usual, and must not read what has been put off."""
         if self._open:
             self._open = False
             super().__exit__(None, None, None)

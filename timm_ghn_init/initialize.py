@@ -52,7 +52,7 @@ def init_model(
         What was predicted, what was not, and why.
 
     Raises:
-        ValueError: unknown source, bad option, a `layer` beyond the last one, parameters on the meta device.
+        ValueError: unknown source, bad option, a `layer` beyond the last one, parameters on the meta device or sharded.
         CheckpointError: the GHN cannot be fetched or read.
         TraceError: the model's forward pass fails or nothing in it is recognised.
         RuntimeError: the prediction is not finite.
@@ -76,10 +76,11 @@ def initialise(
     """`init_model` for a model that may still be waiting for its own initialisation (see `deferred_init`).
 
     Args:
-        settle: called once, before anything reads or writes a parameter, with those that will be overwritten whole.
+        settle: called before anything reads or writes a parameter, with those that will be overwritten whole. Only
+            its first call counts.
     """
     name = model_name(model)
-    _refuse_meta(model, name)
+    _refuse_unwritable(model, name)
     target = _device(model, device)
     if ghn is None:
         source = resolve_default(source, progress)
@@ -88,8 +89,9 @@ def initialise(
         ghn = copy.deepcopy(ghn).to(target)
 
     clock = _Clock(target)
-    with torch.no_grad():
-        graph = clock("trace", lambda: trace(model, input_size, ghn.dialect))
+    with torch.no_grad(), torch.autocast(target.type, enabled=False):  # float32, whatever the caller is training in
+        prepare = None if settle is None else lambda: settle([])
+        graph = clock("trace", lambda: trace(model, input_size, ghn.dialect, prepare=prepare))
         names, skipped = _choose(graph, ghn, source)
         if not names:
             raise TraceError(f"{name}: {source} predicts none of its parameters: {skipped}")
@@ -124,8 +126,13 @@ def initialise(
     return report
 
 
-def _refuse_meta(model: nn.Module, name: str) -> None:
+def _refuse_unwritable(model: nn.Module, name: str) -> None:
     for parameter, p in model.named_parameters():
+        if hasattr(p, "device_mesh"):
+            raise ValueError(
+                f"{name}: {parameter} is sharded over several devices, which is not supported. "
+                "Initialise the model before sharding it."
+            )
         if p.is_meta:
             raise ValueError(
                 f"{name}: {parameter} is on the meta device, so there is no memory to initialise. "

@@ -304,8 +304,8 @@ def _compute_device(weight: Tensor, device: torch.device | str | None) -> torch.
 def _parallel_map(on_cpu: bool) -> Iterator[Callable[..., Iterable[Any]]]:
     """A `map` without gradients; on the CPU, over several layers at once with one thread for each.
 
-    That is a quarter faster than all threads on one layer after the other, and suffers much less from other processes
-    on the machine. LAPACK's results also change with its number of threads: one for each gives the same bits always.
+    That is faster than all threads on one layer after the other, and far less disturbed by other processes on the
+    machine. LAPACK's results also change with its number of threads: one for each gives the same bits always.
     """
     if not on_cpu:
         with torch.no_grad():

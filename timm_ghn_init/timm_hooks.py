@@ -187,6 +187,7 @@ def _initialise(model: nn.Module, source: Source) -> InitReport:
     creation = getattr(_current, "creation", None)
     if creation is None:  # a pretrained_cfg of ours, passed on by hand
         return initialise(model, source)
+    creation.deferred.close()  # the model is built; tracing it needs no values
     creation.report = initialise(model, source, settle=creation.deferred.settle)
     return creation.report
 

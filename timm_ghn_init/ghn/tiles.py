@@ -45,7 +45,7 @@ class Tile:
 
     def full(self) -> Tensor:
         """The parameter as a new float32 tensor; rows that are not predicted (see `write_`) are zero."""
-        parameter = torch.zeros(self.target.shape, device=self.block.device)
+        parameter = torch.zeros(self.target.shape, dtype=self.block.dtype, device=self.block.device)
         self.write_(parameter)
         return parameter
 

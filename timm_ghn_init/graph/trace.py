@@ -7,7 +7,7 @@ weight, a standardised one, q/k/v biases joined by `cat`, an indexed bias table.
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -66,6 +66,7 @@ def trace(
     input_size: int | Sequence[Any] | None = None,
     dialect: Dialect = "ghn2",
     classifier: Iterable[str] | None = None,
+    prepare: Callable[[], object] | None = None,
 ) -> Graph:
     """Read the primitive graph off a model.
 
@@ -79,6 +80,7 @@ def trace(
         dialect: "ghn2" or "ghn3", see `Graph`. A GHN knows its own: `ghn.dialect`.
         classifier: names of the modules that yield the logits. Default: timm's `get_classifier()`, else the last
             layers of the graph, where the output is a matrix of logits.
+        prepare: called before a forward pass on real values, for a model that does not have all of its values yet.
 
     Returns:
         The graph, nodes in topological order.
@@ -92,6 +94,8 @@ def trace(
     errors: list[str] = []
     for size in example_sizes(model, input_size):
         for device in ("meta", "cpu"):
+            if device == "cpu" and prepare is not None:
+                prepare()
             recorder = Recorder(model)
             try:
                 outputs = recorder.run(size, device)
