@@ -2,6 +2,7 @@
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -117,6 +118,12 @@ def test_deficient_matrices_still_become_orthonormal(weight, beta):
     torch.testing.assert_close(matrix.T @ matrix, torch.eye(matrix.shape[1], dtype=torch.float64), atol=1e-5, rtol=0)
 
 
+def test_zeros_on_the_diagonal_of_r_count_as_positive():
+    model = linear_net(torch.zeros(20, 8))
+    on_cpu(model)
+    assert torch.equal(model[0].weight, torch.eye(20, 8))
+
+
 def test_noise_only():
     weight = tiled(256, 64)
     model = linear_net(weight)
@@ -157,6 +164,12 @@ def test_cholesky_qr_gives_up_on_rank_deficient_matrices(matrix):
     assert cholesky_qr(matrix.T.contiguous()) is None
 
 
+def test_cholesky_qr_gives_up_when_a_factorisation_fails(monkeypatch):
+    factorise = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda gram: (factorise(gram)[0], torch.tensor(3)))
+    assert cholesky_qr(well_conditioned(20, 5).T.contiguous()) is None
+
+
 # -- Eq. (1) -----------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +177,7 @@ def test_cholesky_qr_gives_up_on_rank_deficient_matrices(matrix):
     "matrix",
     [randn(200, 50), 5 + 0.1 * randn(64, 64), randn(30, 2), tiled(256, 64), tiled(250, 60), tiled(60, 7),
      randn(1, 32) + 0.1 * randn(128, 32), randn(600, 300), 1e-30 * randn(40, 9), 1e30 * randn(40, 9), randn(2, 4),
-     randn(40, 64).repeat(3, 1)[:100]],
+     randn(40, 64).repeat(3, 1)[:100], randn(20, 9)[[0, 1, 2, 0, 3, 4, 5]]],
 )  # fmt: skip
 def test_noise_scale_is_the_std_of_the_correlation_matrix(matrix):
     assert correlation_std(matrix) == pytest.approx(torch.corrcoef(matrix.double()).std().item(), rel=1e-5)
@@ -317,6 +330,16 @@ def test_bits_do_not_depend_on_the_number_of_threads():
     finally:
         torch.set_num_threads(threads)
     assert_same(one, two)
+
+
+def test_number_of_threads_is_restored():
+    def in_a_new_thread() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    before = torch.get_num_threads(), in_a_new_thread()
+    on_cpu(conv_net())
+    assert (torch.get_num_threads(), in_a_new_thread()) == before
 
 
 def test_noise_depends_on_seed_and_name_only():

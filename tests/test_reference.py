@@ -13,7 +13,15 @@ from timm_ghn_init.graph import trace
 
 pytestmark = pytest.mark.reference
 
-GHN2_MODELS = ["resnet34", "wide_resnet50_2", "resnext50_32x4d", "regnet_x_400mf", "vgg13", "densenet169", "convnext_small"]
+GHN2_MODELS = [
+    "resnet34",
+    "wide_resnet50_2",
+    "resnext50_32x4d",
+    "regnet_x_400mf",
+    "vgg13",
+    "densenet169",
+    "convnext_small",
+]
 GHN3_MODELS = ["resnet34", "regnet_y_400mf", "shufflenet_v2_x1_0", "mnasnet1_0", "swin_s", "convnext_small"]
 
 

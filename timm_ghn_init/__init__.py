@@ -34,7 +34,25 @@ _LAZY = {
     "InitReport": "report",
 }
 
-__all__ = [*sorted(_LAZY), "Source", "list_sources", "parse_source", "register", "unregister"]
+__all__ = [
+    "GHN",
+    "CheckpointError",
+    "Graph",
+    "InitReport",
+    "Source",
+    "TraceError",
+    "__version__",
+    "fetch",
+    "init_model",
+    "list_sources",
+    "load_ghn",
+    "parse_source",
+    "postprocess",
+    "register",
+    "save_ghn",
+    "trace",
+    "unregister",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -42,8 +60,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    globals()[name] = value  # also over the submodule of the same name, which the import has just put there
+    value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
     return value
 
 

@@ -71,7 +71,7 @@ class DeferredInit(TorchDispatchMode):
             self._stream.finish()
 
     def settle(self, overwritten: Collection[Tensor]) -> None:
-        """Carry out what was put off, but for tensors that are about to be overwritten whole. Only the first call counts.
+        """Carry out what was put off, but for tensors that are about to be overwritten whole. Counts once.
 
         Afterwards the global generator has the state that it would have had without the block.
         """
@@ -112,8 +112,10 @@ class DeferredInit(TorchDispatchMode):
     def _random(self, func: Any, args: Any, kwargs: Any) -> Any:
         x = args[0] if args and isinstance(args[0], Tensor) else None
         known = x is not None and x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
-        draws = _DRAWS[func](x.numel()) if known and func in _DRAWS and kwargs.get("generator") is None else None
-        if draws is not None and x is not None:
+        draws = None
+        if x is not None and known and func in _DRAWS and kwargs.get("generator") is None:
+            draws = _DRAWS[func](x.numel())
+        if x is not None and draws is not None:
             call = _Call(func, args, kwargs, self._stream.advance(draws))
             self._pending.setdefault(_storage(x), []).append(call)
             return x
@@ -195,7 +197,7 @@ def _draws_are_known() -> bool:
 
 
 def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
-    found = []
+    found: list[Tensor] = []
     for a in (*args, *kwargs.values()):
         found.extend(t for t in (a if isinstance(a, (list, tuple)) else (a,)) if isinstance(t, Tensor))
     return found
@@ -213,4 +215,3 @@ def _is_view(func: Any) -> bool:
     """Whether an operator only looks at its argument's memory under another shape."""
     aliases = [r.alias_info for r in func._schema.returns]
     return bool(aliases) and all(a is not None and not a.is_write for a in aliases)
-

@@ -152,7 +152,7 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
 
 
 def _choose(graph: Graph, ghn: GHN, source: Source) -> tuple[list[str], dict[str, str]]:
-    """Names to predict; the others with the reason why not. A classifier is predicted for the GHN's own classes only."""
+    """Names to predict, and why not the others: a classifier, for instance, of other classes than the GHN's."""
     names, skipped = [], dict(graph.skipped)
     for target in graph.targets.values():
         if not target.classifier:

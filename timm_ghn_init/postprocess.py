@@ -261,7 +261,7 @@ def _to_process(model: nn.Module, layer: int) -> list[_Target]:
     layers = [_Target(i, name, model.get_parameter(name)) for i, (name, _) in enumerate(list_layers(model), start=1)]
     seen = {id(target.weight) for target in layers[: layer - 1] + layers[-1:]}
     targets = []
-    for target in layers[layer - 1 : -1]:
+    for target in layers[layer - 1 :]:
         if id(target.weight) not in seen and (is_lazy(target.weight) or target.weight.numel() > 0):
             seen.add(id(target.weight))
             targets.append(target)
@@ -302,26 +302,21 @@ def _compute_device(weight: Tensor, device: torch.device | str | None) -> torch.
 
 @contextmanager
 def _parallel_map(on_cpu: bool) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A `map` without gradients; on the CPU, over several layers at once with one thread for each.
+    """Yields a `map`: on the CPU one that runs over several layers at once, with one thread for each.
 
     That is faster than all threads on one layer after the other, and far less disturbed by other processes on the
     machine. LAPACK's results also change with its number of threads: one for each gives the same bits always.
     """
     if not on_cpu:
-        with torch.no_grad():
-            yield map
+        yield map
         return
-
-    def one_thread() -> None:
-        torch.set_num_threads(1)
-        torch.set_grad_enabled(False)  # a thread has its own setting, and this one ends with the pool
-
     n_threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(min(n_threads, _MAX_WORKERS), initializer=one_thread) as pool:
+        workers = min(n_threads, _MAX_WORKERS)
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool.map
     finally:
-        torch.set_num_threads(n_threads)  # new threads inherit what was set last, wherever it was
+        torch.set_num_threads(n_threads)  # new threads inherit what was set last, in whichever thread that was
 
 
 @contextmanager

@@ -52,7 +52,8 @@ class InitReport:
             f"{self.source} on {self.device}, {self.nodes} nodes, {sum(self.seconds.values()):.2f} s"
         ]
         if self.layer is not None:
-            lines.append(f"  post-processed: {len(self.postprocessed)} layers from layer {self.layer}, seed {self.seed}")
+            count = len(self.postprocessed)
+            lines.append(f"  post-processed: {count} layers from layer {self.layer} on, seed {self.seed}")
         for reason, count in Counter(self.skipped.values()).most_common():
             example = next(name for name, r in self.skipped.items() if r == reason)
             lines.append(f"  left as they were: {count} x {reason} ({example}{' ...' if count > 1 else ''})")

@@ -209,7 +209,7 @@ def _list_tags(registry: Any) -> None:
 
 
 def _unlist_tags(registry: Any) -> None:
-    for name, tags in registry._model_with_tags.items():
+    for tags in registry._model_with_tags.values():
         for tagged in [t for t in tags if t.partition(".")[2] in LISTED_TAGS]:
             tags.remove(tagged)
             registry._model_pretrained_cfgs.pop(tagged, None)

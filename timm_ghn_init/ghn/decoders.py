@@ -4,6 +4,7 @@ Every entry of a block is independent of the others, so only the part that a par
 """
 
 import math
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,21 +48,19 @@ class ConvDecoder(nn.Module):
         m0, m1, m2, m3 = self.max_shape
         # a kernel of the full size or more is all there is, wherever it would be centred
         rows, columns = crop(m2, min(shape[2], m2), self.centre), crop(m2, min(shape[3], m3), self.centre)
-        fc: nn.Linear = self.fc[0]  # type: ignore[assignment]
-        weight = fc.weight.unflatten(0, (-1, m2, m3))[:, rows, columns].flatten(0, 2)
-        bias = fc.bias.unflatten(0, (-1, m2, m3))[:, rows, columns].flatten()
+        fc, first, last = (_weights(layer) for layer in (self.fc[0], self.conv[0], self.conv[2]))
+        weight = fc[0].unflatten(0, (-1, m2, m3))[:, rows, columns].flatten(0, 2)
+        bias = fc[1].unflatten(0, (-1, m2, m3))[:, rows, columns].flatten()
         a = F.relu(F.linear(z, weight, bias)).unflatten(1, (-1, kh * kw)).transpose(1, 2)  # (n, positions, 4 hid)
-        b = F.relu(F.linear(a, self.conv[0].weight.flatten(1), self.conv[0].bias))
-        last = self.conv[2]
-        weight = last.weight.flatten(1).unflatten(0, (m0, m1))[:k, :c].flatten(0, 1)
-        bias = last.bias.unflatten(0, (m0, m1))[:k, :c].flatten()
+        b = F.relu(F.linear(a, *first))
+        weight = last[0].unflatten(0, (m0, m1))[:k, :c].flatten(0, 1)
+        bias = last[1].unflatten(0, (m0, m1))[:k, :c].flatten()
         return F.linear(b, weight, bias).transpose(1, 2).unflatten(2, (kh, kw)).unflatten(1, (k, c))
 
     def classifier(self, z: Tensor, in_features: int) -> Tensor:
         """(n, hid) -> (n, num_classes, C): weights of the layer that yields the logits."""
         rows = self(z, (self.max_shape[0], in_features, 1, 1))[..., 0, 0]
-        layer = self.class_layer_predictor[1]
-        return F.linear(F.relu(rows).transpose(1, 2), layer.weight.flatten(1), layer.bias).transpose(1, 2)
+        return F.linear(F.relu(rows).transpose(1, 2), *_weights(self.class_layer_predictor[1])).transpose(1, 2)
 
 
 class MLPDecoder(nn.Module):
@@ -90,5 +89,6 @@ def resize(block: Tensor, kernel: tuple[int, int]) -> Tensor:
     return F.interpolate(block, kernel, mode="bilinear")
 
 
-
-
+def _weights(layer: Any) -> tuple[Tensor, Tensor]:
+    """Weight, as a matrix, and bias of a linear layer or 1 x 1 convolution."""
+    return layer.weight.flatten(1), layer.bias

@@ -1,5 +1,8 @@
 """GHN-1 and GHN-2: a gated graph neural network that follows the forward and the backward pass of the network."""
 
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -13,7 +16,7 @@ class MLP(nn.Module):
     def __init__(self, *widths: int, last_activation: bool = True) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for width, following in zip(widths, widths[1:], strict=False):
+        for width, following in pairwise(widths):
             layers += [nn.Linear(width, following), nn.ReLU()]
         self.fc = nn.Sequential(*(layers if last_activation else layers[:-1]))
 
@@ -87,7 +90,7 @@ class _Step:
     """The weights of a `GatedGNN` as arrays, the two MLPs of a node joined into one."""
 
     def __init__(self, gnn: GatedGNN) -> None:
-        def array(t: Tensor) -> np.ndarray:
+        def array(t: Any) -> np.ndarray:
             return t.detach().float().cpu().numpy()
 
         mlps = [gnn.mlp, gnn.mlp_ve] if gnn.ve else [gnn.mlp]

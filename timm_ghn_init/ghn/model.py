@@ -95,7 +95,7 @@ class GHN(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.bias_class[1].weight.device
+        return next(self.parameters()).device
 
     def node_features(self, graph: Graph) -> Tensor:
         """What is known of each node on its own: the embeddings of its primitive and of its shape, (N, hid)."""
@@ -150,6 +150,8 @@ class GHN(nn.Module):
     def _groups(self, targets: list[Target]) -> dict[tuple[str, tuple[int, ...]], list[Target]]:
         """Targets that can be decoded together: same decoder, same part of its output."""
         groups: dict[tuple[str, tuple[int, ...]], list[Target]] = {}
+        kind: str
+        shape: tuple[int, ...]
         for t in targets:
             if t.role in ("norm", "bias"):
                 kind, shape = ("class_bias", ()) if t.classifier and t.role == "bias" else (t.role, ())
@@ -167,7 +169,7 @@ class GHN(nn.Module):
         if target.role == "pos_enc":
             shape = _as_kernel(target)
         if block.dim() == 4:
-            block = resize(block, tuple(_as_kernel(target)[2:]))
+            block = resize(block, _as_kernel(target)[2:])
         if self.weight_norm:
             block = normalise(block, shape, target.role)
         if target.role == "pos_enc":

@@ -38,7 +38,8 @@ def isolated(
     torch.backends.mha.set_fastpath_enabled(False)  # its fused operators are opaque
     try:
         for m in modules:
-            for tensors in (m.__dict__, m._parameters, m._buffers):
+            held: tuple[dict[str, Any], ...] = (m.__dict__, m._parameters, m._buffers)
+            for tensors in held:
                 for key, t in tensors.items():
                     if isinstance(t, Tensor):
                         tensors[key] = stand_in(t)

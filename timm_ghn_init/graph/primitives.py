@@ -191,7 +191,9 @@ def _holds_layers(module: nn.Module) -> bool:
 
 def is_layer(module: nn.Module | None) -> bool:
     """Whether a module's matrix parameters are layer weights by class, even where no input reaches them."""
-    return isinstance(module, (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)) or is_convolution(module)
+    return isinstance(
+        module, (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+    ) or is_convolution(module)
 
 
 def is_convolution(module: nn.Module | None) -> bool:
