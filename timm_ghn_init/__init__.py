@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .ghn import GHN
     from .graph import Graph, TraceError, trace
     from .initialize import init_model
-    from .postprocess import postprocess
+    from .postprocessing import postprocess
     from .report import InitReport
 
 from .version import __version__
@@ -30,7 +30,7 @@ _LAZY = {
     "TraceError": "graph",
     "trace": "graph",
     "init_model": "initialize",
-    "postprocess": "postprocess",
+    "postprocess": "postprocessing",
     "InitReport": "report",
 }
 

@@ -13,7 +13,7 @@ from . import assign
 from .checkpoints import load_ghn, resolve_default
 from .ghn import GHN
 from .graph import Graph, TraceError, model_name, trace
-from .postprocess import auto_layer, check, list_layers, postprocess
+from .postprocessing import auto_layer, check, list_layers, postprocess
 from .report import InitReport
 from .sources import Source, parse_source
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from timm_ghn_init.orthogonal import cholesky_qr, householder_qr_, orthogonalize_
-from timm_ghn_init.postprocess import (
+from timm_ghn_init.postprocessing import (
     auto_layer,
     check,
     correlation_std,

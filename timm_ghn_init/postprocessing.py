@@ -8,7 +8,6 @@ Everything is computed in float32, layer by layer, and cast to the parameter's d
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +19,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .orthogonal import orthogonalize_
-
-_logger = logging.getLogger(__name__)
 
 # architecture -> (its number of layers, the layer L tuned by the paper's authors, in the numbering of `list_layers`)
 _TUNED_LAYERS = {"resnet50": (54, 37), "convnext_base": (113, 94)}

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from timm_ghn_init.orthogonal import cholesky_qr, orthogonalize_
-from timm_ghn_init.postprocess import correlation_std, postprocess
+from timm_ghn_init.postprocessing import correlation_std, postprocess
 
 pytestmark = [
     pytest.mark.cuda,

@@ -1,0 +1,303 @@
+"""What `bench_speed.py` measured, as Markdown: ratios, stages, memory, growth and the bars. Every verdict is computed."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+Record = dict[str, Any]
+Value = tuple[float, str]  # a number and where it was measured
+
+MEGABYTE = 1e6
+CONVNEXT_BASE = 88_500_000  # parameters: "convnext_base and larger"
+
+
+# -- bars ------------------------------------------------------------------------------------------------------------
+
+
+class Bar(NamedTuple):
+    """A promise: the worst of the values must stay on the right side of the limit."""
+
+    what: str
+    values: Callable[[Sequence[Record]], Iterable[Value]]
+    limit: float
+    unit: str = "x"
+    at_least: bool = False
+
+    def worst(self, documents: Sequence[Record]) -> Value | None:
+        return (min if self.at_least else max)(self.values(documents), default=None)
+
+    def is_met(self, value: float) -> bool:
+        return value >= self.limit if self.at_least else value <= self.limit
+
+
+def models(
+    documents: Sequence[Record], ghn: str = "ghn2", names: Sequence[str] = (), device: str = "cpu"
+) -> Iterator[Record]:
+    for document in documents:
+        for record in document.get("models", ()) if document["ghn"] == ghn else ():
+            if record["device"].startswith(device) and (not names or record["model"] in names):
+                yield record
+
+
+def ratio(name: str, *names: str, ghn: str = "ghn2", device: str = "cpu", least_params: int = 0) -> Any:
+    def values(documents: Sequence[Record]) -> Iterator[Value]:
+        for r in models(documents, ghn, names, device):
+            if name in r["ratios"] and r["params"] >= least_params:
+                yield r["ratios"][name]["median"], r["model"]
+
+    return values
+
+
+def seconds(figure: str, *names: str, ghn: str = "ghn2", device: str = "cpu") -> Any:
+    def values(documents: Sequence[Record]) -> Iterator[Value]:
+        for r in models(documents, ghn, names, device):
+            if figure in r["seconds"]:
+                yield r["seconds"][figure]["median"], r["model"]
+
+    return values
+
+
+def embed_per_300_nodes(documents: Sequence[Record]) -> Iterator[Value]:
+    for r in models(documents):
+        if "embed" in r["seconds"]:
+            yield 1e3 * r["seconds"]["embed"]["median"] * 300 / r["nodes"], r["model"]
+
+
+def sweeps(documents: Sequence[Record], over: str) -> Iterator[Record]:
+    for document in documents:
+        yield from (s for s in document.get("sweeps", ()) if s["over"] == over and document["ghn"] == "ghn2")
+
+
+def embed_growth(documents: Sequence[Record]) -> Iterator[Value]:
+    for s in sweeps(documents, "nodes"):
+        for where, exponent in s["growth"].get("embed", {}).items():
+            yield exponent, where
+
+
+def embed_of_3000_nodes(documents: Sequence[Record]) -> Iterator[Value]:
+    for s in sweeps(documents, "nodes"):
+        for r in s["models"]:
+            if r["nodes"] >= 3000:
+                yield r["seconds"]["embed"]["median"], f"{r['model']}, {r['nodes']} nodes"
+
+
+def memory_without(documents: Sequence[Record]) -> Iterator[Value]:
+    for r in models(documents):
+        if r["nodes"] <= 1000:
+            for call, value in r.get("memory", {}).get("graph + prediction", {}).get("bytes", {}).items():
+                yield value / MEGABYTE, f"{r['model']}, {call} call"
+
+
+def memory_with(call: str) -> Any:
+    def values(documents: Sequence[Record]) -> Iterator[Value]:
+        for r in models(documents):
+            found = r.get("memory", {}).get("total", {}).get("bytes", {})
+            if call in found:
+                yield found[call] / r["largest_layer"], r["model"]
+
+    return values
+
+
+def import_time(documents: Sequence[Record]) -> Iterator[Value]:
+    for d in documents:
+        if "import" in d:
+            yield 1e3 * d["import"]["timm_ghn_init"]["median"], "after `import timm`"
+
+
+def import_early(documents: Sequence[Record]) -> Iterator[Value]:
+    for d in documents:
+        if "import" in d:
+            yield len(d["import"]["not yet"]), ", ".join(d["import"]["not yet"]) or "none"
+
+
+PEER, PEER_POST = "peer / ours, graph + prediction", "peer / ours, post-process"
+CREATE = "create_model with GHN / without"
+BARS = [
+    Bar("graph + prediction, torchvision convnext_base, against ppuda", ratio(PEER, "tv:convnext_base"), 20, "x", True),
+    Bar("graph + prediction, torchvision resnet50, against ppuda", ratio(PEER, "tv:resnet50"), 5, "x", True),
+    Bar(
+        "decode + write / fill_, convnext_base and larger",
+        ratio("decode + write / fill_", least_params=CONVNEXT_BASE),
+        4,
+    ),
+    Bar("embed, per 300 nodes", embed_per_300_nodes, 20, "ms"),
+    Bar("embed, exponent of its growth with the nodes", embed_growth, 2, ""),
+    Bar("embed, 3000 nodes", embed_of_3000_nodes, 0.5, "s"),
+    Bar("post-process / bare QR", ratio("post-process / bare QR"), 1.25),
+    Bar("post-process, torchvision convnext_base, against ppuda", ratio(PEER_POST, "tv:convnext_base"), 2.5, "x", True),
+    Bar("create_model with GHN / without, convnext_base", ratio(CREATE, "convnext_base"), 1.2),
+    Bar("the same, beyond the peers", ratio(CREATE, "convnext_base"), 1),
+    Bar("peak memory without post-processing, up to 1000 nodes", memory_without, 128, "MB"),
+    Bar("peak memory with it / largest layer, first call in a process", memory_with("first"), 3),
+    Bar("peak memory with it / largest layer, later calls", memory_with("later"), 3),
+    Bar("import timm_ghn_init above import timm", import_time, 50, "ms"),
+    Bar("scipy, matplotlib, Hub code imported before they are needed", import_early, 0, ""),
+    Bar(
+        "GHN-3 T: graph + prediction, torchvision resnet50 and convnext_tiny, against ghn3",
+        ratio(PEER, "tv:resnet50", "tv:convnext_tiny", ghn="ghn3-t"),
+        5,
+        "x",
+        True,
+    ),
+    Bar("GHN-3 T: graph + prediction / GHN-2", ratio("ours / GHN-2", ghn="ghn3-t"), 1.3),
+    Bar(
+        "GHN-3 XL: graph + prediction, convnext_base",
+        seconds("graph + prediction", "convnext_base", ghn="ghn3-xl"),
+        3,
+        "s",
+    ),
+    Bar("CUDA: total, convnext_base", seconds("total", "convnext_base", device="cuda"), 0.35, "s"),
+    Bar("CUDA: past the trace, convnext_base", seconds("past the trace", "convnext_base", device="cuda"), 0.15, "s"),
+    Bar("CUDA: post-process / bare QR", ratio("post-process / bare QR", "convnext_base", device="cuda"), 0.25),
+    Bar(
+        "CUDA: write, share of the copy rate",
+        ratio("write / device copy", "convnext_base", device="cuda"),
+        0.5,
+        "x",
+        True,
+    ),
+    Bar("CUDA: total, vit_giant", seconds("total", "vit_giant_patch14_clip_224", device="cuda"), 1, "s"),
+]
+
+
+# -- Markdown --------------------------------------------------------------------------------------------------------
+
+
+def render(documents: Sequence[Record]) -> str:
+    """One document from what one or several runs measured."""
+    blocks = [block for document in documents for block in document_blocks(document)]
+    return "\n\n".join([*blocks, *bars(documents)]) + "\n"
+
+
+def document_blocks(document: Record) -> Iterator[str]:
+    yield f"## {title(document)}"
+    yield machine(document)
+    for device in ("cpu", "cuda"):
+        records = [r for r in document.get("models", ()) if r["device"].startswith(device)]
+        if records:
+            yield from model_tables(records, device)
+    for s in document.get("sweeps", ()):
+        yield from sweep_tables(s)
+    if "import" in document:
+        yield import_line(document["import"])
+
+
+def title(document: Record) -> str:
+    kinds = [s["over"] for s in document.get("sweeps", ())]
+    return f"{document['ghn']}, growth over {' and '.join(kinds)}" if kinds else f"{document['ghn']}, models"
+
+
+def machine(document: Record) -> str:
+    m = document["machine"]
+    packages = ", ".join(f"{name} {number}" for name, number in m["packages"].items())
+    facts = [
+        f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, load average {m['load']:.2f} at the start",
+        f"Python {m['python']}, {packages}",
+        f"median of {document['repeats']} (smallest to largest)",
+    ]
+    if m["gpu"]:
+        facts.append(m["gpu"])
+    return "; ".join(facts) + ". " + " ".join(document["notes"])
+
+
+def model_tables(records: Sequence[Record], device: str) -> Iterator[str]:
+    rows = [(r, r["ratios"]) for r in records]
+    yield f"### Ratios, {device.upper()}"
+    yield table(
+        ("model", "parameters", "nodes", "L of layers"),
+        rows,
+        lambda r: [name_of(r), f"{r['params'] / 1e6:.1f} M", str(r["nodes"]), f"{r['layer']} of {r['layers']}"],
+        lambda s: spread(s, 1, 2),
+    )
+    yield f"### Milliseconds, {device.upper()}"
+    hidden = {"decode", "check", *({"write", "past the trace"} if device == "cpu" else set())}
+    shown = [(r, {f: s for f, s in r["seconds"].items() if f not in hidden}) for r in records]
+    yield table(("model",), shown, lambda r: [name_of(r)], lambda s: spread(s, 1e3, 1))
+    if any("memory" in r for r in records):
+        yield f"### Peak memory above the model, {device.upper()}"
+        yield memory_table(records)
+
+
+def name_of(record: Record) -> str:
+    return record["model"].replace("tv:", "torchvision ")
+
+
+def memory_table(records: Sequence[Record]) -> str:
+    methods = {m["method"] for r in records for m in r.get("memory", {}).values()}
+    rows = []
+    for r in records:
+        values = {
+            f"{figure}, {call} call": value
+            for figure, memory in r.get("memory", {}).items()
+            for call, value in memory["bytes"].items()
+        }
+        rows.append((r, values))
+    lines = table(
+        ("model", "largest layer"),
+        rows,
+        lambda r: [name_of(r), f"{r['largest_layer'] / MEGABYTE:.1f} MB"],
+        lambda value: f"{value / MEGABYTE:.1f} MB",
+    )
+    return f"{lines}\n\nBy {', '.join(sorted(methods))}, a fresh process for each; the GHN itself was loaded before."
+
+
+def sweep_tables(s: Record) -> Iterator[str]:
+    stages = list(s["growth"]) or ["trace", "embed", "decode + write", "post-process"]
+    yield f"### Milliseconds by {s['over']}"
+    rows = [(r, {stage: r["seconds"][stage] for stage in stages if stage in r["seconds"]}) for r in s["models"]]
+    yield table(
+        ("model", "nodes", "parameters"),
+        rows,
+        lambda r: [name_of(r), str(r["nodes"]), f"{r['params'] / 1e6:.1f} M"],
+        lambda x: spread(x, 1e3, 1),
+    )
+    if s["growth"]:
+        exponents = [
+            f"{stage} {e['all']:.2f} ({e['larger half']:.2f} over the larger half)" for stage, e in s["growth"].items()
+        ]
+        yield f"Exponent of growth with the {s['over']}: " + ", ".join(exponents) + "."
+
+
+def import_line(record: Record) -> str:
+    timm, ours = (spread(record[key], 1e3, 0) for key in ("timm", "timm_ghn_init"))
+    early = ", ".join(record["not yet"]) or "none of scipy, matplotlib and huggingface_hub"
+    return (
+        f"`import timm` takes {timm} ms; `import timm_ghn_init` after it {ours} ms, for {record['modules']} more "
+        f"modules, among them {early} (what timm itself imports does not count)."
+    )
+
+
+def bars(documents: Sequence[Record]) -> Iterator[str]:
+    """The bars that have something to be judged by; the others are named, not judged."""
+    lines, missing = ["| what | bar | reached | worst | |", "|---|---|---|---|---|"], []
+    for bar in BARS:
+        worst = bar.worst(documents)
+        if worst is None:
+            missing.append(bar.what)
+            continue
+        value, where = worst
+        verdict = "met" if bar.is_met(value) else "**missed**"
+        limit = f"{'at least' if bar.at_least else 'at most'} {bar.limit:g} {bar.unit}".rstrip()
+        lines.append(f"| {bar.what} | {limit} | {value:.3g} {bar.unit} | {where} | {verdict} |")
+    yield "## Bars"
+    if len(lines) > 2:
+        yield "\n".join(lines)
+    if missing:
+        yield "Not measured here: " + "; ".join(missing) + "."
+
+
+def table(
+    head: Sequence[str],
+    rows: Sequence[tuple[Record, dict[str, Any]]],
+    first: Callable[[Record], list[str]],
+    cell: Callable[[Any], str],
+) -> str:
+    """Columns `head` from `first`, then one for every key that occurs; empty where a row has no value."""
+    keys = list(dict.fromkeys(key for _, values in rows for key in values))
+    lines = [[*head, *keys], ["---"] * (len(head) + len(keys))]
+    lines += [[*first(r), *(cell(values[k]) if k in values else "" for k in keys)] for r, values in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(s: dict[str, float], factor: float, digits: int) -> str:
+    median, low, high = (f"{factor * s[key]:.{digits}f}" for key in ("median", "min", "max"))
+    return f"{median} ({low} to {high})"

@@ -1,0 +1,48 @@
+"""The names that other work builds on."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import timm_ghn_init
+
+FUNCTIONS = {
+    "init_model": ["model", "source", "ghn", "input_size", "seed", "device", "progress"],
+    "trace": ["model", "input_size"],
+    "load_ghn": ["name_or_path", "device"],
+    "postprocess": ["model", "layer", "beta", "orthogonal", "seed"],
+    "list_sources": [],
+    "register": [],
+    "unregister": [],
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_signature(name: str) -> None:
+    parameters = list(inspect.signature(getattr(timm_ghn_init, name)).parameters)
+    assert parameters[: len(FUNCTIONS[name])] == FUNCTIONS[name]
+
+
+def test_everything_announced_is_there() -> None:
+    for name in timm_ghn_init.__all__:
+        assert getattr(timm_ghn_init, name) is not None
+        assert name in dir(timm_ghn_init)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = timm_ghn_init.no_such_name
+
+
+def test_import_is_light() -> None:
+    """No plotting, Hub or SciPy code, and none of the parts, until they are needed; then each name is still itself."""
+    code = """
+import sys, timm
+before = set(sys.modules)
+import timm_ghn_init
+new = set(sys.modules) - before
+assert not new & {"scipy", "matplotlib", "huggingface_hub", "tqdm", "filelock", "safetensors"}, new
+assert not [m for m in new if m.split(".")[:2] in (["timm_ghn_init", p] for p in ("ghn", "graph", "cli", "draw"))], new
+import timm_ghn_init.initialize
+assert callable(timm_ghn_init.postprocess) and callable(timm_ghn_init.trace) and callable(timm_ghn_init.init_model)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
