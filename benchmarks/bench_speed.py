@@ -46,7 +46,7 @@ from torch import Tensor, nn
 import timm_ghn_init
 from timm_ghn_init import Source, assign, init_model, load_ghn, save_ghn, trace
 from timm_ghn_init.ghn import GHN
-from timm_ghn_init.postprocess import auto_layer, list_layers
+from timm_ghn_init.postprocessing import auto_layer, list_layers
 
 _logger = logging.getLogger("bench_speed")
 
@@ -339,7 +339,8 @@ def create(name: str) -> Seconds:
 
 def create_with_ghn(case: Case) -> Seconds:
     clock = Clock(torch.device("cpu"))
-    clock("create_model with GHN", lambda: timm.create_model(case.name, pretrained=f"file:{case.path}"))
+    source: Any = f"file:{case.path}"  # timm says bool; the package makes it mean more
+    clock("create_model with GHN", lambda: timm.create_model(case.name, pretrained=source))
     return clock.seconds
 
 
@@ -474,7 +475,7 @@ def measure_import(repeats: int) -> Record:
 
 def describe(case: Case) -> Record:
     graph = trace(case.model, dialect=case.ghn.dialect)
-    layers = [module.weight for _, module in list_layers(case.model)]
+    layers = [case.model.get_parameter(name) for name, _ in list_layers(case.model)]
     return {
         "model": case.name,
         "device": str(case.device),

@@ -110,10 +110,12 @@ class _Step:
         hid = self.hid
         recurrent = h @ self.w_hh.T + self.b_hh  # depends on the state before the sweep only
         sent = np.zeros((len(h), len(self.b2)), dtype=np.float32)
+        first, last = _extent(far)
         for v in order:
-            message = near[v] @ sent[:, :hid]
+            window = slice(first[v], last[v])  # nobody outside of it is near enough
+            message = near[v, window] @ sent[window, :hid]
             if self.ve:
-                message += far[v] @ sent[:, hid:]
+                message += far[v, window] @ sent[window, hid:]
             i = self.w_ih @ message + self.b_ih
             r = recurrent[v]
             gates = 0.5 * np.tanh(0.5 * (i[: 2 * hid] + r[: 2 * hid])) + 0.5  # a sigmoid that cannot overflow
@@ -121,3 +123,9 @@ class _Step:
             state = h[v] = new + gates[hid:] * (h[v] - new)
             sent[v] = np.maximum(self.w2 @ np.maximum(self.w0 @ state + self.b0, 0) + self.b2, 0)
         return h
+
+
+def _extent(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each row where its non-zero entries begin and end."""
+    nonzero = matrix != 0
+    return nonzero.argmax(1), matrix.shape[1] - nonzero[:, ::-1].argmax(1)

@@ -1,0 +1,105 @@
+"""The speed benchmark runs and writes what it promises, on the smallest models. How fast anything is, is not tested."""
+
+import importlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+STAGES = {"trace", "embed", "decode + write", "graph + prediction", "post-process", "total"}
+FLOORS = {"fill_", "bare QR", "create_model", "create_model with GHN"}
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module("bench_speed")
+
+
+def run(bench: ModuleType, folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    data, text = folder / "speed.json", folder / "speed.md"
+    bench.main([*arguments, "--quick", "--no-peer", "--json", str(data), "--markdown", str(text)])
+    return json.loads(data.read_text()), text.read_text()
+
+
+def test_table(bench: ModuleType, tmp_path: Path, ghn_file: Path) -> None:
+    arguments = ("--models", "test_vit", "--parts", "predict", "post", "create", "--source", f"file:{ghn_file}")
+    document, text = run(bench, tmp_path, *arguments)
+    record = document["models"][0]
+    assert (record["model"], record["device"], record["params"]) == ("test_vit", "cpu", 371240)
+    assert record["seconds"].keys() >= STAGES | FLOORS
+    for figure in (*record["seconds"].values(), *record["ratios"].values()):
+        assert 0 < figure["min"] <= figure["median"] <= figure["max"] < math.inf
+    assert record["ratios"].keys() == {
+        "decode + write / fill_",
+        "post-process / bare QR",
+        "create_model with GHN / without",
+    }
+    seconds = {figure: s["median"] for figure, s in record["seconds"].items()}
+    assert seconds["total"] > seconds["post-process"]
+    assert "| test_vit | 0.4 M | 86 |" in text
+    assert "post-process / bare QR | at most 1.25 x" in text
+    assert "Not measured here" in text
+
+
+def test_sweep_fits_growth(bench: ModuleType, tmp_path: Path, ghn_file: Path) -> None:
+    chains = ("chain:1", "chain:2", "chain:4", "chain:8")
+    document, text = run(bench, tmp_path, "--sweep", "nodes", "--models", *chains, "--source", f"file:{ghn_file}")
+    sweep = document["sweeps"][0]
+    nodes = [r["nodes"] for r in sweep["models"]]
+    assert nodes == [nodes[0] + 5 * (blocks - 1) for blocks in (1, 2, 4, 8)]
+    assert sweep["growth"].keys() == {"trace", "embed", "decode + write"}
+    assert "Exponent of growth with the nodes" in text
+
+
+def test_exponent(bench: ModuleType) -> None:
+    assert bench.exponent([(n, 3e-6 * n**1.5) for n in (50, 100, 700, 3000)]) == pytest.approx(1.5)
+
+
+def test_contenders_take_turns(bench: ModuleType) -> None:
+    turns: list[str] = []
+
+    def contender(name: str) -> dict[str, float]:
+        turns.append(name)
+        return {name: float(len(turns))}
+
+    runs = bench.take_turns([lambda: contender("a"), lambda: contender("b")], repeats=2)
+    assert turns == ["a", "b"] * 3
+    assert runs == {"a": [3.0, 5.0], "b": [4.0, 6.0]}  # the first round does not count
+
+
+def test_ratios_are_taken_within_a_repetition(bench: ModuleType) -> None:
+    ratios = bench.ratios({"decode + write": [1.0, 8.0, 3.0], "fill_": [1.0, 2.0, 1.0], "total": [1.0, 1.0, 1.0]})
+    assert ratios.keys() == {"decode + write / fill_"}
+    assert ratios["decode + write / fill_"]["runs"] == [1.0, 4.0, 3.0]
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(2.9, "met"), (3.1, "**missed**")])
+def test_verdicts_are_computed(bench: ModuleType, seconds: float, verdict: str) -> None:
+    record = {"model": "convnext_base", "device": "cpu", "params": 1, "nodes": 1, "largest_layer": 1, "ratios": {}}
+    record["seconds"] = {"graph + prediction": {"median": seconds}}
+    lines = "\n".join(importlib.import_module("speed_report").bars([{"ghn": "ghn3-xl", "models": [record]}]))
+    assert lines.count("| at most") == 1
+    assert f"| at most 3 s | {seconds} s | convnext_base | {verdict} |" in lines
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
+def test_peak_memory_sees_what_is_allocated(bench: ModuleType) -> None:
+    assert bench._restart_peak() == "VmHWM"
+    before = bench._resident(True)
+    torch.ones(16 << 20)  # 64 MB, gone at once
+    assert 60e6 < bench._peak(True) - before < 100e6
+
+
+def test_import_is_measured_apart_from_timm(bench: ModuleType) -> None:
+    found = bench.measure_import(repeats=1)
+    assert 0 < found["timm_ghn_init"]["median"] < found["timm"]["median"]
+    assert found["modules"] > 0
+    assert found["not yet"] == []
