@@ -238,6 +238,19 @@ def test_inspect_and_graph_take_no_memory(run: Callable, tmp_path: Path, monkeyp
     assert all(p.is_meta for model in made for p in model.parameters())
 
 
+@pytest.mark.usefixtures("no_checkpoint")
+def test_inspect_draws_the_graph_that_the_ghn_reads(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gates(*options: str) -> int:
+        status, stdout, _ = run("inspect", "seresnet18", "--json", *options)
+        assert status == 0
+        return json.loads(stdout)["primitives"].get("cse", 0)
+
+    assert gates() == gates("--source", "ghn2-orth") == 0
+    assert gates("--source", "ghn3-t") == 8
+    monkeypatch.setenv("TIMM_GHN_DEFAULT", "ghn3-xl")
+    assert gates() == 8
+
+
 class NeedsValues(nn.Module):
     """Its constructor and its forward look at numbers."""
 

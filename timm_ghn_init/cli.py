@@ -224,16 +224,26 @@ def _trace(args: argparse.Namespace) -> "tuple[nn.Module, Graph]":
 
     from .graph import trace
 
+    dialect = _dialect(_source(args.source))
     try:
         with torch.device("meta"):
             model = _create(args)
-        return model, trace(model, args.img_size)
+        return model, trace(model, args.img_size, dialect)
     except UserError:
         raise
     except Exception:  # whatever a model's own code raises where there are no values
         _logger.debug("%s is built with real values.", args.arch, exc_info=True)
     model = _create(args)
-    return model, trace(model, args.img_size)
+    return model, trace(model, args.img_size, dialect)
+
+
+def _dialect(source: Source) -> Any:
+    """Of the graphs that a source's GHN reads; its checkpoint is not needed if it has a name."""
+    from .checkpoints import load_ghn
+
+    if source.name == DEFAULT:
+        source = _source(os.environ.get("TIMM_GHN_DEFAULT") or "ghn2")
+    return source.known.dialect if source.known else load_ghn(source).dialect
 
 
 def _device(name: str | None) -> "torch.device | None":
@@ -532,10 +542,12 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("inspect", inspect)
     _add_architecture(sub)
+    sub.add_argument("--source", default=DEFAULT, help="whose graph: GHN-3's differs (default: %(default)s)")
     sub.add_argument("--json", action="store_true", help="for programs")
 
     sub = command("graph", graph)
     _add_architecture(sub)
+    sub.add_argument("--source", default=DEFAULT, help="whose graph: GHN-3's differs (default: %(default)s)")
     sub.add_argument("-o", "--output", required=True, metavar="FILE.svg|png|dot")
 
     command("list", list_known)

@@ -61,6 +61,11 @@ class KnownGHN:
         return f"hf-hub:{self.hub}/{self.file}" if self.hub else f"{self.url}/{self.file}#{self.blob}"
 
     @property
+    def dialect(self) -> Literal["ghn2", "ghn3"]:
+        """Of the graphs that it reads."""
+        return "ghn3" if self.name.startswith("ghn3") else "ghn2"
+
+    @property
     def local_path(self) -> Path | None:
         """The file inside the package, for a GHN that ships with it."""
         return Path(__file__).parent / self.local / self.file if self.local else None
