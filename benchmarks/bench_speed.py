@@ -424,12 +424,10 @@ def _max_rss() -> int:
     return kilobytes if sys.platform == "darwin" else kilobytes * 1024
 
 
-def measure_memory(case: Case, parts: Sequence[str]) -> Record:
+def measure_memory(case: Case) -> Record:
     """Without and with post-processing, each in a process of its own."""
     found: Record = {}
     for figure, orth in (("graph + prediction", False), ("total", True)):
-        if orth and "post" not in parts:
-            continue
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=spawn) as pool:
             arguments = (case.name, case.path, orth, str(case.device), torch.get_num_threads())
@@ -496,7 +494,7 @@ def measure(case: Case, parts: Sequence[str], peer: Peer | None, other: GHN | No
     record["seconds"] = {figure: summary(s) for figure, s in runs.items()}
     record["ratios"] = ratios(runs)
     if "memory" in parts:
-        record["memory"] = measure_memory(case, parts)
+        record["memory"] = measure_memory(case)
     return record
 
 
@@ -591,22 +589,20 @@ def find_peer(args: argparse.Namespace, ghn: GHN, notes: list[str]) -> Peer | No
         return None
 
 
-def run_table(args: argparse.Namespace, path: Path, folder: Path, notes: list[str]) -> list[Record]:
+def run_table(args: argparse.Namespace, path: Path, folder: Path, notes: list[str]) -> Iterator[Record]:
     names = args.models or MODELS
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     if len(devices) == 1:
         notes.append("No CUDA device here: everything that needs one was skipped.")
     peer = find_peer(args, load_ghn(path), notes) if any(n.startswith("tv:") for n in names) else None
     other = make_ghn("ghn2", folder) if args.ghn != "ghn2" else None
-    records = []
     for name in names:
         for device in devices:
             _logger.info("%s on %s", name, device)
             case = make_case(name, path, torch.device(device), args.layer)
             takes_part = peer if name.startswith("tv:") and device == "cpu" else None
             rival = load_ghn(other, device) if other else None
-            records.append(measure(case, args.parts, takes_part, rival, args.repeats))
-    return records
+            yield measure(case, args.parts, takes_part, rival, args.repeats)
 
 
 def run(args: argparse.Namespace) -> Record:
@@ -623,10 +619,19 @@ def run(args: argparse.Namespace) -> Record:
                 sweep(kind, path, args.repeats, args.models or SWEEPS[kind], args.parts) for kind in args.sweep
             ]
         else:
-            document["models"] = run_table(args, path, folder, notes)
+            document["models"] = []
+            for record in run_table(args, path, folder, notes):
+                document["models"].append(record)
+                save(args, document)  # a run takes a while, and may be stopped
             if "import" in args.parts:
                 document["import"] = measure_import(args.repeats)
+    save(args, document)
     return document
+
+
+def save(args: argparse.Namespace, document: Record) -> None:
+    if args.json:
+        args.json.write_text(json.dumps(document, indent=1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -635,8 +640,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     _logger.setLevel(logging.INFO)
     warnings.simplefilter("ignore")  # the peers' use of PyTorch is not news
     documents = [json.loads(path.read_text()) for path in args.report] if args.report else [run(args)]
-    if args.json and not args.report:
-        args.json.write_text(json.dumps(documents[0], indent=1))
     text = render(documents)
     if args.markdown:
         args.markdown.write_text(text)

@@ -186,7 +186,7 @@ def test_sweep_measures_and_reports(coverage: ModuleType, dialect: str, tmp_path
         assert "error" not in record, record
         assert record.get("faults", []) == [] and record.get("violations", []) == [], key
     text = coverage.report(records)
-    assert "| architectures that build a graph |" in text and "| 2 of 2 |" in text
+    assert "| architectures that build a graph |" in text and "| 2 of 2 tried |" in text
     assert "2 of 2 predictions are clean" in text
 
 
