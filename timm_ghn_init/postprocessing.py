@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .orthogonal import orthogonalize_
+from .threads import one_thread_each
 
 # architecture -> (its number of layers, the layer L tuned by the paper's authors, in the numbering of `list_layers`)
 _TUNED_LAYERS = {"resnet50": (54, 37), "convnext_base": (113, 94)}
@@ -299,21 +299,17 @@ def _compute_device(weight: Tensor, device: torch.device | str | None) -> torch.
 
 @contextmanager
 def _parallel_map(on_cpu: bool) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Yields a `map`: on the CPU one that runs over several layers at once, with one thread for each.
+    """A `map` without gradients; on the CPU, over several layers at once with one thread for each.
 
     That is faster than all threads on one layer after the other, and far less disturbed by other processes on the
     machine. LAPACK's results also change with its number of threads: one for each gives the same bits always.
     """
-    if not on_cpu:
-        yield map
-        return
-    n_threads = torch.get_num_threads()
-    try:
-        workers = min(n_threads, _MAX_WORKERS)
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool.map
-    finally:
-        torch.set_num_threads(n_threads)  # new threads inherit what was set last, in whichever thread that was
+    if on_cpu:
+        with one_thread_each(_MAX_WORKERS) as map_:
+            yield map_
+    else:
+        with torch.no_grad():
+            yield map
 
 
 @contextmanager

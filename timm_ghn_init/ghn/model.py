@@ -1,12 +1,14 @@
 """The Graph HyperNetwork: Graph -> node embeddings -> parameters."""
 
 from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..graph import PRIMITIVES, Dialect, Graph, Target
+from ..threads import one_thread
 from .decoders import ConvDecoder, MLPDecoder, resize
 from .gated_gnn import MLP, GatedGNN, NodeMLP
 from .graphormer import Graphormer
@@ -142,9 +144,10 @@ class GHN(nn.Module):
         """
         targets = list(graph.targets.values()) if names is None else [_target(graph, name) for name in names]
         tiles: dict[str, Tile] = {}
-        for (kind, shape), group in self._groups(targets).items():
-            for target, block in zip(group, _DECODE[kind](self, z[[t.node for t in group]], shape), strict=True):
-                tiles[target.param] = self._tile(target, block)
+        with nullcontext() if self.training else one_thread():  # many small products
+            for (kind, shape), group in self._groups(targets).items():
+                for target, block in zip(group, _DECODE[kind](self, z[[t.node for t in group]], shape), strict=True):
+                    tiles[target.param] = self._tile(target, block)
         return {t.param: tiles[t.param] for t in targets}
 
     def _groups(self, targets: list[Target]) -> dict[tuple[str, tuple[int, ...]], list[Target]]:
