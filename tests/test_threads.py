@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from timm_ghn_init import GHN, init_model, trace
-from timm_ghn_init.assign import _shares
 from timm_ghn_init.threads import one_thread, one_thread_each
 
 
@@ -24,13 +23,6 @@ def test_one_thread_each() -> None:
     assert seen == [(1, False)] * 4
     assert torch.get_num_threads() == n_threads
     assert torch.is_grad_enabled()
-
-
-def test_every_parameter_has_its_share() -> None:
-    sizes = {f"p{i}": size for i, size in enumerate((5, 100, 1, 1, 50, 49, 0))}
-    shares = _shares(sizes, 2)
-    assert sorted(name for share in shares for name in share) == sorted(sizes)
-    assert [sum(sizes[name] for name in share) for share in shares] == [102, 104]
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])

@@ -1,14 +1,12 @@
 """Predicted tensors -> the model's parameters, in place."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from .ghn import Tile
-from .threads import one_thread_each
-
-MAX_WORKERS = 8  # memory is written no faster by more
+from .threads import one_thread
 
 
 def check_finite(tiles: Mapping[str, Tile], what: str) -> None:
@@ -36,26 +34,6 @@ def check_finite(tiles: Mapping[str, Tile], what: str) -> None:
 def write(model: nn.Module, tiles: Mapping[str, Tile]) -> None:
     """Write predictions into the parameters of a model: identity, dtype, device and `requires_grad` stay."""
     parameters = dict(model.named_parameters())
-
-    def fill(names: Iterable[str]) -> None:
-        for name in names:
-            tiles[name].to(parameters[name].device).write_(parameters[name])
-
-    if any(parameters[name].is_cuda for name in tiles):
-        fill(tiles)
-        return
-    with one_thread_each(MAX_WORKERS) as map_:
-        shares = _shares({name: parameters[name].numel() for name in tiles}, torch.get_num_threads())
-        for _ in map_(fill, shares):  # an error comes out here
-            pass
-
-
-def _shares(sizes: Mapping[str, int], number: int) -> list[list[str]]:
-    """Names in lists of about the same total size, one for each thread."""
-    shares: list[list[str]] = [[] for _ in range(min(number, MAX_WORKERS))]
-    totals = [0] * len(shares)
-    for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
-        smallest = totals.index(min(totals))
-        shares[smallest].append(name)
-        totals[smallest] += sizes[name]
-    return shares
+    with one_thread():  # as fast as memory takes it, and never waiting for a second core
+        for name, tile in tiles.items():
+            tile.to(parameters[name].device).write_(parameters[name])
