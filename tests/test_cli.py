@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import timm_ghn_init
-from timm_ghn_init import checkpoints, cli
-from timm_ghn_init.cli import main
+from timm_ghn_init import checkpoints
+from timm_ghn_init.cli import main, predict
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.sources import KNOWN
 
@@ -152,7 +152,7 @@ def test_tied_and_sliced_tensors_are_saved_under_each_name(tmp_path: Path) -> No
             self.register_buffer("transposed", torch.arange(6.0).reshape(2, 3).T)
 
     model = Tied()
-    cli._save(model, tmp_path / "m.safetensors", {})
+    predict.save_state_dict(model, tmp_path / "m.safetensors", {})
     tensors = load_file(tmp_path / "m.safetensors")
     assert tensors.keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():

@@ -1,0 +1,62 @@
+"""Options in the words of timm's scripts."""
+
+import argparse
+import ast
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
+
+from .messages import one_line
+
+PROG = "timm-ghn-init"
+Run = Callable[[argparse.Namespace], int]
+
+
+class Command(Protocol):
+    """Declares a command; its help is the docstring of what runs it."""
+
+    def __call__(self, name: str, run: Run) -> argparse.ArgumentParser: ...
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """One line for a mistake, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{PROG}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+
+class KeyValue(argparse.Action):
+    """key=value ..., values as Python literals where they are some; timm's scripts read `--model-kwargs` so."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        pairs = dict(getattr(namespace, self.dest))
+        for text in values:
+            key, equals, value = text.partition("=")
+            if not equals or not key.isidentifier():
+                parser.error(f"argument {option}: {text!r} is not key=value")
+            try:
+                pairs[key] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                pairs[key] = value
+        setattr(namespace, self.dest, pairs)
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of an option that takes a whole number, of which `least` is the smallest."""
+
+    def read(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return number
+
+    read.__name__ = "whole number"  # argparse: "invalid whole number value"
+    return read
+
+
+def add_architecture(parser: argparse.ArgumentParser) -> None:
+    """Options in the words of timm's scripts."""
+    parser.add_argument("arch", metavar="ARCH", help="an architecture of timm")
+    parser.add_argument("--num-classes", type=whole(0), metavar="N")
+    parser.add_argument("--in-chans", type=whole(1), metavar="C")
+    parser.add_argument("--img-size", type=whole(1), metavar="H", help="of models that are built for one size")
+    parser.add_argument("--model-kwargs", nargs="*", default={}, action=KeyValue, metavar="KEY=VALUE")

@@ -1,0 +1,37 @@
+"""`list` and `fetch`: the hypernetworks."""
+
+import argparse
+
+from ..sources import DEFAULT, KNOWN, list_sources
+from .arguments import Command
+from .messages import table
+from .models import read_source
+
+
+def add(command: Command) -> None:
+    command("list", list_known)
+    sub = command("fetch", fetch)
+    sub.add_argument("name", metavar="NAME", help="see list")
+
+
+def list_known(args: argparse.Namespace) -> int:
+    """Print the sources."""
+    from ..checkpoints import is_cached
+
+    names = dict.fromkeys(source.name for source in list_sources())
+    rows = [(DEFAULT, "", "", "", "the default: TIMM_GHN_DEFAULT, else ghn2, else the GHN that ships")]
+    for known in (KNOWN[name] for name in names if name in KNOWN):
+        cached = "yes" if is_cached(known.name) else "no"
+        rows.append((known.name, cached, known.license, f"arXiv:{known.arxiv}", known.description))
+    rows.append(("file:PATH", "", "", "", "a .pt or .safetensors file"))
+    print(table(("source", "cached", "licence", "paper", "description"), rows))
+    print("\nEach also with post-processing (ghn2-orth), and with options (ghn2-orth?layer=94&seed=1).")
+    return 0
+
+
+def fetch(args: argparse.Namespace) -> int:
+    """Download a GHN, if it is not here yet, and print its path."""
+    from .. import checkpoints
+
+    print(checkpoints.fetch(read_source(args.name)))
+    return 0

@@ -1,0 +1,75 @@
+"""What a command says: mistakes in one line, tables, log messages."""
+
+import difflib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """A mistake of the user; the message says what to do instead."""
+
+
+def is_mistake(error: Exception) -> bool:
+    """Whether an error is told in one line instead of with a traceback."""
+    from ..formats import CheckpointError
+    from ..graph import TraceError
+
+    return isinstance(error, (UserError, CheckpointError, TraceError))
+
+
+def one_line(text: object) -> str:
+    """Names come from models and files: no line breaks, and nothing that steers a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns of text."""
+    lines = [header, *(tuple(map(one_line, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """A sentence with close matches, or nothing."""
+    close = difflib.get_close_matches(word, list(words), n=3)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+@contextmanager
+def mistakes(*types: type[Exception]) -> Iterator[None]:
+    """Errors that are the user's doing here."""
+    try:
+        yield
+    except types as error:
+        raise UserError(str(error)) from error
+
+
+class _Formatter(logging.Formatter):
+    """As timm's: information as it is, all else with its level."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+@contextmanager
+def logging_to_stderr(verbosity: int) -> Iterator[None]:
+    """Our messages on stderr, and timm's with -v."""
+    levels = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter())
+    saved = []
+    for name, offset in (("timm_ghn_init", 2), ("timm", 1)):
+        logger = logging.getLogger(name)
+        saved.append((logger, logger.level))
+        logger.setLevel(levels[min(max(verbosity + offset, 0), 3)])
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger, level in saved:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
