@@ -1,5 +1,6 @@
 """GHN-1 and GHN-2: a gated graph neural network that follows the forward and the backward pass of the network."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -53,32 +54,46 @@ class GatedGNN(nn.Module):
 
     def forward(self, x: Tensor, graph: Graph) -> Tensor:
         """Node embeddings (N, hid) -> (N, hid); differentiable where gradients are on, in NumPy where they are not."""
-        distances = graph.distances(50 if self.ve else 1).astype(np.float32)
-        near = (distances == 1).astype(np.float32)
-        far = np.divide(1, distances, out=np.zeros_like(distances), where=distances > 0)
         if torch.is_grad_enabled() and (x.requires_grad or self.gru.weight_ih.requires_grad):
-            return self._sweeps(x, near, far)
-        return self._sweeps_numpy(x, near, far)
+            return self.many([x], [graph])[0]
+        return self._sweeps_numpy(x, *self._weights(graph))
 
-    def _sweeps(self, x: Tensor, near: np.ndarray, far: np.ndarray) -> Tensor:
-        near_t, far_t = (torch.from_numpy(a).to(x) for a in (near, far))
+    def many(self, xs: Sequence[Tensor], graphs: Sequence[Graph]) -> list[Tensor]:
+        """Several graphs at once, node by node: what `forward` gives for each, differentiable."""
+        sizes = [len(x) for x in xs]
+        near, far = np.zeros((2, len(xs), max(sizes), max(sizes)), dtype=np.float32)
+        for i, (graph, size) in enumerate(zip(graphs, sizes, strict=True)):
+            near[i, :size, :size], far[i, :size, :size] = self._weights(graph)
+        x = nn.utils.rnn.pad_sequence(list(xs), batch_first=True)  # what pads hears nobody, and nobody hears it
+        x = self._sweeps(x, torch.from_numpy(near).to(x), torch.from_numpy(far).to(x))
+        return [row[:size] for row, size in zip(x, sizes, strict=True)]
+
+    def _weights(self, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of the messages from u to v, (N, N) each: along edges, and along virtual edges."""
+        distances = graph.distances(50 if self.ve else 1).astype(np.float32)
+        far = np.divide(1, distances, out=np.zeros_like(distances), where=distances > 0)
+        return (distances == 1).astype(np.float32), far
+
+    def _sweeps(self, x: Tensor, near: Tensor, far: Tensor) -> Tensor:
+        """x (B, N, hid), near and far (B, N, N)."""
+        nodes = range(x.shape[1])
         for order, direct, virtual in (
-            (range(len(x)), near_t.T, far_t.T),
-            (range(len(x) - 1, -1, -1), near_t, far_t),
+            (nodes, near[..., None], far[..., None]),
+            (reversed(nodes), near.mT[..., None], far.mT[..., None]),
         ):
             message = torch.zeros_like(x)  # what each node has received so far
             states: dict[int, Tensor] = {}
             for v in order:
-                h = states[v] = self.gru(message[v : v + 1], x[v : v + 1])
-                message = message + direct[:, v, None] * self.mlp(h)
+                h = states[v] = self.gru(message[:, v], x[:, v])
+                message = message + direct[:, v] * self.mlp(h)[:, None]
                 if self.ve:
-                    message = message + virtual[:, v, None] * self.mlp_ve(h)
-            x = torch.cat([states[v] for v in range(len(x))])
+                    message = message + virtual[:, v] * self.mlp_ve(h)[:, None]
+            x = torch.stack([states[v] for v in nodes], 1)
         return x
 
     @torch.no_grad()
     def _sweeps_numpy(self, x: Tensor, near: np.ndarray, far: np.ndarray) -> Tensor:
-        """The same, without PyTorch's overhead per operation: a node is a few matrix-vector products."""
+        """The same for one graph, without PyTorch's overhead per operation: a node is a few matrix-vector products."""
         step = _Step(self)
         h = x.detach().float().cpu().numpy().copy()
         h = step.sweep(h, range(len(h)), np.ascontiguousarray(near.T), np.ascontiguousarray(far.T))

@@ -1,13 +1,14 @@
 """The Graph HyperNetwork: Graph -> node embeddings -> parameters."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..graph import PRIMITIVES, Dialect, Graph, Target
+from ..graph import PRIMITIVES, Dialect, Graph, Node, Target
 from ..threads import one_thread
 from .decoders import ConvDecoder, MLPDecoder, resize
 from .gated_gnn import MLP, GatedGNN, NodeMLP
@@ -101,9 +102,12 @@ class GHN(nn.Module):
 
     def node_features(self, graph: Graph) -> Tensor:
         """What is known of each node on its own: the embeddings of its primitive and of its shape, (N, hid)."""
+        return self._features(graph.nodes)
+
+    def _features(self, nodes: tuple[Node, ...]) -> Tensor:
         table: nn.Embedding = self._modules["embed"]  # type: ignore[assignment]
-        primitives = torch.tensor([_INDEX[node.primitive] for node in graph.nodes], device=self.device)
-        return table(primitives) + self.shape_enc(graph.nodes)
+        primitives = torch.tensor([_INDEX[node.primitive] for node in nodes], device=self.device)
+        return table(primitives) + self.shape_enc(nodes)
 
     def embed(self, graph: Graph) -> Tensor:
         """Node embeddings after message passing, (N, hid), rows in the order of `graph.nodes`.
@@ -113,10 +117,13 @@ class GHN(nn.Module):
         Raises:
             ValueError: the graph is of another dialect than the GHN was trained on.
         """
-        if graph.dialect != self.dialect:
-            raise ValueError(f"This GHN reads {self.dialect} graphs: trace(model, dialect={self.dialect!r}).")
+        self._check_dialect(graph)
         x = self.gnn(self.node_features(graph), graph)
         return self.ln(x) if self.config["layernorm"] else x
+
+    def _check_dialect(self, graph: Graph) -> None:
+        if graph.dialect != self.dialect:
+            raise ValueError(f"This GHN reads {self.dialect} graphs: trace(model, dialect={self.dialect!r}).")
 
     def predict(self, graph: Graph, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Predicted parameters by name, each a new float32 tensor of the parameter's shape.
@@ -143,19 +150,46 @@ class GHN(nn.Module):
             names: as in `predict`.
         """
         targets = list(graph.targets.values()) if names is None else [_target(graph, name) for name in names]
-        tiles: dict[str, Tile] = {}
         with nullcontext() if self.training else one_thread():  # many small products
-            for (kind, shape), group in self._groups(targets).items():
-                for target, block in zip(group, _DECODE[kind](self, z[[t.node for t in group]], shape), strict=True):
-                    tiles[target.param] = self._tile(target, block)
-        return {t.param: tiles[t.param] for t in targets}
+            return {t.param: tile for t, tile in zip(targets, self._decode(z, targets), strict=True)}
 
-    def _groups(self, targets: list[Target]) -> dict[tuple[str, tuple[int, ...]], list[Target]]:
-        """Targets that can be decoded together: same decoder, same part of its output."""
-        groups: dict[tuple[str, tuple[int, ...]], list[Target]] = {}
+    def predict_many(self, graphs: Sequence[Graph]) -> list[dict[str, Tensor]]:
+        """`predict` for several graphs at once, for training: faster, and differentiable.
+
+        Raises:
+            ValueError: as `embed`.
+        """
+        for graph in graphs:
+            self._check_dialect(graph)
+        sizes = [len(graph.nodes) for graph in graphs]
+        xs = self._features(tuple(node for graph in graphs for node in graph.nodes)).split(sizes)
+        many = getattr(self.gnn, "many", None)
+        z = torch.cat(many(xs, graphs) if many else [self.gnn(x, g) for x, g in zip(xs, graphs, strict=True)])
+        if self.config["layernorm"]:
+            z = self.ln(z)
+        starts = np.cumsum([0, *sizes])
+        targets = [
+            t._replace(node=t.node + int(start))
+            for graph, start in zip(graphs, starts, strict=False)
+            for t in graph.targets.values()
+        ]
+        tiles = iter(self._decode(z, targets))
+        return [{name: next(tiles).view() for name in graph.targets} for graph in graphs]
+
+    def _decode(self, z: Tensor, targets: Sequence[Target]) -> list[Tile]:
+        """A tile for each target; those of one group are decoded together."""
+        tiles: dict[int, Tile] = {}
+        for (kind, shape), group in self._groups(targets).items():
+            blocks = _DECODE[kind](self, z[[targets[i].node for i in group]], shape)
+            tiles.update((i, self._tile(targets[i], block)) for i, block in zip(group, blocks, strict=True))
+        return [tiles[i] for i in range(len(targets))]
+
+    def _groups(self, targets: Sequence[Target]) -> dict[tuple[str, tuple[int, ...]], list[int]]:
+        """Indices of targets that can be decoded together: same decoder, same part of its output."""
+        groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
         kind: str
         shape: tuple[int, ...]
-        for t in targets:
+        for i, t in enumerate(targets):
             if t.role in ("norm", "bias"):
                 kind, shape = ("class_bias", ()) if t.classifier and t.role == "bias" else (t.role, ())
             elif t.classifier:
@@ -163,7 +197,7 @@ class GHN(nn.Module):
             else:
                 k, c, *kernel = _as_kernel(t)
                 kind, shape = "weight", (min(t.offset + k, self.max_shape[0]), min(c, self.max_shape[1]), *kernel)
-            groups.setdefault((kind, shape), []).append(t)
+            groups.setdefault((kind, shape), []).append(i)
         return groups
 
     def _tile(self, target: Target, block: Tensor) -> Tile:

@@ -49,6 +49,11 @@ class Tile:
         self.write_(parameter)
         return parameter
 
+    def view(self) -> Tensor:
+        """`full`, without a copy where the block is the whole parameter."""
+        whole = self.block.shape == self.target.shape and not self.target.offset
+        return self.block if whole else self.full()
+
 
 def normalise(block: Tensor, shape: tuple[int, ...], role: str) -> Tensor:
     """Scale a raw prediction for a parameter of the given (whole) shape, as the released GHNs were trained."""

@@ -1,0 +1,102 @@
+"""`train-ghn` and `eval-ghn`: a hypernetwork of one's own."""
+
+import argparse
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+from .arguments import Command, whole
+from .messages import mistakes, table
+from .models import read_device, read_source
+
+
+def add(command: Command) -> None:
+    sub = command("train-ghn", train_ghn)
+    sub.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the run: checkpoint, log, GHN")
+    sub.add_argument("--data", default="formula", help="formula, digits, cifar10 or a folder (default: %(default)s)")
+    sub.add_argument("--data-dir", metavar="DIR", help="where CIFAR-10 lies or is downloaded to (default: data)")
+    sub.add_argument("--classes", type=whole(2), default=100, metavar="N", help="of formula (default: %(default)s)")
+    sub.add_argument("--steps", type=whole(1), default=10_000, help="of the optimiser (default: %(default)s)")
+    sub.add_argument("--time-budget", type=_seconds, metavar="TIME", help="stop after, e.g., 90m; --resume goes on")
+    sub.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    sub.add_argument("--networks", type=whole(1), default=4, help="per step and process (default: %(default)s)")
+    sub.add_argument("--batch-size", type=whole(2), default=64, help="images per network (default: %(default)s)")
+    sub.add_argument("--pool", type=whole(1), default=2000, help="different networks in all (default: %(default)s)")
+    sub.add_argument("--max-macs", type=float, help="multiplications per image of a network (default: 4e6)")
+    sub.add_argument("--lr", type=float, default=1e-3, help="default: %(default)s")
+    sub.add_argument("--hid", type=whole(4), default=32, help="width of node embeddings (default: %(default)s)")
+    sub.add_argument("--seed", type=whole(0), default=0)
+    sub.add_argument("--device", help="default: CUDA if there is one, else CPU")
+    sub.add_argument("--workers", type=whole(0), default=0, help="processes that prepare images")
+    sub.add_argument("--threads", type=whole(1), help="of PyTorch on the CPU")
+
+    sub = command("eval-ghn", eval_ghn)
+    sub.add_argument("ghn", metavar="GHN", help="a GHN's file or name")
+    sub.add_argument("--data", default="formula", help="formula, digits, cifar10 or a folder (default: %(default)s)")
+    sub.add_argument("--data-dir", metavar="DIR", help="where CIFAR-10 lies or is downloaded to (default: data)")
+    sub.add_argument("--networks", type=whole(8), default=40, help="held out ones (default: %(default)s)")
+    sub.add_argument("--seed", type=whole(0), default=0)
+    sub.add_argument("--device", help="default: CPU")
+    sub.add_argument("--json", action="store_true", help="every network, for programs")
+
+
+def train_ghn(args: argparse.Namespace) -> int:
+    """Train a GHN on sampled networks, with images made by formula or your own."""
+    import torch
+
+    from ..training.loop import RESULT, TrainConfig, Trainer
+    from ..training.networks import MAX_MACS
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    config = TrainConfig(
+        data=args.data,
+        num_classes=args.classes,
+        steps=args.steps,
+        networks=args.networks,
+        batch_size=args.batch_size,
+        pool=args.pool,
+        max_macs=args.max_macs or MAX_MACS,
+        lr=args.lr,
+        seed=args.seed,
+        ghn={"max_shape": [64, 64, 11, 11], "weight_norm": True, "ve": True, "layernorm": True, "hid": args.hid},
+    )
+    trainer = Trainer(
+        config, args.output, resume=args.resume, device=args.device, data_dir=args.data_dir, workers=args.workers
+    )
+    trainer.run(args.time_budget)
+    if trainer.rank == 0:
+        print(Path(args.output) / RESULT)
+    return 0
+
+
+def _seconds(text: str) -> float:
+    """ "90m", "1.5h", "20s" or a number of seconds."""
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*)([smh]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90m, 1.5h or 600")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def eval_ghn(args: argparse.Namespace) -> int:
+    """Accuracy of held-out networks with a GHN's parameters and no training, against random ones and chance."""
+    from ..checkpoints import load_ghn
+    from ..training.evaluate import evaluate, summary
+    from ..training.images import open_images
+
+    ghn = load_ghn(read_source(_as_source(args.ghn)), read_device(args.device) or "cpu")
+    images = open_images(args.data, ghn.num_classes, args.data_dir)
+    with mistakes(ValueError):
+        scores = evaluate(ghn, images, networks=args.networks, seed=args.seed)
+    if args.json:
+        print(json.dumps({"chance": 1 / images.num_classes, "scores": [asdict(s) for s in scores]}, indent=2))
+        return 0
+    rows = [(name, n, f"{predicted:.3f}", f"{random:.3f}") for name, n, predicted, random in summary(scores)]
+    print(table(("networks", "number", "predicted", "random"), rows))
+    print(f"\nAccuracy on held-out images of {images.name}, no training; chance is {1 / images.num_classes:.3f}.")
+    return 0
+
+
+def _as_source(text: str) -> str:
+    return f"file:{text}" if Path(text).is_file() else text

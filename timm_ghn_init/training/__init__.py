@@ -1,0 +1,1 @@
+"""Training a GHN of one's own: sampled networks, images, the loop, and what came of it."""

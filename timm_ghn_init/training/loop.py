@@ -1,0 +1,331 @@
+"""Train a GHN: predict the parameters of sampled networks, run them on images, follow the gradient back.
+
+Section 3 of "Parameter Prediction for Unseen Deep Architectures" (arXiv 2110.13100), on networks of `networks.py`.
+
+Everything that is random is a function of (seed, step, network), so that a run that was interrupted and goes on ends
+where an uninterrupted one does.
+"""
+
+import csv
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..checkpoints import save_ghn
+from ..ghn import GHN
+from ..version import __version__
+from .images import Images, open_images
+from .networks import MAX_MACS, network
+
+_logger = logging.getLogger(__name__)
+
+CHECKPOINT, LOG, RESULT = "checkpoint.pt", "log.csv", "ghn.safetensors"
+COLUMNS = ("step", "seconds", "lr", "loss", "accuracy", "grad_norm", "skipped_steps")
+
+
+class TrainingError(RuntimeError):
+    """A training run cannot start or go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that a training run depends on.
+
+    Attributes:
+        data: "formula", "digits", "cifar10" or a folder, see `open_images`.
+        num_classes: of the formulas.
+        steps: of the optimiser; the learning rate follows a cosine to their end.
+        networks: sampled networks in a step, in each process.
+        batch_size: images for each network.
+        pool: how many different networks there are, half of them met in each pool/2/networks steps on average.
+        max_macs: most multiplications per image of a network, see `networks.sample`.
+        lr, weight_decay: of AdamW; the learning rate rises over the first `warmup` steps.
+        clip: largest norm of the gradient.
+        label_smoothing: of the cross-entropy.
+        seed: of networks, images and the GHN's first weights.
+        ghn: keyword arguments of `GHN`, without `num_classes`.
+    """
+
+    data: str = "formula"
+    num_classes: int = 100
+    steps: int = 10_000
+    networks: int = 4
+    batch_size: int = 64
+    pool: int = 2000
+    max_macs: float = MAX_MACS
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: int = 100
+    clip: float = 5.0
+    label_smoothing: float = 0.1
+    seed: int = 0
+    ghn: dict[str, Any] = field(
+        default_factory=lambda: {
+            "max_shape": (64, 64, 11, 11),
+            "weight_norm": True,
+            "ve": True,
+            "layernorm": True,
+            "hid": 32,
+        }
+    )
+
+
+@dataclass
+class State:
+    """Where a run is: of the counts, those that are not in the optimiser."""
+
+    step: int = 0
+    seconds: float = 0.0
+    skipped_steps: int = 0
+
+
+class Trainer:
+    """A training run in a folder, which holds `checkpoint.pt`, `log.csv` and, from the first checkpoint on, the GHN.
+
+    Args:
+        config: see `TrainConfig`.
+        folder: created if need be.
+        resume: go on from the checkpoint in the folder, if there is one.
+        device: default: CUDA if there is one, else the CPU.
+        data_dir: of CIFAR-10.
+        workers: processes that prepare images.
+
+    Raises:
+        TrainingError: the folder holds a run and `resume` is not set, or one with another configuration.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: str | Path,
+        *,
+        resume: bool = False,
+        device: str | torch.device | None = None,
+        data_dir: str | Path | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.config, self.folder, self.workers = config, Path(folder), workers
+        self.rank, self.world = _ranks()
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.images: Images = open_images(config.data, config.num_classes, data_dir)
+        torch.manual_seed(config.seed)
+        self.ghn = GHN(num_classes=self.images.num_classes, **config.ghn).to(self.device).train()
+        self.optimizer = torch.optim.AdamW(self.ghn.parameters(), config.lr, weight_decay=config.weight_decay)
+        self.state = State()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / CHECKPOINT).exists():
+            if not resume:
+                raise TrainingError(f"{self.folder} holds a run already: go on with --resume, or name another folder.")
+            self._load()
+
+    def run(self, time_budget: float | None = None, save_every: float = 300.0, progress: bool | None = None) -> None:
+        """Train to the last step, or for a time.
+
+        Args:
+            time_budget: seconds, those of the run so far included. The learning rate then falls to the end of the
+                budget, where that comes before the last step.
+            save_every: seconds between checkpoints. There is one at the end as well.
+            progress: show a bar. Default: in a terminal.
+
+        Raises:
+            TrainingError: the loss was not finite for 50 steps on end.
+        """
+        begun, before, saved, bad = time.monotonic(), self.state.seconds, time.monotonic(), 0
+        meter = _Meter(self.folder / LOG, self.state.step, self.rank == 0)
+        bar = tqdm(
+            self._batches(),
+            desc="Training",
+            initial=self.state.step,
+            total=self.config.steps,
+            disable=self.rank > 0 or (None if progress is None else not progress),
+        )
+        for batch in bar:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._lr(time_budget)
+            figures = self._step(batch)
+            bad = bad + 1 if figures is None else 0
+            if bad == 50:
+                raise TrainingError("The loss was not finite for 50 steps on end. Try a lower --lr.")
+            self.state.step += 1
+            self.state.seconds = self._agreed(before + time.monotonic() - begun)
+            meter.add(self.state, self.optimizer.param_groups[0]["lr"], figures)
+            bar.set_postfix_str(meter.text, refresh=False)
+            over = time_budget is not None and self.state.seconds >= time_budget
+            if over or self.state.step == self.config.steps or self._agreed(time.monotonic() - saved) > save_every:
+                self.save()
+                saved = time.monotonic()
+            if over:
+                break
+
+    def save(self) -> None:
+        """Write the checkpoint, and the GHN as a file that `load_ghn` reads; each replaces its predecessor whole."""
+        if self.rank:
+            return
+        temporary = self.folder / f"{CHECKPOINT}.tmp"
+        torch.save(
+            {
+                "config": json.dumps(asdict(self.config)),
+                "state": asdict(self.state),
+                "ghn": self.ghn.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "world": self.world,
+            },
+            temporary,
+        )
+        temporary.replace(self.folder / CHECKPOINT)
+        save_ghn(self.ghn, self.folder / RESULT, self.metadata())
+
+    def metadata(self) -> dict[str, str]:
+        """How this GHN came about, for its file."""
+        return {
+            "training": json.dumps(asdict(self.config) | asdict(self.state) | {"processes": self.world}),
+            "data": self.images.name,
+            "timm_ghn_init": __version__,
+        }
+
+    def _load(self) -> None:
+        path = self.folder / CHECKPOINT
+        saved = torch.load(path, map_location=self.device, weights_only=True)
+        ours, theirs = (json.loads(text) for text in (json.dumps(asdict(self.config)), saved["config"]))
+        for name, value in ours.items():
+            if theirs.get(name) != value:
+                raise TrainingError(f"{path} was trained with {name} = {theirs.get(name)}, not {value}: use that.")
+        if saved["world"] != self.world:
+            raise TrainingError(f"{path} was trained by {saved['world']} processes, not {self.world}.")
+        self.ghn.load_state_dict(saved["ghn"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.state = State(**saved["state"])
+
+    def _batches(self) -> Iterator[Any]:
+        """Of each remaining step the networks' indices and the images for each."""
+        remaining = range(self.state.step, self.config.steps)
+        steps = _Steps(self.config, self.images, self.rank, self.world)
+        return iter(DataLoader(steps, batch_size=None, sampler=remaining, num_workers=self.workers))  # type: ignore[arg-type]
+
+    def _lr(self, time_budget: float | None) -> float:
+        step, config = self.state.step, self.config
+        done = max(step / config.steps, self.state.seconds / time_budget if time_budget else 0.0)
+        return config.lr * min(1.0, (step + 1) / config.warmup) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, done)))
+
+    def _step(self, batch: list[tuple[int, Tensor, Tensor]]) -> dict[str, float] | None:
+        """One step of the optimiser: mean loss, accuracy and norm of the gradient; None where it was skipped."""
+        sampled = [self._network(index) for index, _, _ in batch]
+        losses, right = [], 0.0
+        predictions = self.ghn.predict_many([graph for _, graph in sampled])
+        for (net, _), parameters, (_, images, labels) in zip(sampled, predictions, batch, strict=True):
+            images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                logits = functional_call(net, parameters, (images,)).float()
+            losses.append(F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing))
+            right = right + (logits.detach().argmax(1) == labels).float().mean() / len(batch)
+        loss = torch.stack(losses)
+        self.optimizer.zero_grad(set_to_none=False)
+        loss.mean().backward()
+        self._average_gradients()
+        norm = nn.utils.clip_grad_norm_(self.ghn.parameters(), self.config.clip)
+        if not norm.isfinite():  # an unlucky network: its gradient would spoil all that was learnt
+            self.state.skipped_steps += 1
+            return None
+        self.optimizer.step()
+        return {"loss": loss.mean().item(), "accuracy": float(right), "grad_norm": norm.item()}
+
+    def _network(self, index: int) -> Any:
+        config = self.config
+        return network("train", config.seed, index, self.images.num_classes, config.max_macs)
+
+    def _average_gradients(self) -> None:
+        """Over the processes, which see different networks. What some network has no use for has a gradient of 0."""
+        for p in self.ghn.parameters():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        if self.world > 1:
+            gradients = [p.grad for p in self.ghn.parameters() if p.grad is not None]
+            flat = torch.cat([g.flatten() for g in gradients])
+            dist.all_reduce(flat)
+            for g, mean in zip(gradients, (flat / self.world).split([g.numel() for g in gradients]), strict=True):
+                g.copy_(mean.view_as(g))
+
+    def _agreed(self, seconds: float) -> float:
+        """The first process' clock, so that all stop and save at the same step."""
+        if self.world == 1:
+            return seconds
+        clock = torch.tensor([seconds], dtype=torch.float64, device=self.device)
+        dist.broadcast(clock, 0)
+        return clock.item()
+
+
+class _Steps(Dataset[Any]):
+    """step -> [(index of the network, images, labels), ...] for one process."""
+
+    def __init__(self, config: TrainConfig, images: Images, rank: int, world: int) -> None:
+        self.config, self.images, self.rank, self.world = config, images, rank, world
+
+    def __getitem__(self, step: int) -> list[tuple[int, Tensor, Tensor]]:
+        config = self.config
+        drawn = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        indices = torch.randint(config.pool, (self.world * config.networks,), generator=drawn).tolist()
+        first = self.rank * config.networks
+        batches = []
+        for i in range(first, first + config.networks):
+            images, labels = self.images.batch(config.seed, step * len(indices) + i, config.batch_size)
+            batches.append((indices[i], torch.from_numpy(images), torch.from_numpy(labels)))
+        return batches
+
+
+class _Meter:
+    """Running means on the bar, and a line in the log for every 50 steps."""
+
+    def __init__(self, path: Path, step: int, writes: bool) -> None:
+        self.path, self.writes, self.text = path, writes, ""
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        if writes:
+            _truncate(path, step)
+
+    def add(self, state: State, lr: float, figures: dict[str, float] | None) -> None:
+        if figures:
+            self.count += 1
+            for name, value in figures.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        if state.step % 50 or not self.writes:
+            return
+        means = {name: value / self.count for name, value in self.sums.items()}
+        self.text = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+        row = {"step": state.step, "seconds": state.seconds, "lr": lr, "skipped_steps": state.skipped_steps} | means
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow({k: f"{v:.6g}" for k, v in row.items()})
+        self.sums, self.count = {}, 0
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Keep what the log says of the steps up to the checkpoint."""
+    rows = []
+    if step and path.exists():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _ranks() -> tuple[int, int]:
+    """Rank and number of processes; under `torchrun` the group is made here."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
