@@ -7,7 +7,8 @@ Formula-driven supervised learning, "Pre-training without Natural Images" (Katao
 * outline: a closed curve by the superformula (Gielis, 2003), filled or as a ring;
 * texture: two gratings, added, multiplied or thresholded against each other.
 
-Each drawing has its own pose, colours, light and noise. A class prefers a hue, too weakly to be known by it.
+Each drawing has its own pose, colours, light and noise. A class prefers a hue, which alone
+does not tell it from others.
 """
 
 import colorsys
@@ -180,10 +181,10 @@ def _draw_textures(formulas: list[dict[str, np.ndarray]], rng: np.random.Generat
 def _colour(masks: np.ndarray, hues: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(n, H, W) in 0 to 1 -> (n, 3, H, W): foreground over background, light, noise, sometimes grey."""
     n = len(masks)
-    hues = np.where(rng.random(n) < 0.5, hues + rng.normal(0, 0.06, n), rng.random(n)) % 1
+    hues = np.where(rng.random(n) < 0.7, hues + rng.normal(0, 0.05, n), rng.random(n)) % 1
     front = _rgb(hues, rng.uniform(0.3, 1, n), rng.uniform(0.6, 1, n))
     back = _rgb(rng.random(n), rng.uniform(0, 0.8, n), rng.uniform(0, 0.45, n))
-    grey = rng.random(n) < 0.3
+    grey = rng.random(n) < 0.2
     for colour in (front, back):
         colour[grey] = colour[grey].mean(1, keepdims=True)
     inverted = rng.random(n) < 0.25
@@ -191,7 +192,7 @@ def _colour(masks: np.ndarray, hues: np.ndarray, rng: np.random.Generator) -> np
     images = back[:, :, None, None] + (front - back)[:, :, None, None] * masks[:, None]
     slope = rng.normal(0, 0.12, (2, n, 1, 1, 1))
     light = 1 + slope[0] * _X + slope[1] * _Y
-    noise = rng.standard_normal(images.shape, dtype=np.float32) * rng.uniform(0, 0.12, (n, 1, 1, 1))
+    noise = rng.standard_normal(images.shape, dtype=np.float32) * rng.uniform(0, 0.1, (n, 1, 1, 1))
     return ((images * light + noise - 0.45) / 0.27).astype(np.float32)
 
 
