@@ -171,7 +171,7 @@ def test_formula_images_are_reproducible_and_differ() -> None:
 def test_fewer_classes_are_the_first_of_more() -> None:
     few, many = FormulaImages(8), FormulaImages(16)
     for a, b in zip(few._formulas, many._formulas, strict=False):
-        assert all(np.array_equal(a[k], b[k]) for k in a)
+        assert all(np.array_equal(*pair) for pair in zip(a, b, strict=True))
 
 
 def test_the_classes_can_be_told_apart_by_shape() -> None:

@@ -1,21 +1,22 @@
 """Images made by formula: unlimited, labelled, without a download and without anybody's rights.
 
 Formula-driven supervised learning, "Pre-training without Natural Images" (Kataoka et al., 2020, arXiv 2101.08515), at
-32 x 32: a class is a set of parameters of a formula, an image one drawing of it. There are three families of classes:
+32 x 32: a class is a set of parameters of formulas, an image one drawing of them. A class has
 
-* fractal: the attractor of an iterated function system, as in the paper;
-* outline: a closed curve by the superformula (Gielis, 2003), filled or as a ring;
-* texture: two gratings, added, multiplied or thresholded against each other.
+* a shape: the attractor of an iterated function system, as in the paper, or, every other class, a closed curve by the
+  superformula (Gielis, 2003), filled or as a ring;
+* a texture behind it: two gratings, added, multiplied or the larger of both;
+* two hues, of the shape and of the texture.
 
-Each drawing has its own pose, colours, light and noise. A class prefers a hue, which alone
-does not tell it from others.
+Each drawing has its own pose, light and noise. Some go without the texture, or with other hues, or in grey, so that no
+single cue will do: easy ones to begin with, and the shape for those who learn more.
 """
 
 import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,6 @@ POINTS = 3000  # of a fractal; a drawing takes some of them
 _AXIS = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE * 2 - 1
 _TURN = np.linspace(-np.pi, np.pi, 64, dtype=np.float32)
 _Y, _X = np.meshgrid(_AXIS, _AXIS, indexing="ij")
-_FAMILIES = ("fractal", "fractal", "outline", "texture")  # in turn, so half of the classes are fractals
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,32 @@ class FormulaImages:
         """
         rng = np.random.default_rng((int(train), seed, index))
         labels = rng.integers(0, self.num_classes, size)
-        masks = np.empty((size, SIZE, SIZE), dtype=np.float32)
-        for family, draw in _DRAW.items():
-            chosen = np.flatnonzero([_FAMILIES[label % len(_FAMILIES)] == family for label in labels])
+        formulas = [self._formulas[label] for label in labels]
+        shapes = np.empty((size, SIZE, SIZE), dtype=np.float32)
+        for i, (_, draw) in enumerate(_SHAPES):
+            chosen = np.flatnonzero(labels % len(_SHAPES) == i)
             if len(chosen):
-                masks[chosen] = draw([self._formulas[label] for label in labels[chosen]], rng)
-        hues = np.array([self._hues[label] for label in labels], dtype=np.float32)
-        return _colour(masks, hues, rng), labels
+                shapes[chosen] = draw(np.stack([formulas[j].shape for j in chosen]), rng)
+        textures = _draw_textures(np.stack([f.texture for f in formulas]), rng)
+        return _colour(shapes, textures, np.stack([f.hues for f in formulas]), rng), labels
 
     @cached_property
-    def _formulas(self) -> list[dict[str, np.ndarray]]:
-        return [_MAKE[_FAMILIES[i % len(_FAMILIES)]](np.random.default_rng((2, i))) for i in range(self.num_classes)]
+    def _formulas(self) -> list["_Formula"]:
+        return [_formula(i) for i in range(self.num_classes)]
 
-    @cached_property
-    def _hues(self) -> list[float]:
-        return [np.random.default_rng((3, i)).random() for i in range(self.num_classes)]
+
+class _Formula(NamedTuple):
+    """One class: parameters of its shape and of its texture, and two hues."""
+
+    shape: np.ndarray
+    texture: np.ndarray
+    hues: np.ndarray
+
+
+def _formula(label: int) -> _Formula:
+    rng = np.random.default_rng((2, label))
+    make, _ = _SHAPES[label % len(_SHAPES)]
+    return _Formula(make(rng), _make_texture(rng), rng.random(2))
 
 
 def _pose(n: int, rng: np.random.Generator, turn: float) -> tuple[np.ndarray, ...]:
@@ -85,7 +96,7 @@ def _plane(n: int, rng: np.random.Generator, turn: float) -> tuple[np.ndarray, n
 # -- fractals ----------------------------------------------------------------------------------------------------------
 
 
-def _make_fractal(rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _make_fractal(rng: np.random.Generator) -> np.ndarray:
     """A cloud of points on an attractor that neither fills the square nor is a few dots."""
     while True:
         maps = rng.uniform(-1, 1, (rng.integers(2, 5), 2, 3))
@@ -96,7 +107,7 @@ def _make_fractal(rng: np.random.Generator) -> dict[str, np.ndarray]:
         points = (2 * (points - low) / np.maximum(high - low, 1e-6) - 1).astype(np.float32)
         filled = (_raster(points[None]) > 0).mean()
         if 0.12 < filled < 0.5:
-            return {"points": points}
+            return points
 
 
 def _attractor(maps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -117,11 +128,10 @@ def _raster(points: np.ndarray) -> np.ndarray:
     return np.bincount(flat[inside], minlength=n * SIZE * SIZE).reshape(n, SIZE, SIZE).astype(np.float32)
 
 
-def _draw_fractals(formulas: list[dict[str, np.ndarray]], rng: np.random.Generator) -> np.ndarray:
-    n = len(formulas)
+def _draw_fractals(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     start, count = int(rng.integers(0, POINTS // 2)), int(rng.integers(700, POINTS // 2))
-    points = np.stack([f["points"][start : start + count] for f in formulas])
-    angle, scale, dx, dy = _pose(n, rng, 0.4)
+    points = points[:, start : start + count]
+    angle, scale, dx, dy = _pose(len(points), rng, 0.3)
     x, y = points[:, None, :, 0] * scale, points[:, None, :, 1] * scale
     turned = np.concatenate((x * np.cos(angle) - y * np.sin(angle) + dx, x * np.sin(angle) + y * np.cos(angle) + dy), 1)
     return np.minimum(_raster(turned.transpose(0, 2, 1)), 2) / 2
@@ -130,7 +140,7 @@ def _draw_fractals(formulas: list[dict[str, np.ndarray]], rng: np.random.Generat
 # -- outlines ----------------------------------------------------------------------------------------------------------
 
 
-def _make_outline(rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _make_outline(rng: np.random.Generator) -> np.ndarray:
     """A curve that is not just another circle."""
     while True:
         exponents = rng.uniform(0.3, (3, 6, 6))
@@ -138,7 +148,7 @@ def _make_outline(rng: np.random.Generator) -> dict[str, np.ndarray]:
         values = np.array([rng.integers(2, 10), *exponents, ring], dtype=np.float32)
         radius = _superformula(_TURN, *values[:4])
         if radius.min() < 0.75 * radius.max():
-            return {"values": values}
+            return values
 
 
 def _superformula(angle: np.ndarray, m: Any, n1: Any, n2: Any, n3: Any) -> np.ndarray:
@@ -146,9 +156,9 @@ def _superformula(angle: np.ndarray, m: Any, n1: Any, n2: Any, n3: Any) -> np.nd
     return (a**n2 + b**n3 + 1e-6) ** (-1 / n1)
 
 
-def _draw_outlines(formulas: list[dict[str, np.ndarray]], rng: np.random.Generator) -> np.ndarray:
-    m, n1, n2, n3, ring = np.stack([f["values"] for f in formulas]).T[:, :, None, None]
-    x, y = _plane(len(formulas), rng, 0.4)
+def _draw_outlines(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    m, n1, n2, n3, ring = values.T[:, :, None, None]
+    x, y = _plane(len(values), rng, 0.3)
     radius = np.hypot(x, y)
     largest = _superformula(_TURN, m, n1, n2, n3).max(2, keepdims=True)
     edge = 0.9 * _superformula(np.arctan2(y, x), m, n1, n2, n3) / largest
@@ -158,15 +168,15 @@ def _draw_outlines(formulas: list[dict[str, np.ndarray]], rng: np.random.Generat
 # -- textures ----------------------------------------------------------------------------------------------------------
 
 
-def _make_texture(rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _make_texture(rng: np.random.Generator) -> np.ndarray:
     angle, frequency = rng.uniform(0, np.pi, 2), rng.uniform(3, 13, 2)  # radians per half width
     mix = rng.integers(0, 3)
-    return {"values": np.array([*angle, *frequency, mix, rng.uniform(2, 8)], dtype=np.float32)}
+    return np.array([*angle, *frequency, mix, rng.uniform(2, 8)], dtype=np.float32)
 
 
-def _draw_textures(formulas: list[dict[str, np.ndarray]], rng: np.random.Generator) -> np.ndarray:
-    n = len(formulas)
-    angle0, angle1, frequency0, frequency1, mix, sharp = np.stack([f["values"] for f in formulas]).T[:, :, None, None]
+def _draw_textures(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    n = len(values)
+    angle0, angle1, frequency0, frequency1, mix, sharp = values.T[:, :, None, None]
     x, y = _plane(n, rng, 0.12)
     phase0, phase1 = rng.uniform(0, 2 * np.pi, (2, n, 1, 1)).astype(np.float32)
     a = np.sin(frequency0 * (x * np.cos(angle0) + y * np.sin(angle0)) + phase0)
@@ -178,35 +188,35 @@ def _draw_textures(formulas: list[dict[str, np.ndarray]], rng: np.random.Generat
 # -- colours -----------------------------------------------------------------------------------------------------------
 
 
-def _colour(masks: np.ndarray, hues: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(n, H, W) in 0 to 1 -> (n, 3, H, W): foreground over background, light, noise, sometimes grey."""
-    n = len(masks)
-    hues = np.where(rng.random(n) < 0.7, hues + rng.normal(0, 0.05, n), rng.random(n)) % 1
-    front = _rgb(hues, rng.uniform(0.3, 1, n), rng.uniform(0.6, 1, n))
-    back = _rgb(rng.random(n), rng.uniform(0, 0.8, n), rng.uniform(0, 0.45, n))
-    grey = rng.random(n) < 0.2
+def _colour(shapes: np.ndarray, textures: np.ndarray, hues: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Shapes over textures, each (n, H, W) in 0 to 1, in colours of the given hues (n, 2): (n, 3, H, W)."""
+    n = len(shapes)
+    others = rng.random(n) < 0.25
+    hues = np.where(others[:, None], rng.random((n, 2)), hues + rng.normal(0, 0.03, (n, 2))) % 1
+    bright, dark = (0.6, 1.0), (0.1, 0.5)
+    front, back = _rgb(hues[:, 0], bright, rng), _rgb(hues[:, 1], dark, rng)
+    grey, inverted = rng.random((2, n)) < 0.2
     for colour in (front, back):
         colour[grey] = colour[grey].mean(1, keepdims=True)
-    inverted = rng.random(n) < 0.25
     front[inverted], back[inverted] = back[inverted], front[inverted]
-    images = back[:, :, None, None] + (front - back)[:, :, None, None] * masks[:, None]
+    flat = rng.random((n, 1, 1)) < 0.25
+    relief = np.where(flat, 1, 0.5 + textures)[:, None]
+    shape = shapes[:, None]
+    images = back[:, :, None, None] * relief * (1 - shape) + front[:, :, None, None] * shape
     slope = rng.normal(0, 0.12, (2, n, 1, 1, 1))
     light = 1 + slope[0] * _X + slope[1] * _Y
-    noise = rng.standard_normal(images.shape, dtype=np.float32) * rng.uniform(0, 0.1, (n, 1, 1, 1))
-    return ((images * light + noise - 0.45) / 0.27).astype(np.float32)
+    noise = rng.standard_normal(images.shape, dtype=np.float32) * rng.uniform(0, 0.08, (n, 1, 1, 1))
+    return ((images * light + noise - 0.4) / 0.27).astype(np.float32)
 
 
-def _rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    return np.array([colorsys.hsv_to_rgb(*hsv) for hsv in zip(hue, saturation, value, strict=True)], dtype=np.float32)
+def _rgb(hue: np.ndarray, values: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    """Colours (n, 3) of the given hues, with saturations and values at random."""
+    hsv = np.stack((hue, rng.uniform(0.4, 1, len(hue)), rng.uniform(*values, len(hue))), 1)
+    return np.array([colorsys.hsv_to_rgb(*colour) for colour in hsv], dtype=np.float32)
 
 
-_MAKE: dict[str, Callable[[np.random.Generator], dict[str, np.ndarray]]] = {
-    "fractal": _make_fractal,
-    "outline": _make_outline,
-    "texture": _make_texture,
-}
-_DRAW: dict[str, Callable[[list[dict[str, np.ndarray]], np.random.Generator], np.ndarray]] = {
-    "fractal": _draw_fractals,
-    "outline": _draw_outlines,
-    "texture": _draw_textures,
-}
+# How the parameters of a shape are drawn, and how the shape is; classes take turns.
+_SHAPES: tuple[tuple[Callable[[np.random.Generator], np.ndarray], Callable[..., np.ndarray]], ...] = (
+    (_make_fractal, _draw_fractals),
+    (_make_outline, _draw_outlines),
+)

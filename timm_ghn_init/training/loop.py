@@ -51,7 +51,7 @@ class TrainConfig:
         steps: of the optimiser; the learning rate follows a cosine to their end.
         networks: sampled networks in a step, in each process.
         batch_size: images for each network.
-        pool: how many different networks there are, half of them met in each pool/2/networks steps on average.
+        pool: how many different networks there are.
         max_macs: most multiplications per image of a network, see `networks.sample`.
         lr, weight_decay: of AdamW; the learning rate rises over the first `warmup` steps.
         clip: largest norm of the gradient.
@@ -63,9 +63,9 @@ class TrainConfig:
     data: str = "formula"
     num_classes: int = 100
     steps: int = 10_000
-    networks: int = 4
-    batch_size: int = 64
-    pool: int = 2000
+    networks: int = 8
+    batch_size: int = 32
+    pool: int = 1000
     max_macs: float = MAX_MACS
     lr: float = 1e-3
     weight_decay: float = 1e-2

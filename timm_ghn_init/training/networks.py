@@ -21,7 +21,7 @@ IMAGE = 32
 KINDS = (*BLOCKS, "mixed", "vit")
 SPLITS = ("train", "test", "deep", "wide", "nonorm")
 WIDTHS = (16, 24, 32, 40, 48, 64, 80, 96, 128)
-MAX_MACS = 4e6  # multiplications per image of a training network: two CPU cores shall do
+MAX_MACS = 2e6  # multiplications per image of a training network: a CPU core shall do
 
 
 @dataclass(frozen=True)

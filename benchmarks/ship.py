@@ -1,0 +1,152 @@
+"""From a training run to the GHN that ships: evaluate it, write the file and the page about it.
+
+    timm-ghn-init train-ghn -o runs/formula ...
+    python benchmarks/ship.py runs/formula --command "timm-ghn-init train-ghn -o runs/formula ..."
+
+Writes timm_ghn_init/data/ghn2-formula.safetensors, with configuration, command, log, evaluation and licence in its
+metadata, docs/shipped-ghn.md and docs/shipped-ghn.svg. What `--notes` holds goes into the page as it is.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from timm_ghn_init import load_ghn, save_ghn
+from timm_ghn_init.sources import KNOWN, SHIPPED
+from timm_ghn_init.training.evaluate import Score, evaluate, summary
+from timm_ghn_init.training.images import open_images
+from timm_ghn_init.training.loop import CHECKPOINT, LOG, RESULT
+
+ROOT = Path(__file__).parents[1]
+PAGE = """# The GHN that ships: `{name}`
+
+A GHN-2 ([arXiv:2110.13100](https://arxiv.org/abs/2110.13100)), {parameters:.2f} M parameters, {size:.1f} MB, licence
+{license}, trained by this project on networks drawn at random (`timm_ghn_init/training/networks.py`) and on 32 x 32 images
+made by formula (`timm_ghn_init/training/formula.py`, in the spirit of [arXiv:2101.08515](https://arxiv.org/abs/2101.08515)).
+It has seen no photograph and no digit. It is what `ghn` means where the released GHN-2 is neither on the machine nor to be
+downloaded.
+
+It is real and it is small: minutes of a CPU instead of the released GHN-2's days of a GPU, and formulas instead of ImageNet.
+Where the released GHN-2 can be had, use that.
+
+## Training
+
+```sh
+{command}
+```
+
+{steps} steps in {minutes:.0f} minutes, {networks} networks of {images} images each in a step: {total:,} networks' worth, from a
+pool of {pool}. {skipped} steps were skipped because their gradient was not finite. The machine: {machine}.
+
+![loss and accuracy while training](shipped-ghn.svg)
+
+## Evaluation
+
+Accuracy on held-out images of networks that were never trained, `predicted` by this GHN and `random` as PyTorch or timm
+initialises them, with the batch's statistics in batch norms. There are {classes} classes: chance is {chance:.3f}. "test" are
+networks drawn like those it was trained on, but not among them; "deep", "wide" and "nonorm" are drawn from outside of what it
+was trained on; timm's models are as they are, at 32 x 32.
+
+```sh
+timm-ghn-init eval-ghn {name} --networks {held_out}
+```
+
+| networks | number | predicted | times chance | random |
+|---|---|---|---|---|
+{table}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder that train-ghn wrote")
+    parser.add_argument("--command", required=True, help="with which it was trained")
+    parser.add_argument("--machine", default=f"{platform.machine()}, {os.cpu_count()} cores")
+    parser.add_argument("--notes", type=Path, metavar="FILE.md", help="to append to the page")
+    parser.add_argument("--networks", type=int, default=80)
+    args = parser.parse_args()
+
+    ghn = load_ghn(args.run / RESULT)
+    images = open_images("formula", ghn.num_classes)
+    scores = evaluate(ghn, images, networks=args.networks)
+    checkpoint = torch.load(args.run / CHECKPOINT, weights_only=True, map_location="cpu")
+    training = json.loads(checkpoint["config"]) | checkpoint["state"] | {"processes": checkpoint["world"]}
+    target = KNOWN[SHIPPED].local_path
+    assert target is not None
+    target.parent.mkdir(exist_ok=True)
+    save_ghn(ghn, target, metadata(args, training, scores))
+    (ROOT / "docs" / "shipped-ghn.md").write_text(page(args, training, scores, target))
+    draw(args.run / LOG, ROOT / "docs" / "shipped-ghn.svg")
+
+
+def metadata(args: argparse.Namespace, training: dict, scores: list[Score]) -> dict[str, str]:
+    return {
+        "name": SHIPPED,
+        "license": KNOWN[SHIPPED].license,
+        "paper": "arXiv:2110.13100",
+        "data": "formula",
+        "command": args.command,
+        "machine": args.machine,
+        "training": json.dumps(training),
+        "evaluation": json.dumps([asdict(s) for s in scores]),
+        "log": (args.run / LOG).read_text(),
+    }
+
+
+def page(args: argparse.Namespace, training: dict, scores: list[Score], target: Path) -> str:
+    ghn = load_ghn(target)
+    chance = 1 / ghn.num_classes
+    rows = [
+        f"| {name} | {n} | {predicted:.3f} | {predicted / chance:.1f} | {random:.3f} |"
+        for name, n, predicted, random in summary(scores)
+    ]
+    per_step = training["networks"] * training["processes"]
+    text = PAGE.format(
+        name=SHIPPED,
+        parameters=sum(p.numel() for p in ghn.parameters()) / 1e6,
+        size=target.stat().st_size / 1e6,
+        license=KNOWN[SHIPPED].license,
+        command=args.command,
+        steps=training["step"],
+        minutes=training["seconds"] / 60,
+        networks=per_step,
+        images=training["batch_size"],
+        total=per_step * training["step"],
+        pool=training["pool"],
+        skipped=training["skipped_steps"],
+        machine=args.machine,
+        classes=ghn.num_classes,
+        chance=chance,
+        held_out=args.networks,
+        table="\n".join(rows),
+    )
+    return text + ("\n" + args.notes.read_text() if args.notes else "")
+
+
+def draw(log: Path, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["svg.hashsalt"] = "timm_ghn_init"
+    with log.open(newline="") as file:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    for axis, column, colour in zip(axes, ("loss", "accuracy"), ("#0072b2", "#009e73"), strict=True):
+        axis.plot([r["step"] for r in rows], [r[column] for r in rows], color=colour, linewidth=1)
+        axis.set(xlabel="step", ylabel=f"{column} of predicted networks")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
