@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from timm_ghn_init import load_ghn, trace
 from timm_ghn_init.cli import main
 from timm_ghn_init.datasets import DatasetError, load
 from timm_ghn_init.ghn import GHN
+from timm_ghn_init.training import evaluate as evaluation
 from timm_ghn_init.training.evaluate import Score, evaluate, summary
 from timm_ghn_init.training.formula import FormulaImages
 from timm_ghn_init.training.images import DatasetImages, open_images
@@ -241,14 +243,16 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_training_learns(tmp_path: Path) -> None:
-    """Two networks over and over, four classes: after 150 steps the loss is well below that of guessing."""
-    config = replace(CONFIG, steps=150, pool=2, batch_size=32, lr=3e-3, label_smoothing=0.0)
+def test_training_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One network and one batch of images over and over: the loss falls well below that of guessing."""
+    config = replace(CONFIG, steps=100, networks=1, pool=1, batch_size=16, lr=1e-2, label_smoothing=0.0)
     trainer = Trainer(config, tmp_path)
+    batch = next(trainer._batches())
+    monkeypatch.setattr(trainer, "_batches", lambda: iter([batch] * 100))
     trainer.run()
     log = rows(tmp_path)
-    assert [int(r["step"]) for r in log] == [50, 100, 150]
-    assert float(log[-1]["loss"]) < 0.8 * np.log(4) < float(log[0]["loss"]) + 0.2
+    assert [int(r["step"]) for r in log] == [50, 100]
+    assert float(log[-1]["loss"]) < 0.7 * np.log(4)
     assert load_ghn(tmp_path / "ghn.safetensors").num_classes == 4
 
 
@@ -325,26 +329,34 @@ def test_two_processes_train_one_ghn(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from dataclasses import replace; import torch\n"
         "from tests.test_training import CONFIG, Trainer\n"
         "torch.set_num_threads(1)\n"
-        "config = replace(CONFIG, steps=2, networks=int(sys.argv[2]))\n"
-        "trainer = Trainer(config, sys.argv[1]); trainer.run()\n"
-        "torch.save(dict(trainer.ghn.named_parameters()), Path(sys.argv[1]) / f'{trainer.rank}.pt')\n"
+        "trainer = Trainer(replace(CONFIG, steps=2), sys.argv[1]); trainer.run()\n"
+        "torch.save(trainer.ghn.state_dict(), Path(sys.argv[1]) / f'{trainer.rank}.pt')\n"
     )
     root = str(Path(__file__).parents[1])
-    for processes, networks in ((2, 2), (1, 4)):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        environment = {"PYTHONPATH": root, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [*launch, str(script), str(tmp_path / f"{processes}"), str(networks)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-    a, b, one = (torch.load(tmp_path / name, weights_only=True) for name in ("2/0.pt", "2/1.pt", "1/0.pt"))
-    for name, p in one.items():
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launch, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    one = Trainer(replace(CONFIG, steps=2, networks=4), tmp_path / "one", device="cpu")
+    one.run()
+    a, b = (torch.load(tmp_path / name, weights_only=True) for name in ("0.pt", "1.pt"))
+    for name, p in one.ghn.named_parameters():
         assert torch.equal(a[name], b[name])
-        torch.testing.assert_close(a[name], p, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(a[name], p.data, rtol=1e-3, atol=2e-5)
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "BATCH", 25)
+    monkeypatch.setattr(evaluation, "BATCHES", 2)
+
+
+@pytest.mark.usefixtures("few_images")
 def test_evaluation_is_reproducible_and_near_chance_without_training() -> None:
     torch.manual_seed(0)
     ghn = GHN(num_classes=4, **{**TINY, "max_shape": (8, 8, 3, 3)}).eval()
@@ -377,6 +389,7 @@ def test_summary_weighs_every_network_alike() -> None:
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_images")
 def test_train_and_evaluate_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [
         "--classes",

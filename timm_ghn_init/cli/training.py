@@ -45,7 +45,8 @@ def train_ghn(args: argparse.Namespace) -> int:
     """Train a GHN on sampled networks, with images made by formula or your own."""
     import torch
 
-    from ..training.loop import RESULT, TrainConfig, Trainer
+    from ..datasets import DatasetError
+    from ..training.loop import RESULT, TrainConfig, Trainer, TrainingError
     from ..training.networks import MAX_MACS
 
     if args.threads:
@@ -62,10 +63,12 @@ def train_ghn(args: argparse.Namespace) -> int:
         seed=args.seed,
         ghn={"max_shape": [64, 64, 11, 11], "weight_norm": True, "ve": True, "layernorm": True, "hid": args.hid},
     )
-    trainer = Trainer(
-        config, args.output, resume=args.resume, device=args.device, data_dir=args.data_dir, workers=args.workers
-    )
-    trainer.run(args.time_budget)
+    device = read_device(args.device)
+    with mistakes(DatasetError, TrainingError):
+        trainer = Trainer(
+            config, args.output, resume=args.resume, device=device, data_dir=args.data_dir, workers=args.workers
+        )
+        trainer.run(args.time_budget)
     if trainer.rank == 0:
         print(Path(args.output) / RESULT)
     return 0
@@ -82,12 +85,13 @@ def _seconds(text: str) -> float:
 def eval_ghn(args: argparse.Namespace) -> int:
     """Accuracy of held-out networks with a GHN's parameters and no training, against random ones and chance."""
     from ..checkpoints import load_ghn
+    from ..datasets import DatasetError
     from ..training.evaluate import evaluate, summary
     from ..training.images import open_images
 
     ghn = load_ghn(read_source(_as_source(args.ghn)), read_device(args.device) or "cpu")
-    images = open_images(args.data, ghn.num_classes, args.data_dir)
-    with mistakes(ValueError):
+    with mistakes(DatasetError, ValueError):
+        images = open_images(args.data, ghn.num_classes, args.data_dir)
         scores = evaluate(ghn, images, networks=args.networks, seed=args.seed)
     if args.json:
         print(json.dumps({"chance": 1 / images.num_classes, "scores": [asdict(s) for s in scores]}, indent=2))
