@@ -1,7 +1,7 @@
-"""`python -m timm_ghn_init`: the command line without its entry point."""
+"""`python -m timm_ghn_init`: the command line without its entry point, or a script with the sources registered."""
 
 import sys
 
-from .cli import main
+from .runner import main
 
-sys.exit(main())
+sys.exit(main(sys.argv[1:]))

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -76,6 +77,8 @@ def _wrap_model_entrypoint(original: Callable[..., Any]) -> Callable[..., Any]:
             source, base = _requested(pretrained, pretrained_cfg)
             if source is None:
                 return create(pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
+            if pretrained:
+                _refuse_other_weights(source, kwargs.get("pretrained_cfg_overlay"))
             config = source_cfg(source, _base_cfg(model_name, base))
             return _create(model_name, create, source, bool(pretrained), pretrained_cfg=config, **kwargs)
 
@@ -91,6 +94,13 @@ def _requested(pretrained: Any, pretrained_cfg: Any) -> tuple[Source | None, Any
         raise ValueError(f"pretrained={str(sources[0])!r} and the tag or pretrained_cfg {str(sources[1])!r} disagree.")
     base = None if is_source(pretrained_cfg) else pretrained_cfg
     return (sources[0] if sources else None), base
+
+
+def _refuse_other_weights(source: Source, overlay: Any) -> None:
+    """timm's `--pretrained-path` beside a source: which weights are meant?"""
+    for key in ("state_dict", "file", "url", "hf_hub_id"):
+        if (overlay or {}).get(key):
+            raise ValueError(f"The weights of {key!r} in pretrained_cfg_overlay and of {str(source)!r}: name only one.")
 
 
 def _base_cfg(model_name: str, given: Any) -> Any:
@@ -134,6 +144,24 @@ def _cfg_fields(source: Source) -> dict[str, Any]:
         "paper_name": paper[0],
         "paper_ids": paper[1],
     }
+
+
+def write_config(model: nn.Module, path: Path, source: Source, options: dict[str, Any]) -> None:
+    """Write the config.json from which timm builds a model again, on the Hub and in a `local-dir:` folder.
+
+    Args:
+        model: one of timm's. Its `pretrained_cfg` says from here on that the source has initialised it.
+        path: the file.
+        source: what has initialised the model.
+        options: what `timm.create_model` was given to build it.
+
+    Raises:
+        TypeError, ValueError: an option that JSON cannot hold.
+    """
+    from timm.models._hub import save_config_for_hf
+
+    model.pretrained_cfg.update(_cfg_fields(source))  # type: ignore[union-attr,operator]
+    save_config_for_hf(model, path, model_args=options)  # type: ignore[arg-type]  # older ones take a Path alone
 
 
 class _Creation:

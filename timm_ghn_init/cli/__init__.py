@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: by argparse, for `--help`, `--version` and wrong options.
     """
-    args = _parser().parse_args(argv)
+    args = _parser()[0].parse_args(argv)
     with logging_to_stderr(args.verbose - args.quiet):
         try:
             status = args.run(args)
@@ -50,8 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(prog=PROG, description="Initialise timm architectures with predicted parameters.")
+def commands() -> list[str]:
+    """The names of all commands, in the order of `--help`."""
+    return _parser()[1]
+
+
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser and the names of its commands."""
+    parser = ArgumentParser(
+        prog=PROG,
+        description="Initialise timm architectures with predicted parameters.",
+        epilog="`python -m timm_ghn_init train.py ARGS` runs an unchanged script that may name sources.",
+    )
     parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -64,4 +74,4 @@ def _parser() -> argparse.ArgumentParser:
 
     for family in FAMILIES:
         family.add(command)
-    return parser
+    return parser, list(commands.choices)

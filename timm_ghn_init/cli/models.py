@@ -19,19 +19,24 @@ _logger = logging.getLogger(__name__)
 
 def create_architecture(args: argparse.Namespace) -> "nn.Module":
     """The architecture with timm's own initialisation."""
+    return build(args)[0]
+
+
+def build(args: argparse.Namespace) -> "tuple[nn.Module, dict[str, Any]]":
+    """The architecture with timm's own initialisation, and the options that it took."""
     import timm
 
     _check_architecture(args.arch)
     options = model_options(args)
     try:
-        return timm.create_model(args.arch, pretrained=False, **options)
+        return timm.create_model(args.arch, pretrained=False, **options), options
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
         if "'img_size'" not in str(error) or args.img_size is None:
             raise UserError(f"{args.arch}: {error}") from error
     options.pop("img_size")  # built for any size
-    return timm.create_model(args.arch, pretrained=False, **options)
+    return timm.create_model(args.arch, pretrained=False, **options), options
 
 
 def _check_architecture(arch: str) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..sources import parse_source
 from .arguments import Command, add_architecture, whole
-from .files import output_path, writing
+from .files import is_folder, output_path, writing, writing_folder
 from .messages import mistakes
-from .models import create_architecture, model_options, read_device, read_source
+from .models import build, model_options, read_device, read_source
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..report import InitReport
 
 METADATA_KEY = "timm_ghn_init"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # timm's names, on the Hub and in local folders
 
 
 def add(command: Command) -> None:
@@ -28,26 +29,34 @@ def add(command: Command) -> None:
     sub.add_argument("--seed", type=whole(0), help="of all that is random (default: the source's own, else 0)")
     sub.add_argument("--device", help="where to predict (default: CUDA if there is one, else CPU)")
     sub.add_argument(
-        "-o", "--output", required=True, metavar="FILE.safetensors", help="for timm's --initial-checkpoint"
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE.safetensors|FOLDER/",
+        help="a file for timm's --initial-checkpoint, or a folder for its --model local-dir:FOLDER --pretrained",
     )
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Write the weights that a source predicts for an architecture, as a file that timm loads."""
+    """Write the weights that a source predicts for an architecture, as a file or folder that timm loads."""
     import torch
 
     from ..initialize import init_model
+    from ..timm_hooks import write_config
 
-    output = output_path(args.output, (".safetensors",))
+    folder, output = is_folder(args.output), output_path(args.output, (".safetensors",), folder=True)
     source = read_source(args.source)
     device = read_device(args.device)
     seed = next(s for s in (args.seed, source.seed, 0) if s is not None)
     torch.manual_seed(seed)  # of timm's own initialisation, which is kept by what is not predicted
-    model = create_architecture(args)
+    model, options = build(args)
     with mistakes(ValueError):  # options of the source that do not fit the model
         report = init_model(model, source, input_size=args.img_size, seed=seed, device=device)
-    with writing(output) as temporary:
-        save_state_dict(model, temporary, _provenance(args, model, report, seed))
+    provenance = _provenance(args, model, report, seed)
+    with writing_folder(output) if folder else writing(output) as temporary:
+        save_state_dict(model, temporary / WEIGHTS if folder else temporary, provenance)
+        if folder:
+            write_config(model, temporary / CONFIG, parse_source(report.source), options)
     print(output)
     return 0
 
