@@ -78,6 +78,51 @@ def test_predict_writes_what_timm_loads(run: Callable, ghn_file: Path, tmp_path:
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("exists", [False, True])
+def test_predict_writes_a_folder_that_timm_loads(run: Callable, ghn_file: Path, tmp_path: Path, exists: bool) -> None:
+    """Weights and config in timm's format; what else is in the folder stays. It needs nothing of ours to load."""
+    out = tmp_path / "model"
+    if exists:
+        out.mkdir()
+        for name in ("model.safetensors", "README.md"):
+            (out / name).write_text("old")
+    source, options = f"file:{ghn_file}-orth", {"num_classes": 7, "in_chans": 1, "img_size": 96}
+    argv = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    status, stdout, _ = run("predict", "vit_tiny_patch16_224", "--source", source, *argv, "-o", f"{out}/")
+    assert (status, stdout) == (0, f"{out}\n")
+    assert {p.name for p in out.iterdir()} == {"model.safetensors", "config.json"} | (
+        {"README.md"} if exists else set()
+    )
+    assert list(tmp_path.iterdir()) == [out]
+
+    timm_ghn_init.unregister()
+    try:
+        loaded = timm.create_model(f"local-dir:{out}", pretrained=True)
+    finally:
+        timm_ghn_init.register()
+    torch.manual_seed(0)
+    expected = timm.create_model("vit_tiny_patch16_224", pretrained=source, **options)
+    for (name, a), b in zip(loaded.state_dict().items(), expected.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert metadata(out / "model.safetensors")["source"] == source
+    config = json.loads((out / "config.json").read_text())
+    assert (config["architecture"], config["num_classes"]) == ("vit_tiny_patch16_224", 7)
+    assert "num_classes" not in config["model_args"]  # transformers would pass it twice
+    said = config["pretrained_cfg"]
+    assert said["description"] == f"Parameters predicted by {ghn_file.name}, post-processed (GHN-orth)"
+    assert said["paper_ids"] == "arXiv:2207.10049"
+    assert not said.keys() & {"hf_hub_id", "url", "license"}  # those of weights that timm knows
+    assert str(ghn_file.parent) not in str(said)
+
+
+def test_predict_into_a_folder_of_another_size_model(run: Callable, ghn_file: Path, tmp_path: Path) -> None:
+    """An input size that only the graph took is no argument of the model."""
+    argv = ("--source", f"file:{ghn_file}", "--img-size", 96, "-o", f"{tmp_path}/m/")
+    assert run("predict", "resnet18", *argv)[0] == 0
+    assert "img_size" not in json.loads((tmp_path / "m" / "config.json").read_text()).get("model_args", {})
+    timm.create_model(f"local-dir:{tmp_path}/m", pretrained=True)
+
+
 def test_predict_same_command_same_bytes(run: Callable, ghn_file: Path, tmp_path: Path) -> None:
     """Also with noise, another classifier and the global random state in between."""
     files = []
@@ -166,6 +211,25 @@ def test_predict_quiet_and_verbose(run: Callable, ghn_file: Path, tmp_path: Path
     arguments = ("predict", "resnet18", "--source", f"file:{ghn_file}", "-o", tmp_path / "m.safetensors")
     assert run(*arguments, "-q")[2] == ""
     assert "62 of 62 parameters" in run(*arguments)[2]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_failed_write_leaves_the_old_folder(
+    run: Callable, ghn_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
+    out = tmp_path / "model"
+    if exists:
+        out.mkdir()
+        (out / "model.safetensors").write_text("old")
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("timm.models._hub.save_config_for_hf", full)
+    result = run("predict", "resnet18", "--source", f"file:{ghn_file}", "-q", "-o", f"{out}/")
+    assert_mistake(result, "model cannot be written: .*No space left")
+    assert [p.name for p in tmp_path.rglob("*")] == (["model", "model.safetensors"] if exists else [])
+    assert not exists or (out / "model.safetensors").read_text() == "old"
 
 
 def test_a_failed_write_leaves_the_old_file(
@@ -407,6 +471,9 @@ MISTAKES = {
     "layer beyond the last": ((*PREDICT, "file:{ghn}-orth?layer=500"), "500"),
     "no folder": (("predict", "resnet18", "--source", "file:{ghn}", "-o", "{tmp}/no/m.safetensors"), "{tmp}/no"),
     "output is a folder": (("predict", "resnet18", "--source", "file:{ghn}", "-o", "{tmp}/d.safetensors"), "folder"),
+    "folder is a file": (("predict", "resnet18", "--source", "file:{ghn}", "-o", "{tmp}/text.pt/"), "is a file"),
+    "no folder for the folder": (("predict", "resnet18", "--source", "file:{ghn}", "-o", "{tmp}/no/m/"), "{tmp}/no"),
+    "folder without a slash": (("predict", "resnet18", "--source", "file:{ghn}", "-o", "{tmp}"), "/ for a folder"),
     "wrong suffix": (("predict", "resnet18", "--source", "file:{ghn}", "-o", "{tmp}/m.pth"), r"\.safetensors"),
     "graph, no folder": (("graph", "resnet18", "-o", "{tmp}/no/g.svg"), "{tmp}/no"),
     "graph, wrong suffix": (("graph", "resnet18", "-o", "{tmp}/g.pdf"), r"\.svg or \.png or \.dot"),

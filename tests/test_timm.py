@@ -192,6 +192,15 @@ def test_slip_of_the_pen_is_an_error() -> None:
         create_model(f"{ARCH}.ghn2", pretrained="ghn1")
 
 
+@pytest.mark.parametrize("spelling", [{"pretrained": "ghn-orth"}, {"pretrained": True, "pretrained_cfg": "ghn-orth"}])
+def test_other_weights_beside_a_source_are_an_error(spelling: dict[str, object], tmp_path: Path) -> None:
+    """timm's `--pretrained-path FILE` beside a source: neither is silently ignored."""
+    with pytest.raises(ValueError, match=r"'file'.*'ghn-orth'"):
+        create_model(ARCH, **spelling, pretrained_cfg_overlay={"file": "x.safetensors", "num_classes": -1})
+    model = create_model(ARCH, **spelling, pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)})
+    assert str(model.pretrained_cfg["source"]).startswith("file:")
+
+
 def test_everything_else_is_as_before(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="Invalid pretrained tag"):
         create_model(f"{ARCH}.no_such_tag", pretrained=True)

@@ -12,6 +12,7 @@ Everything else, features_only, in_chans, num_classes, checkpoint_path and so on
 
 import copy
 import functools
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -131,6 +132,7 @@ def source_cfg(source: Source, base: Any) -> Any:
 
 def _cfg_fields(source: Source) -> dict[str, Any]:
     known = KNOWN.get(source.name)
+    name = known.description if known else source.path.name if source.path else source.name  # no folders of the user's
     paper = (PAPER, PAPER_ID) if source.orth else ((known.paper, f"arXiv:{known.arxiv}") if known else (None, None))
     return {
         **dict.fromkeys(("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "label_offset", "notes")),
@@ -138,8 +140,7 @@ def _cfg_fields(source: Source) -> dict[str, Any]:
         "source": str(source),
         "tag": source.tag,
         "license": known.license if known else None,
-        "description": f"Parameters predicted by {known.description if known else source.name}"
-        + (", post-processed (GHN-orth)" if source.orth else ""),
+        "description": f"Parameters predicted by {name}" + (", post-processed (GHN-orth)" if source.orth else ""),
         "origin_url": known.origin if known else None,
         "paper_name": paper[0],
         "paper_ids": paper[1],
@@ -162,6 +163,10 @@ def write_config(model: nn.Module, path: Path, source: Source, options: dict[str
 
     model.pretrained_cfg.update(_cfg_fields(source))  # type: ignore[union-attr,operator]
     save_config_for_hf(model, path, model_args=options)  # type: ignore[arg-type]  # older ones take a Path alone
+    config = json.loads(path.read_text())
+    # It stands at the top level as well. From there transformers passes it on, beside all `model_args`.
+    config.get("model_args", {}).pop("num_classes", None)
+    path.write_text(json.dumps(config, indent=2))
 
 
 class _Creation:
