@@ -123,7 +123,7 @@ def test_as_with_python(run: Callable, folder: Path, name: str, kind: str) -> No
 
 
 def without_runpy(text: str) -> str:
-    return "".join(line for line in text.splitlines(keepends=True) if "frozen runpy" not in line)
+    return re.sub(r'  File "[^"]*runpy[^"]*", .*\n(    .*\n)*', "", text)
 
 
 def without_addresses(text: str) -> str:

@@ -2,7 +2,8 @@
 
 The script finds what `python train.py ARGS...` (or, after `-m`, `python -m package.module ARGS...`) gives it: its own
 `__main__`, `sys.argv`, `sys.path[0]`, `__file__`, exit status and tracebacks. One thing differs: torch and timm are
-imported before it runs, so what they read from the environment on import has to be set before Python starts.
+imported before it runs. So what they read from the environment on import has to be set before Python starts, and a
+copy of them beside the script is only found from the folder that it is in.
 
 This file executes scripts; the registration itself is what importing the package does.
 """
