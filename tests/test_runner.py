@@ -99,7 +99,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Co
     def run(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(path)}
         return subprocess.run(
-            [sys.executable, *argv], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60
+            [sys.executable, *argv], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
         )
 
     return run

@@ -70,7 +70,7 @@ def writing_folder(output: Path) -> Iterator[Path]:
             if within != output:
                 os.replace(temporary, output)
             else:
-                for file in temporary.iterdir():
+                for file in sorted(temporary.iterdir()):
                     os.replace(file, output / file.name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
