@@ -44,7 +44,9 @@ def weights_key(
         sha256, in hex.
     """
     parameters = {name: [list(p.shape), str(p.dtype)] for name, p in model.named_parameters()}
-    post = [layer, source.beta, source.orthogonal, seed, [t.name for t in to_process(model, layer)]]
+    post = None
+    if source.orth:
+        post = [layer, source.beta, source.orthogonal, seed, [t.name for t in to_process(model, layer)]]
     return _sha256(
         {
             "algorithm": ALGORITHM,
@@ -53,7 +55,7 @@ def weights_key(
             "graph": graph_digest(graph),
             "parameters": parameters,
             "predicted": list(names),
-            "postprocessing": post if source.orth else None,
+            "postprocessing": post,
         }
     )
 

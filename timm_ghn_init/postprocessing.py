@@ -106,6 +106,7 @@ def postprocess(
     beta: float = 3e-5,
     orthogonal: bool = True,
     seed: int = 0,
+    names: Collection[str] | None = None,
     device: torch.device | str | None = None,
     progress: bool | None = None,
 ) -> list[Processed]:
@@ -127,6 +128,7 @@ def postprocess(
         beta: Scale of the noise; 0 adds none.
         orthogonal: Whether to apply Eq. (2) after the noise.
         seed: Any integer. Same seed, same device: same bits.
+        names: Only these of the weights. None: all.
         device: Where to compute. None: where the model is if that is a GPU, else on a GPU if there is one, else on the
             CPU.
         progress: Whether to show a progress bar. None: on a terminal, once two seconds have passed.
@@ -140,7 +142,7 @@ def postprocess(
             The model is then as it was.
     """
     check(model, layer, beta)
-    targets = to_process(model, layer)
+    targets = [t for t in to_process(model, layer) if names is None or t.name in names]
 
     def process(target: _Target) -> Processed:
         number, name, weight = target
