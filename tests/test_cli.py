@@ -74,6 +74,8 @@ def test_predict_writes_what_timm_loads(run: Callable, ghn_file: Path, tmp_path:
     loaded = timm.create_model("resnet18", checkpoint_path=str(out))
     expected = timm.create_model("resnet18", pretrained=source)
     assert loaded.state_dict().keys() == load_file(out).keys()
+    (plain_file := tmp_path / "plain").touch()
+    assert out.stat().st_mode == plain_file.stat().st_mode  # so that whoever may read other files may read this one
     for (name, a), b in zip(loaded.state_dict().items(), expected.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 

@@ -1,17 +1,14 @@
 """Files of finished weights: what is written is read back, and anything else is refused."""
 
-import json
-import pickle
-import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from damages import DAMAGES
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from timm_ghn_init.weights import METADATA_KEY, WeightsError, digest, plain, read, read_about, save, state_dict
+from timm_ghn_init.weights import WeightsError, digest, plain, read, read_about, save, state_dict
 
 
 def test_tied_and_sliced_tensors_are_saved_under_each_name(tmp_path: Path) -> None:
@@ -73,68 +70,6 @@ def test_digest_sees_names_dtypes_shapes_and_values() -> None:
     assert len({digest(d) for d in ({"a": t}, *others)}) == 7
     assert digest({"a": t, "b": 2 * t}) == digest({"b": 2 * t, "a": t})
     assert digest({"a": t.reshape(2, 2).T}) == digest({"a": torch.tensor([[0, 2], [1, 3]], dtype=torch.int32)})
-
-
-def with_header(change: Callable[[dict], object]) -> Callable[[Path], None]:
-    """Damage a file's header."""
-
-    def damage(path: Path) -> None:
-        data = path.read_bytes()
-        (size,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + size])
-        change(header)
-        text = json.dumps(header).encode()
-        path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
-
-    return damage
-
-
-def metadata(text: str) -> Callable[[Path], None]:
-    return with_header(lambda header: header.update(__metadata__={METADATA_KEY: text}))
-
-
-def flip_last_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
-def link(path: Path) -> None:
-    path.rename(path.with_name("elsewhere"))
-    path.symlink_to(path.with_name("elsewhere"))
-
-
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-class Bomb:
-    def __reduce__(self) -> tuple:
-        return (exec, ("raise SystemExit('unpickled')",))
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "truncated values": lambda p: p.write_bytes(p.read_bytes()[:-1]),
-    "truncated header": lambda p: p.write_bytes(p.read_bytes()[:40]),
-    "empty": lambda p: p.write_bytes(b""),
-    "longer": lambda p: p.write_bytes(p.read_bytes() + b"\0" * 8),
-    "a bit flipped": flip_last_byte,
-    "link": link,
-    "folder": folder,
-    "pickle": lambda p: p.write_bytes(pickle.dumps(Bomb())),
-    "torch pickle": lambda p: torch.save({"a": Bomb()}, p),
-    "renamed tensor": with_header(lambda h: h.update(z=h.pop("a"))),
-    "other dtype": with_header(lambda h: h["a"].update(dtype="I32")),
-    "unknown dtype": with_header(lambda h: h["a"].update(dtype="I7")),
-    "other shape": with_header(lambda h: h["a"].update(shape=[3, 2])),
-    "no metadata": with_header(lambda h: h.pop("__metadata__")),
-    "metadata no JSON": metadata("{"),
-    "metadata no object": metadata("[1]"),
-    "metadata without end": metadata("[" * 10**6),
-    "no digest": metadata("{}"),
-    "digest no text": metadata('{"digest": 1}'),
-}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -66,8 +66,11 @@ def save(path: Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) 
     """
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode
     # One entry in the metadata, because the order of several is not defined.
     save_file(dict(tensors), path, {METADATA_KEY: json.dumps({**about, "digest": digest(tensors)})})
+    path.chmod(mode)  # that of any new file; some versions of safetensors let nobody but the owner read theirs
 
 
 def read(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
