@@ -80,12 +80,15 @@ OPTIONS = {"post-processed tokens": {"input_size": 64}}
 
 
 def test_the_models_are_special() -> None:
+    models = {name: make() for name, make in MODELS.items()}
     reports = {
-        name: init_model(MODELS[name](), "ghn2-orth?layer=1", ghn=tiny_ghn(), **OPTIONS.get(name, {}))
-        for name in MODELS
+        name: init_model(model, "ghn2-orth?layer=1", ghn=tiny_ghn(), **OPTIONS.get(name, {}))
+        for name, model in models.items()
     }
     unpredicted = {name: set(r.postprocessed) - set(r.predicted) for name, r in reports.items()}
     assert unpredicted == {n: {"head.weight"} if n == "two classifiers" else set() for n in MODELS}
+    head = models["two classifiers"].head.weight
+    torch.testing.assert_close(head @ head.T, torch.eye(10))
     assert reports["tokens"].predicted["pos_embed"] == "pos_enc"
     assert reports["post-processed tokens"].predicted["positions.weight"] == "pos_enc"
     assert "positions.weight" in reports["post-processed tokens"].postprocessed

@@ -84,6 +84,18 @@ def test_rank_0_that_never_asks_or_asks_late(
     assert ask(0, answers={0: "a"})[0] == first[1]
 
 
+def test_rank_0_that_decides_late(store: dist.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it still waits for the network, another one has decided."""
+    monkeypatch.setattr(ranks, "_PATIENCE", timedelta(seconds=0.2))
+    monkeypatch.setattr(threading.current_thread(), "name", "0")
+
+    def decide() -> str:
+        assert ask(1, answers={1: "b"}) == {1: "b"}
+        return "a"
+
+    assert ranks.agree("topic", decide) == "b"
+
+
 def test_an_error_of_rank_0_is_its_own(store: dist.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_PATIENCE", timedelta(seconds=0.2))
     monkeypatch.setattr(threading.current_thread(), "name", "0")
