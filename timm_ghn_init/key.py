@@ -1,9 +1,9 @@
 """The key of finished weights: where two keys are equal, so are the weights.
 
 It covers all that a prediction and its post-processing depend on, except for the device. CPU and CUDA round
-differently, and CUDA draws the noise of the post-processing from another generator, but either result is as good as
-the other, and who downloads weights wants them whatever they were computed on. Where bits matter (the cache), the kind
-of device has to be told apart besides the key.
+differently (and so do two kinds of CPU, in the last bits), and CUDA draws the noise of the post-processing from another
+generator. But either result is as good as the other, and who downloads weights wants them whatever they were computed
+on. The cache, which is to change nothing, tells CPU and CUDA apart besides the key.
 """
 
 import hashlib
