@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ READ = {
     "ghn2-orth?layer=94&beta=1e-4&seed=7": Source("ghn2", orth=True, layer=94, beta=1e-4, seed=7),
     "ghn2-orth?seed=7&layer=auto": Source("ghn2", orth=True, seed=7),
     "ghn2?classifier=0": Source("ghn2", classifier=False),
+    "ghn2-orth?cache=1&layer=3": Source("ghn2", orth=True, layer=3, cache=True),
+    "ghn2?cache=0": Source("ghn2", cache=False),
     "ghn2-orth?beta=0": Source("ghn2", orth=True, beta=0.0),
     "ghn2?orth=1": Source("ghn2", orth=True),
     "ghn2?orth=0": Source("ghn2"),
@@ -77,8 +80,15 @@ def test_round_trip_of_random_sources() -> None:
             seed=draw.choice([None, 0, draw.randrange(2**63)]),
             orthogonal=not orth or draw.random() < 0.5,
             classifier=draw.random() < 0.5,
+            cache=draw.choice([None, False, True]),
         )
         assert parse_source(str(source)) == source
+
+
+def test_prediction_leaves_out_where_weights_are_kept() -> None:
+    source = Source("ghn2", True, layer=3, beta=1e-4, seed=5, orthogonal=False, classifier=False, cache=True)
+    assert source.prediction == replace(source, cache=None)
+    assert str(source.prediction) + "&cache=1" == str(source)
 
 
 # what is wrong -> what the message must say
@@ -110,6 +120,7 @@ WRONG = {
     "ghn2-orth?beta=x": "beta must be",
     "ghn2?orth=2": "orth must be 0 or 1",
     "ghn2?classifier=yes": "classifier must be 0 or 1",
+    "ghn2?cache=2": "cache must be 0 or 1",
     "file:": "must end in .pt or .safetensors",
     "file:.pt": "must end in .pt or .safetensors",
     "file:model.bin": "must end in .pt or .safetensors",

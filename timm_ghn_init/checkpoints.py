@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .download import DownloadError, download, git_blob_id, sha256
 from .formats import CheckpointError, GHNFile, build, check_finite, open_ghn, write_ghn
+from .ranks import agree
 from .sources import DEFAULT, KNOWN, SHIPPED, KnownGHN, Source, parse_source
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def resolve_default(source: str | Source, progress: bool | None = None) -> Sourc
 
     It is what the environment variable TIMM_GHN_DEFAULT names; else the official `ghn2`, if it is on this machine or
     can be fetched; else the GHN that ships with the package, which one warning says. A failed fetch is remembered, so
-    that no later call waits for the network again.
+    that no later call waits for the network again. The ranks of a job take the same one, see `ranks.agree`.
 
     Returns:
         The source with the name of the GHN that is really used, all else unchanged.
@@ -165,8 +166,9 @@ def resolve_default(source: str | Source, progress: bool | None = None) -> Sourc
         raise ValueError(f"TIMM_GHN_DEFAULT={named}: {error}") from None
     if str(chosen) != chosen.name:
         raise ValueError(f"TIMM_GHN_DEFAULT={named}: it names a GHN and no more. Use TIMM_GHN_DEFAULT={chosen.name}.")
-    name = chosen.name if chosen.name != DEFAULT else _official_or_shipped(progress)
-    return replace(source, name=name)
+    if chosen.name != DEFAULT:
+        return replace(source, name=chosen.name)
+    return replace(source, name=agree("default", lambda: _official_or_shipped(progress)))
 
 
 _WAYS_OUT = (

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from . import assign
+from . import cache as weights_cache
 from .checkpoints import load_ghn, resolve_default
 from .ghn import GHN
 from .graph import Graph, TraceError, model_name, trace
-from .postprocessing import auto_layer, check, list_layers, postprocess
+from .key import ghn_digest, weights_key
+from .postprocessing import auto_layer, check, list_layers, postprocess, to_process
 from .report import InitReport
 from .sources import Source, parse_source
 
@@ -31,6 +33,7 @@ def init_model(
     seed: int | None = None,
     device: str | torch.device | None = None,
     progress: bool | None = None,
+    cache: bool | None = None,
 ) -> InitReport:
     """Initialise a model in place with parameters predicted by a Graph HyperNetwork.
 
@@ -47,6 +50,8 @@ def init_model(
         seed: of the post-processing's noise. Default: the source's own, else 0.
         device: where to decode and post-process. Default: CUDA where the model is there or one is present, else CPU.
         progress: show progress bars. Default: in a terminal, for what takes longer than two seconds.
+        cache: keep the predicted parameters on disk, and read them from there the next time. Default: the source's own
+            choice, else TIMM_GHN_CACHE, else off. It changes none of them.
 
     Returns:
         What was predicted, what was not, and why.
@@ -60,7 +65,7 @@ def init_model(
     Example:
         >>> report = init_model(torchvision.models.resnet50(), "ghn2-orth?layer=37")
     """
-    return initialise(model, parse_source(source), ghn, input_size, seed, device, progress)
+    return initialise(model, parse_source(source), ghn, input_size, seed, device, progress, cache)
 
 
 def initialise(
@@ -71,6 +76,7 @@ def initialise(
     seed: int | None = None,
     device: str | torch.device | None = None,
     progress: bool | None = None,
+    cache: bool | None = None,
     settle: Callable[[list[nn.Parameter]], object] | None = None,
 ) -> InitReport:
     """`init_model` for a model that may still be waiting for its own initialisation (see `deferred_init`).
@@ -81,7 +87,10 @@ def initialise(
     """
     name = model_name(model)
     _refuse_unwritable(model, name)
+    use_cache = weights_cache.is_on(source.cache if cache is None else cache)
+    source = source.prediction
     target = _device(model, device)
+    frozen = ghn is None
     if ghn is None:
         source = resolve_default(source, progress)
         ghn = load_ghn(source, target)
@@ -95,19 +104,40 @@ def initialise(
         names, skipped = _choose(graph, ghn, source)
         if not names:
             raise TraceError(f"{name}: {source} predicts none of its parameters: {skipped}")
+        parameters = dict(model.named_parameters())
+        whole = [parameters[n] for n in names if graph.targets[n].whole]
         if settle is not None:
-            parameters = dict(model.named_parameters())
-            settle([parameters[n] for n in names if graph.targets[n].whole])
+            settle(whole)
         layer, seed = _options(model, name, source, seed)
         if source.orth:
             check(model, layer=layer, beta=source.beta, overwritten=names)
-        z = clock("embed", lambda: ghn.embed(graph))
-        tiles = clock("decode", lambda: ghn.decode(graph, z, names))
-        assign.check_finite(tiles, f"{name}, {source}")
-        clock("write", lambda: assign.write(model, tiles))
-    changed = (
-        clock("postprocess", lambda: _postprocess(model, source, layer, seed, target, progress)) if source.orth else []
-    )
+        changed = to_process(model, layer) if source.orth else []
+        # What follows from the prediction alone is made or read; the rest follows from the model's own values as well.
+        predicted = {id(p) for p in whole}
+        final = [t.name for t in changed if id(t.weight) in predicted]
+        rest = [t.name for t in changed if id(t.weight) not in predicted]
+
+        def post(weights: list[str]) -> None:
+            if weights:
+                clock("postprocess", lambda: _postprocess(model, source, layer, seed, weights, target, progress))
+
+        def make() -> None:
+            z = clock("embed", lambda: ghn.embed(graph))
+            tiles = clock("decode", lambda: ghn.decode(graph, z, names))
+            assign.check_finite(tiles, f"{name}, {source}")
+            clock("write", lambda: assign.write(model, tiles))
+            post(final)
+
+        def fill() -> bool:
+            key = weights_key(model, ghn_digest(ghn, frozen), graph, names, source, layer, seed)
+            parts = {n: graph.targets[n].part(parameters[n]) for n in names}
+            about = {"model": name, "source": str(source), "device": str(target)}
+            return weights_cache.fill(f"{key}-{target.type}", parts, make, about)
+
+        cached = use_cache and clock("cache", fill)
+        if not use_cache:
+            make()
+        post(rest)
     report = InitReport(
         model=name,
         source=str(source),
@@ -118,9 +148,10 @@ def initialise(
         skipped=skipped,
         sizes={n: p.numel() for n, p in model.named_parameters()},
         layer=layer if source.orth else None,
-        postprocessed=tuple(c.name for c in changed),
+        postprocessed=tuple(t.name for t in changed),
         seed=seed if source.orth else None,
         seconds=clock.seconds,
+        cached=cached,
     )
     _logger.info("%s", report)
     return report
@@ -174,7 +205,13 @@ def _options(model: nn.Module, name: str, source: Source, seed: int | None) -> t
 
 
 def _postprocess(
-    model: nn.Module, source: Source, layer: int, seed: int, device: torch.device, progress: bool | None
+    model: nn.Module,
+    source: Source,
+    layer: int,
+    seed: int,
+    names: list[str],
+    device: torch.device,
+    progress: bool | None,
 ) -> list[Any]:
     return postprocess(
         model,
@@ -182,22 +219,24 @@ def _postprocess(
         beta=source.beta,
         orthogonal=source.orthogonal,
         seed=seed,
+        names=names,
         device=device,
         progress=progress,
     )
 
 
 class _Clock:
-    """Times stages; on CUDA each one to its end."""
+    """Times stages; on CUDA each one to its end. A stage within another counts for itself alone."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = {}
         self.device = device
 
     def __call__(self, stage: str, work: Callable[[], T]) -> T:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), sum(self.seconds.values())
         result = work()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds[stage] = time.perf_counter() - start
+        within = sum(self.seconds.values()) - before
+        self.seconds[stage] = self.seconds.get(stage, 0) + time.perf_counter() - start - within
         return result

@@ -93,7 +93,7 @@ def check(model: nn.Module, layer: int, beta: float = 3e-5, *, overwritten: Coll
         raise ValueError(f"layer={layer!r} is not a layer of {kind}: give a whole number from 1 to {n_layers}")
     if not (math.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta={beta!r}: the noise scale must be finite and not negative (the paper uses 3e-5)")
-    for _, name, weight in _to_process(model, layer):
+    for _, name, weight in to_process(model, layer):
         problem = _problem(weight, values_matter=name not in overwritten)
         if problem:
             raise ValueError(f"{kind}: {name} {problem}")
@@ -106,6 +106,7 @@ def postprocess(
     beta: float = 3e-5,
     orthogonal: bool = True,
     seed: int = 0,
+    names: Collection[str] | None = None,
     device: torch.device | str | None = None,
     progress: bool | None = None,
 ) -> list[Processed]:
@@ -127,6 +128,7 @@ def postprocess(
         beta: Scale of the noise; 0 adds none.
         orthogonal: Whether to apply Eq. (2) after the noise.
         seed: Any integer. Same seed, same device: same bits.
+        names: Only these of the weights. None: all.
         device: Where to compute. None: where the model is if that is a GPU, else on a GPU if there is one, else on the
             CPU.
         progress: Whether to show a progress bar. None: on a terminal, once two seconds have passed.
@@ -140,7 +142,7 @@ def postprocess(
             The model is then as it was.
     """
     check(model, layer, beta)
-    targets = _to_process(model, layer)
+    targets = [t for t in to_process(model, layer) if names is None or t.name in names]
 
     def process(target: _Target) -> Processed:
         number, name, weight = target
@@ -253,7 +255,7 @@ class _Target(NamedTuple):
     weight: nn.Parameter
 
 
-def _to_process(model: nn.Module, layer: int) -> list[_Target]:
+def to_process(model: nn.Module, layer: int) -> list[_Target]:
     """Weights of the layers from `layer` to the last but one, without those shared with a layer that must stay."""
     layers = [_Target(i, name, model.get_parameter(name)) for i, (name, _) in enumerate(list_layers(model), start=1)]
     seen = {id(target.weight) for target in layers[: layer - 1] + layers[-1:]}

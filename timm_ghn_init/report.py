@@ -20,7 +20,8 @@ class InitReport:
         layer: the first layer that was post-processed, counted from 1; None without post-processing.
         postprocessed: names of the weights that were post-processed.
         seed: of the post-processing's noise; None without post-processing.
-        seconds: duration of each stage: "trace", "embed", "decode", "write", "postprocess".
+        seconds: duration of each stage: "trace", "embed", "decode", "write", "postprocess", "cache".
+        cached: whether the predicted parameters were read from the cache.
     """
 
     model: str
@@ -35,6 +36,7 @@ class InitReport:
     postprocessed: tuple[str, ...] = ()
     seed: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    cached: bool = False
 
     @property
     def coverage(self) -> float:
@@ -49,7 +51,8 @@ class InitReport:
         predicted, total = len(self.predicted), len(self.sizes)
         lines = [
             f"{self.model}: {predicted} of {total} parameters ({self.coverage:.2%} of the values) predicted by "
-            f"{self.source} on {self.device}, {self.nodes} nodes, {sum(self.seconds.values()):.2f} s"
+            f"{self.source} on {self.device}{', cached' * self.cached}, {self.nodes} nodes, "
+            f"{sum(self.seconds.values()):.2f} s"
         ]
         if self.layer is not None:
             count = len(self.postprocessed)

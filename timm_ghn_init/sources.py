@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -117,6 +117,7 @@ class _Key(NamedTuple):
     valid: Callable[[Any], bool]
     wanted: str
     field: str
+    predicts: bool = True  # False: it changes where weights are kept, not what they are
 
 
 def _whole(text: str) -> int:
@@ -153,6 +154,7 @@ KEYS: dict[str, _Key] = {
     "seed": _Key(_whole, lambda value: value is None or _is_int(value, 0), "a whole number from 0 on", "seed"),
     "orth": _Key(_flag, _is_bool, "0 or 1", "orthogonal"),
     "classifier": _Key(_flag, _is_bool, "0 or 1", "classifier"),
+    "cache": _Key(_flag, lambda value: value is None or _is_bool(value), "0 or 1", "cache", predicts=False),
 }
 
 
@@ -172,6 +174,7 @@ class Source:
         orthogonal: whether post-processing makes weights orthogonal, Eq. (2), or only adds its noise. The key `orth`:
             "ghn2-orth?orth=0" is noise alone, "ghn2?orth=1" is the same as "ghn2-orth".
         classifier: whether the classification layer is predicted.
+        cache: whether finished weights are kept on disk; None leaves that to TIMM_GHN_CACHE.
 
     Raises:
         ValueError: no such GHN, or a value outside of what `KEYS` allows.
@@ -184,6 +187,7 @@ class Source:
     seed: int | None = None
     orthogonal: bool = True
     classifier: bool = True
+    cache: bool | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name, self.name)
@@ -204,6 +208,11 @@ class Source:
             if (value := getattr(self, key.field)) != _DEFAULTS[key.field]
         ]
         return self.name + "-orth" * self.orth + ("?" + "&".join(pairs) if pairs else "")
+
+    @property
+    def prediction(self) -> "Source":
+        """This source without the keys that change nothing about the weights."""
+        return replace(self, **{key.field: _DEFAULTS[key.field] for key in KEYS.values() if not key.predicts})
 
     @property
     def known(self) -> KnownGHN | None:
@@ -251,7 +260,7 @@ def parse_source(text: str | Source) -> Source:
 
     Example:
         >>> parse_source("ghn2_orth?layer=94")
-        Source(name='ghn2', orth=True, layer=94, beta=3e-05, seed=None, orthogonal=True, classifier=True)
+        Source(name='ghn2', orth=True, layer=94, beta=3e-05, seed=None, orthogonal=True, classifier=True, cache=None)
     """
     if isinstance(text, Source):
         return text

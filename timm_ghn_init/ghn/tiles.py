@@ -32,8 +32,7 @@ class Tile:
         """
         target = self.target
         if target.role == "pos_enc":
-            tokens = target.layout == "tokens"
-            (parameter[..., -len(self.block) :, :] if tokens else parameter).copy_(self.block)
+            target.part(parameter).copy_(self.block)
         elif target.kernel is not None:
             for expert in parameter.view(-1, *target.kernel):
                 _repeat(expert, self.block)

@@ -1,11 +1,14 @@
 """The primitive graph of a network: what goes into a Graph HyperNetwork."""
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from .distances import shortest_paths
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Index order is part of the released checkpoints: row i of `embed.weight` is primitive i.
 PRIMITIVES = (
@@ -59,6 +62,12 @@ class Target(NamedTuple):
     def whole(self) -> bool:
         """Whether every value is predicted: not those of class and register tokens in a position embedding."""
         return self.layout != "tokens" or self.grid is None or self.grid[0] * self.grid[1] == self.shape[-2]
+
+    def part(self, parameter: "Tensor") -> "Tensor":
+        """The values of a parameter that are predicted, as a view: all, or without those of the tokens."""
+        if self.whole or self.grid is None:
+            return parameter
+        return parameter[..., -self.grid[0] * self.grid[1] :, :]
 
 
 @dataclass(frozen=True)

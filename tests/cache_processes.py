@@ -1,0 +1,106 @@
+"""What the processes of the cache tests do: they initialise the same model with the cache at the same time.
+
+    python cache_processes.py GHN FOLDER
+
+prints JSON: scenario -> what its processes answered; each scenario's home is a subfolder. The processes are forked from
+one that has imported everything, which saves the time of importing it over and over.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock  # noqa: F401 (imported late otherwise, by each process)
+import safetensors.torch  # noqa: F401
+import timm
+import torch
+
+from timm_ghn_init import cache, ghn, init_model, weights
+
+fork = multiprocessing.get_context("fork")
+MOMENTS = ("predicting", "writing", "renaming")
+
+
+def initialise(path: str, answers: Any, ready: Callable[[], object]) -> None:
+    model = timm.create_model("test_convnext")
+    ready()
+    report = init_model(model, f"file:{path}-orth", cache=True)
+    predicted = {name: model.get_parameter(name) for name in report.predicted}
+    answers.put({"cached": report.cached, "digest": weights.digest(predicted)})
+
+
+def together(path: str, count: int) -> list[Any]:
+    answers, start = fork.Queue(), fork.Barrier(count)
+    processes = [fork.Process(target=initialise, args=(path, answers, start.wait)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    return collect(processes, answers)
+
+
+def killed(path: str, moment: str) -> list[Any]:
+    """One is killed at that moment, while two others wait for it."""
+    answers, arrived = fork.Queue(), fork.Event()
+    first = fork.Process(target=initialise, args=(path, answers, lambda: stop_at(moment, arrived.set)))
+    first.start()
+    assert arrived.wait(60)
+    waiting = fork.Semaphore(0)
+    others = [fork.Process(target=initialise, args=(path, answers, lambda: announce(waiting))) for _ in range(2)]
+    for process in others:
+        process.start()
+    assert all(waiting.acquire(timeout=60) for _ in others)
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    assert first.exitcode == -signal.SIGKILL
+    return collect(others, answers)
+
+
+def stop_at(moment: str, tell: Callable[[], object]) -> None:
+    """Let this process tell that it has come to a moment, and stay there."""
+
+    def stay(*_: Any) -> None:
+        tell()
+        time.sleep(600)
+
+    def write_half(path: Path, *_: Any) -> None:
+        path.with_name(".tmpabc").write_bytes(b"half")
+        stay()
+
+    owner, name, do = {
+        "predicting": (ghn.GHN, "embed", stay),
+        "writing": (cache, "save", write_half),
+        "renaming": (os, "replace", stay),
+    }[moment]
+    setattr(owner, name, do)
+
+
+def announce(waiting: Any) -> None:
+    """Let this process tell when it waits for the lock."""
+    cache._logger.info = lambda text, *_: waiting.release() if "waiting for another process" in text else None
+
+
+def collect(processes: list[Any], answers: Any) -> list[Any]:
+    found = [answers.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    return found
+
+
+def main(path: str, folder: Path) -> None:
+    torch.set_num_threads(1)  # no other threads, so that forking is safe
+    scenarios = {"together": lambda: together(path, 4), **{m: lambda m=m: killed(path, m) for m in MOMENTS}}
+    said = {}
+    for name, scenario in scenarios.items():
+        os.environ["TIMM_GHN_HOME"] = str(folder / name)
+        said[name] = scenario()
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,226 @@
+"""Finished weights on disk, so that they are predicted once: off unless it is asked for.
+
+Each file in `folder()` is complete from the moment it has its name, is never written to again, and is verified when it
+is read. So reading needs no lock, and whatever is killed at whatever moment leaves nothing in the way of the next. The
+lock only keeps several processes from predicting the same weights at once, and where there is none they do just that.
+"""
+
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from stat import S_ISDIR
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
+
+from .checkpoints import home
+from .weights import WeightsError, plain, read, save
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_logger = logging.getLogger(__name__)
+
+DEFAULT_SIZE = "10GB"
+_PATIENCE = 600.0  # seconds to wait for another process before doing its work as well
+_ABANDONED = 3600.0  # seconds after it was made, a folder to write in belongs to nobody
+_NAME = re.compile(r"[0-9a-f]{64}-[a-z0-9_]+\.safetensors")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{64}-[a-z0-9_]+\.[0-9a-f]{32}\.tmp")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+_unwritable: set[Path] = set()  # folders that the user has been warned of
+
+
+class Entry(NamedTuple):
+    """One file of the cache: its path, size in bytes, and when it was last used, in seconds since the epoch."""
+
+    path: Path
+    size: int
+    used: float
+
+
+def folder() -> Path:
+    """Where the cache is."""
+    return home() / "weights"
+
+
+def is_on(wanted: bool | None = None) -> bool:
+    """Whether to use the cache: as wanted, else as TIMM_GHN_CACHE says (0 or 1), else not.
+
+    Raises:
+        ValueError: TIMM_GHN_CACHE is something else.
+    """
+    text = os.environ.get("TIMM_GHN_CACHE") or "0"
+    if wanted is None and text not in ("0", "1"):
+        raise ValueError(f"TIMM_GHN_CACHE={text}: it must be 0 or 1.")
+    return text == "1" if wanted is None else wanted
+
+
+def size_limit(text: str | None = None) -> int:
+    """Bytes that the cache may take.
+
+    Args:
+        text: a number with or without a unit, K, M, G or T (powers of 1000), e.g. "10GB". Default: what
+            TIMM_GHN_CACHE_SIZE says, else `DEFAULT_SIZE`.
+
+    Raises:
+        ValueError: it is no such thing.
+    """
+    text = text if text is not None else os.environ.get("TIMM_GHN_CACHE_SIZE") or DEFAULT_SIZE
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)B?", text.strip().upper())
+    if match is None:
+        raise ValueError(
+            f"{text!r} is no size for the cache (TIMM_GHN_CACHE_SIZE): write it as 500MB or {DEFAULT_SIZE}."
+        )
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def fill(name: str, parts: "Mapping[str, Tensor]", make: Callable[[], object], about: Mapping[str, Any]) -> bool:
+    """Fill tensors with what the cache has, or have them made and keep them for the next time.
+
+    Args:
+        name: of the file: what the tensors depend on, as "KEY-DEVICE".
+        parts: the tensors, by name. Written in place.
+        make: fills them, where the cache has nothing sound. It is called once at the most, and what it raises comes
+            out. Nothing that is wrong with the cache does.
+        about: plain values to keep beside the tensors, for people.
+
+    Returns:
+        Whether the tensors came from the cache.
+
+    Raises:
+        ValueError: TIMM_GHN_CACHE_SIZE cannot be read.
+    """
+    limit, path = size_limit(), folder() / f"{name}.safetensors"
+    with suppress(OSError, WeightsError):
+        _fill_from(path, parts)
+        return True
+    with _locked(path):
+        try:  # it may have come while we waited
+            _fill_from(path, parts)
+            return True
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, WeightsError) as error:
+            _logger.warning("Cache: %s. It will be replaced.", error)
+        make()
+        _store(path, parts, about, limit)
+    return False
+
+
+def entries() -> list[Entry]:
+    """The files of the cache, the one that was not used for longest first."""
+    return sorted(_found(_NAME), key=lambda entry: entry.used)
+
+
+def prune(limit: int) -> list[Entry]:
+    """Remove what killed processes left behind, and what was not used for longest, until `limit` bytes are enough.
+
+    Returns:
+        What was removed.
+    """
+    removed = [e for e in _found(_TEMPORARY) if time.time() - e.used > _ABANDONED and _remove(e)]
+    kept = entries()
+    total = sum(e.size for e in kept)
+    for entry in kept:
+        if total <= limit:
+            break
+        if _remove(entry):
+            removed.append(entry)
+            total -= entry.size
+    return removed
+
+
+def clear() -> list[Entry]:
+    """Remove all files of the cache, and no others. Returns what was removed."""
+    return [entry for pattern in (_TEMPORARY, _NAME) for entry in _found(pattern) if _remove(entry)]
+
+
+def _fill_from(path: Path, parts: "Mapping[str, Tensor]") -> None:
+    """Raises, before it writes to any of `parts`, if there is no sound file of just these tensors at `path`."""
+    tensors, about = read(path)
+    if about.get("name") != path.stem or _kinds(tensors) != _kinds(parts):
+        raise WeightsError(f"{path} holds other tensors than its name says")
+    with suppress(OSError):
+        os.utime(path)  # used just now
+    for name, part in parts.items():
+        part.copy_(tensors[name])
+
+
+def _kinds(tensors: "Mapping[str, Tensor]") -> dict[str, Any]:
+    return {name: (t.shape, t.dtype) for name, t in tensors.items()}
+
+
+def _store(path: Path, parts: "Mapping[str, Tensor]", about: Mapping[str, Any], limit: int) -> None:
+    """Write a file, if that is possible; a warning, once, if it is not."""
+    size = sum(t.nbytes for t in parts.values())
+    if size > limit:
+        _logger.info("Cache: %d bytes are more than its limit of %d, so they are not kept.", size, limit)
+        return
+    temporary = path.with_name(f".{path.stem}.{uuid4().hex}.tmp")  # a folder: safetensors has temporary files as well
+    try:
+        prune(limit - size)
+        temporary.mkdir()
+        save(temporary / path.name, plain(parts), {"name": path.stem, **about})
+        with open(temporary / path.name, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary / path.name, path)
+    except Exception as error:  # a full disk, a dtype that the format does not know: the weights are there all the same
+        level = logging.DEBUG if path.parent in _unwritable else logging.WARNING
+        _unwritable.add(path.parent)
+        _logger.log(level, "Cache: the model is initialised, but its weights cannot be kept in %s: %s", folder(), error)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Only one process (or thread) at a time, wherever that can be had."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(f".{path.name[:2]}.lock"))  # few, because none can ever be removed safely
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _logger.info("Cache: waiting for another process that predicts the same weights.")
+            lock.acquire(timeout=_PATIENCE)
+    except (OSError, NotImplementedError) as error:  # read-only, no locks on this file system, or a Timeout
+        _logger.info("Cache: going on without a lock: %s", error)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.release()
+
+
+def _found(pattern: re.Pattern[str]) -> Iterator[Entry]:
+    """What has one of our own names in our own folder; a link counts as itself."""
+    with suppress(OSError), os.scandir(folder()) as found:
+        for file in found:
+            if pattern.fullmatch(file.name) and file.is_dir(follow_symlinks=False) == (pattern is _TEMPORARY):
+                with suppress(OSError):  # gone meanwhile
+                    yield _entry(Path(file.path))
+
+
+def _entry(path: Path) -> Entry:
+    stat = path.lstat()
+    size = sum(p.lstat().st_size for p in path.iterdir()) if S_ISDIR(stat.st_mode) else stat.st_size
+    return Entry(path, size, stat.st_mtime)
+
+
+def _remove(entry: Entry) -> bool:
+    """Whether it could be removed."""
+    try:
+        if entry.path.is_dir() and not entry.path.is_symlink():
+            shutil.rmtree(entry.path)
+        else:
+            entry.path.unlink()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,87 @@
+"""The key of finished weights: where two keys are equal, so are the weights.
+
+It covers all that a prediction and its post-processing depend on, except for the device. CPU and CUDA round
+differently (and so do two kinds of CPU, in the last bits), and CUDA draws the noise of the post-processing from another
+generator. But either result is as good as the other, and who downloads weights wants them whatever they were computed
+on. The cache, which is to change nothing, tells CPU and CUDA apart besides the key.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from .ghn import GHN
+from .graph import Graph
+from .postprocessing import to_process
+from .sources import Source
+from .version import __version__
+from .weights import digest
+
+# Counts up with every change after which the same GHN, graph and options give other values: in embedding, decoding,
+# tiling, normalising or post-processing, not in tracing, whose result is part of the key. A release is another key
+# anyway; this is for what happens between two releases.
+ALGORITHM = 1
+
+
+def weights_key(
+    model: nn.Module, ghn: str, graph: Graph, names: Collection[str], source: Source, layer: int, seed: int
+) -> str:
+    """The key of what a source predicts for a model.
+
+    Args:
+        model: of its parameters, only names, shapes and dtypes count.
+        ghn: `ghn_digest` of the GHN.
+        graph: of the model.
+        names: parameters that are predicted.
+        source: its name does not count (`ghn` does), nor does `layer` or `seed`, nor what they are None for.
+        layer, seed: those that are really used. They count where there is post-processing.
+
+    Returns:
+        sha256, in hex.
+    """
+    parameters = {name: [list(p.shape), str(p.dtype)] for name, p in model.named_parameters()}
+    post = None
+    if source.orth:
+        post = [layer, source.beta, source.orthogonal, seed, [t.name for t in to_process(model, layer)]]
+    return _sha256(
+        {
+            "algorithm": ALGORITHM,
+            "release": __version__,
+            "ghn": ghn,
+            "graph": graph_digest(graph),
+            "parameters": parameters,
+            "predicted": list(names),
+            "postprocessing": post,
+        }
+    )
+
+
+def graph_digest(graph: Graph) -> str:
+    """sha256, in hex, of all that a GHN sees of a graph."""
+    return _sha256([graph.dialect, graph.nodes, graph.edges.tolist(), graph.targets])
+
+
+def ghn_digest(ghn: GHN, frozen: bool = False) -> str:
+    """sha256, in hex, of a GHN's config and weights, whatever file they came from.
+
+    Args:
+        ghn: on any device.
+        frozen: the GHN never changes (`load_ghn` returned it), so it need not be read a second time.
+    """
+    if frozen and ghn in _known:
+        return _known[ghn]
+    result = _sha256([ghn.config, digest(ghn.state_dict())])
+    if frozen:
+        _known[ghn] = result
+    return result
+
+
+_known: WeakKeyDictionary[GHN, str] = WeakKeyDictionary()
+
+
+def _sha256(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
