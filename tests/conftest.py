@@ -1,10 +1,12 @@
 """GHNs with reproducible weights: each tensor is filled from its own state-dict name (see tests/parity/README.md)."""
 
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hub_server import HubServer, hub_serving, set_constants
 
 from timm_ghn_init.ghn import GHN
 
@@ -57,3 +59,29 @@ def ghn_file(seeded_ghn2: GHN, tmp_path_factory: pytest.TempPathFactory) -> Path
     path = tmp_path_factory.mktemp("ghn") / "seeded-ghn2.safetensors"
     save_ghn(seeded_ghn2, path)
     return path
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub of our own that `huggingface_hub` uses, with an empty cache; the user's token may write to "me"."""
+    import huggingface_hub
+
+    import timm_ghn_init.hub
+
+    with hub_serving() as server:
+        set_constants(
+            monkeypatch,
+            ENDPOINT=server.url,
+            HUGGINGFACE_CO_URL_TEMPLATE=server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            HF_HUB_CACHE=str(tmp_path / "hf"),
+            HF_TOKEN_PATH=str(tmp_path / "token"),
+            HF_HUB_DISABLE_XET=True,
+            HF_HUB_DISABLE_TELEMETRY=True,
+            HF_HUB_OFFLINE=False,
+        )
+        monkeypatch.setattr(timm_ghn_init.hub, "_warned", set())
+        monkeypatch.setenv("HF_TOKEN", "hf_mytoken")
+        monkeypatch.delenv("TIMM_GHN_HUB", raising=False)
+        huggingface_hub.utils.disable_progress_bars()
+        server.tokens["hf_mytoken"] = {"me"}
+        yield server

@@ -13,6 +13,7 @@ FUNCTIONS = {
     "trace": ["model", "input_size"],
     "load_ghn": ["name_or_path", "device"],
     "postprocess": ["model", "layer", "beta", "orthogonal", "seed"],
+    "push_model": ["model", "repo_id", "report", "options", "seed", "private", "create_pr", "revision", "token"],
     "list_sources": [],
     "register": [],
     "unregister": [],

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from .checkpoints import CheckpointError, fetch, load_ghn, save_ghn
     from .ghn import GHN
     from .graph import Graph, TraceError, trace
+    from .hub import HubError
     from .initialize import init_model
     from .postprocessing import postprocess
+    from .push import push_model
     from .report import InitReport
 
 from .version import __version__
@@ -27,10 +29,12 @@ _LAZY = {
     "save_ghn": "checkpoints",
     "GHN": "ghn",
     "Graph": "graph",
+    "HubError": "hub",
     "TraceError": "graph",
     "trace": "graph",
     "init_model": "initialize",
     "postprocess": "postprocessing",
+    "push_model": "push",
     "InitReport": "report",
 }
 
@@ -38,6 +42,7 @@ __all__ = [
     "GHN",
     "CheckpointError",
     "Graph",
+    "HubError",
     "InitReport",
     "Source",
     "TraceError",
@@ -48,6 +53,7 @@ __all__ = [
     "load_ghn",
     "parse_source",
     "postprocess",
+    "push_model",
     "register",
     "save_ghn",
     "trace",

@@ -85,8 +85,8 @@ def fill(name: str, parts: "Mapping[str, Tensor]", make: Callable[[], object], a
     Args:
         name: of the file: what the tensors depend on, as "KEY-DEVICE".
         parts: the tensors, by name. Written in place.
-        make: fills them, where the cache has nothing sound. It is called once at the most, and what it raises comes
-            out. Nothing that is wrong with the cache does.
+        make: fills them, where the cache has nothing sound. They are not kept if it returns False. It is called once at
+            the most, and what it raises comes out. Nothing that is wrong with the cache does.
         about: plain values to keep beside the tensors, for people.
 
     Returns:
@@ -107,8 +107,8 @@ def fill(name: str, parts: "Mapping[str, Tensor]", make: Callable[[], object], a
             pass
         except (OSError, WeightsError) as error:
             _logger.warning("Cache: %s. It will be replaced.", error)
-        make()
-        _store(path, parts, about, limit)
+        if make() is not False:
+            _store(path, parts, about, limit)
     return False
 
 

@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from . import assign
+from . import assign, hub
 from . import cache as weights_cache
 from .checkpoints import load_ghn, resolve_default
 from .ghn import GHN
-from .graph import Graph, TraceError, model_name, trace
-from .key import ghn_digest, weights_key
-from .postprocessing import auto_layer, check, list_layers, postprocess, to_process
+from .graph import model_name, trace
+from .key import ghn_digest
+from .plan import Plan, make_plan
+from .postprocessing import check, postprocess
 from .report import InitReport
 from .sources import Source, parse_source
 
@@ -65,7 +66,13 @@ def init_model(
     Example:
         >>> report = init_model(torchvision.models.resnet50(), "ghn2-orth?layer=37")
     """
-    return initialise(model, parse_source(source), ghn, input_size, seed, device, progress, cache)
+    source = parse_source(source)
+    report = initialise(model, source, ghn, input_size, seed, device, progress, cache)
+    if source.push:
+        from .push import push_predicted  # above this module, and seldom needed
+
+        push_predicted(model, report)
+    return report
 
 
 def initialise(
@@ -88,6 +95,7 @@ def initialise(
     name = model_name(model)
     _refuse_unwritable(model, name)
     use_cache = weights_cache.is_on(source.cache if cache is None else cache)
+    org = hub.organisation(source) if ghn is None else None  # a GHN that nobody else has is not looked for
     source = source.prediction
     target = _device(model, device)
     frozen = ghn is None
@@ -101,60 +109,83 @@ def initialise(
     with torch.no_grad(), torch.autocast(target.type, enabled=False):  # float32, whatever the caller is training in
         prepare = None if settle is None else lambda: settle([])
         graph = clock("trace", lambda: trace(model, input_size, ghn.dialect, prepare=prepare))
-        names, skipped = _choose(graph, ghn, source)
-        if not names:
-            raise TraceError(f"{name}: {source} predicts none of its parameters: {skipped}")
+        plan = make_plan(model, name, graph, ghn, source, seed)
         parameters = dict(model.named_parameters())
-        whole = [parameters[n] for n in names if graph.targets[n].whole]
         if settle is not None:
-            settle(whole)
-        layer, seed = _options(model, name, source, seed)
+            settle([parameters[n] for n in plan.names if graph.targets[n].whole])
         if source.orth:
-            check(model, layer=layer, beta=source.beta, overwritten=names)
-        changed = to_process(model, layer) if source.orth else []
-        # What follows from the prediction alone is made or read; the rest follows from the model's own values as well.
-        predicted = {id(p) for p in whole}
-        final = [t.name for t in changed if id(t.weight) in predicted]
-        rest = [t.name for t in changed if id(t.weight) not in predicted]
+            check(model, layer=plan.layer, beta=source.beta, overwritten=plan.names)
+        digest = ghn_digest(ghn, frozen) if use_cache or org else ""
+        key = plan.key(model, source, digest) if digest else ""
+        # On the Hub are final values, which are of no use where they follow from the prediction in part.
+        on_hub = org is not None and not set(plan.names) & set(plan.rest)
+        repo = f"{org}/{hub.repo_name(name, source, digest)}" if on_hub else ""
+        parts = {n: graph.targets[n].part(parameters[n]) for n in plan.names}
+        downloaded = False
 
         def post(weights: list[str]) -> None:
             if weights:
-                clock("postprocess", lambda: _postprocess(model, source, layer, seed, weights, target, progress))
+                clock("postprocess", lambda: _postprocess(model, source, plan, weights, target, progress))
 
-        def make() -> None:
-            z = clock("embed", lambda: ghn.embed(graph))
-            tiles = clock("decode", lambda: ghn.decode(graph, z, names))
-            assign.check_finite(tiles, f"{name}, {source}")
-            clock("write", lambda: assign.write(model, tiles))
-            post(final)
+        def make() -> bool:
+            nonlocal downloaded
+            downloaded = bool(repo) and clock("hub", lambda: hub.fill(repo, key, graph.targets, parts))
+            if not downloaded:
+                z = clock("embed", lambda: ghn.embed(graph))
+                tiles = clock("decode", lambda: ghn.decode(graph, z, plan.names))
+                assign.check_finite(tiles, f"{name}, {source}")
+                clock("write", lambda: assign.write(model, tiles))
+                post(plan.final)
+            return not downloaded
 
         def fill() -> bool:
-            key = weights_key(model, ghn_digest(ghn, frozen), graph, names, source, layer, seed)
-            parts = {n: graph.targets[n].part(parameters[n]) for n in names}
             about = {"model": name, "source": str(source), "device": str(target)}
             return weights_cache.fill(f"{key}-{target.type}", parts, make, about)
 
         cached = use_cache and clock("cache", fill)
         if not use_cache:
             make()
-        post(rest)
+        post(plan.rest)
     report = InitReport(
         model=name,
         source=str(source),
         device=str(target),
         nodes=len(graph.nodes),
         edges=len(graph.edges),
-        predicted={n: graph.targets[n].role for n in names},
-        skipped=skipped,
+        predicted={n: graph.targets[n].role for n in plan.names},
+        skipped=plan.skipped,
         sizes={n: p.numel() for n, p in model.named_parameters()},
-        layer=layer if source.orth else None,
-        postprocessed=tuple(t.name for t in changed),
-        seed=seed if source.orth else None,
+        layer=plan.layer if source.orth else None,
+        postprocessed=tuple(plan.changed),
+        seed=plan.seed if source.orth else None,
         seconds=clock.seconds,
         cached=cached,
+        key=key,
+        hub=repo,
+        downloaded=downloaded,
     )
     _logger.info("%s", report)
     return report
+
+
+def finished_key(
+    model: nn.Module, source: Source, input_size: int | Sequence[Any] | None = None, seed: int | None = None
+) -> tuple[str, str]:
+    """The key of what a source would predict for a model, and the name of the Hub repository to look for it in.
+
+    Args:
+        model: nothing is written to it; it may be on the meta device.
+        source, input_size, seed: as in `init_model`.
+
+    Raises:
+        As `init_model`.
+    """
+    name = model_name(model)
+    source = resolve_default(source.prediction)
+    ghn = load_ghn(source)
+    digest = ghn_digest(ghn, frozen=True)
+    plan = make_plan(model, name, trace(model, input_size, ghn.dialect), ghn, source, seed)
+    return plan.key(model, source, digest), hub.repo_name(name, source, digest)
 
 
 def _refuse_unwritable(model: nn.Module, name: str) -> None:
@@ -182,43 +213,20 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
     return device
 
 
-def _choose(graph: Graph, ghn: GHN, source: Source) -> tuple[list[str], dict[str, str]]:
-    """Names to predict, and why not the others: a classifier, for instance, of other classes than the GHN's."""
-    names, skipped = [], dict(graph.skipped)
-    for target in graph.targets.values():
-        if not target.classifier:
-            names.append(target.param)
-        elif not source.classifier:
-            skipped[target.param] = "classifier, left alone by classifier=0"
-        elif target.shape[0] != ghn.num_classes:
-            skipped[target.param] = f"classifier of {target.shape[0]} classes, the GHN predicts {ghn.num_classes}"
-        else:
-            names.append(target.param)
-    return names, skipped
-
-
-def _options(model: nn.Module, name: str, source: Source, seed: int | None) -> tuple[int, int]:
-    """First layer to post-process and seed, where the source leaves them open."""
-    layer = auto_layer(name, len(list_layers(model))) if source.layer == "auto" else source.layer
-    chosen = next(s for s in (seed, source.seed, 0) if s is not None)
-    return layer, chosen
-
-
 def _postprocess(
     model: nn.Module,
     source: Source,
-    layer: int,
-    seed: int,
+    plan: Plan,
     names: list[str],
     device: torch.device,
     progress: bool | None,
 ) -> list[Any]:
     return postprocess(
         model,
-        layer=layer,
+        layer=plan.layer,
         beta=source.beta,
         orthogonal=source.orthogonal,
-        seed=seed,
+        seed=plan.seed,
         names=names,
         device=device,
         progress=progress,

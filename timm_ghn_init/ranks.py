@@ -37,6 +37,29 @@ def agree(topic: str, decide: Callable[[], str]) -> str:
     return store.get(key).decode()
 
 
+def share() -> tuple[int, int]:
+    """This process's rank and the number of ranks, as torchrun says; (0, 1) without it."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return 0, 1
+
+
+def gather(topic: str, text: str) -> list[str]:
+    """What each rank of a job has to say on a topic, once the last one has said it.
+
+    Where ranks have no store to meet in, just this process's.
+    """
+    store, _ = _store()
+    if store is None:
+        return [text]
+    rank, ranks = share()
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    keys = [f"timm_ghn_init/{topic}/{attempt}/{r}" for r in range(ranks)]
+    store.set(keys[rank], text)
+    store.wait(keys, timedelta(days=30))  # torchrun ends all if one is gone
+    return [store.get(key).decode() for key in keys]
+
+
 def _store() -> tuple[Any, int]:
     """The job's store, None if there is none, and this process's rank."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":

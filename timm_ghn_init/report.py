@@ -20,8 +20,12 @@ class InitReport:
         layer: the first layer that was post-processed, counted from 1; None without post-processing.
         postprocessed: names of the weights that were post-processed.
         seed: of the post-processing's noise; None without post-processing.
-        seconds: duration of each stage: "trace", "embed", "decode", "write", "postprocess", "cache".
+        seconds: duration of each stage: "trace", "embed", "decode", "write", "postprocess", "cache",
+            "hub".
         cached: whether the predicted parameters were read from the cache.
+        key: of the predicted parameters, see `weights_key`; "" where neither the cache nor the Hub was asked for.
+        hub: the Hub repository in which they were looked for; "" where that was not asked for.
+        downloaded: whether they were there.
     """
 
     model: str
@@ -37,6 +41,9 @@ class InitReport:
     seed: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     cached: bool = False
+    key: str = ""
+    hub: str = ""
+    downloaded: bool = False
 
     @property
     def coverage(self) -> float:
@@ -51,8 +58,8 @@ class InitReport:
         predicted, total = len(self.predicted), len(self.sizes)
         lines = [
             f"{self.model}: {predicted} of {total} parameters ({self.coverage:.2%} of the values) predicted by "
-            f"{self.source} on {self.device}{', cached' * self.cached}, {self.nodes} nodes, "
-            f"{sum(self.seconds.values()):.2f} s"
+            f"{self.source} on {self.device}{', cached' * self.cached}{', from the Hub' * self.downloaded}, "
+            f"{self.nodes} nodes, {sum(self.seconds.values()):.2f} s"
         ]
         if self.layer is not None:
             count = len(self.postprocessed)

@@ -142,6 +142,13 @@ def _is_bool(value: Any) -> bool:
     return type(value) is bool
 
 
+def is_namespace(value: Any) -> bool:
+    """Whether something can be the name of a user or an organisation on the Hub."""
+    return (
+        isinstance(value, str) and re.fullmatch(r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]{0,94}\w)?", value, re.A) is not None
+    )
+
+
 # In the order in which `str(source)` writes them.
 KEYS: dict[str, _Key] = {
     "layer": _Key(
@@ -155,6 +162,14 @@ KEYS: dict[str, _Key] = {
     "orth": _Key(_flag, _is_bool, "0 or 1", "orthogonal"),
     "classifier": _Key(_flag, _is_bool, "0 or 1", "classifier"),
     "cache": _Key(_flag, lambda value: value is None or _is_bool(value), "0 or 1", "cache", predicts=False),
+    "hub": _Key(
+        str,
+        lambda value: value is None or is_namespace(value),
+        "the name of a user or an organisation on the Hub",
+        "hub",
+        predicts=False,
+    ),
+    "push": _Key(_flag, _is_bool, "0 or 1", "push", predicts=False),
 }
 
 
@@ -175,6 +190,9 @@ class Source:
             "ghn2-orth?orth=0" is noise alone, "ghn2?orth=1" is the same as "ghn2-orth".
         classifier: whether the classification layer is predicted.
         cache: whether finished weights are kept on disk; None leaves that to TIMM_GHN_CACHE.
+        hub: the user or organisation on the Hugging Face Hub in whose repositories finished weights are looked for;
+            None leaves that to TIMM_GHN_HUB.
+        push: whether weights that were not there are pushed there.
 
     Raises:
         ValueError: no such GHN, or a value outside of what `KEYS` allows.
@@ -188,6 +206,8 @@ class Source:
     orthogonal: bool = True
     classifier: bool = True
     cache: bool | None = None
+    hub: str | None = None
+    push: bool = False
 
     def __post_init__(self) -> None:
         _check_name(self.name, self.name)
@@ -260,7 +280,7 @@ def parse_source(text: str | Source) -> Source:
 
     Example:
         >>> parse_source("ghn2_orth?layer=94")
-        Source(name='ghn2', orth=True, layer=94, beta=3e-05, seed=None, orthogonal=True, classifier=True, cache=None)
+        Source(name='ghn2', orth=True, layer=94, beta=3e-05, ...)
     """
     if isinstance(text, Source):
         return text

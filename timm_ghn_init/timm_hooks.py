@@ -196,7 +196,19 @@ def _create(
             f"{model_name} does not load weights the way timm's other models do, so {source} was not applied. "
             f"Create it without weights and call timm_ghn_init.init_model(model, {str(source)!r})."
         )
+    if source.push:
+        _push(model, creation.report, kwargs)
     return model
+
+
+def _push(model: nn.Module, report: InitReport, kwargs: dict[str, Any]) -> None:
+    from .push import push_predicted
+
+    if kwargs.get("features_only"):
+        _logger.warning("push=1: %s with features_only is not pushed, only whole models are.", report.model)
+        return
+    not_of_the_model = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "device", "dtype", "features_only")
+    push_predicted(model, report, {k: v for k, v in kwargs.items() if k not in not_of_the_model})
 
 
 def _wrap_load_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -219,6 +231,8 @@ def _initialise(model: nn.Module, source: Source) -> InitReport:
 
     creation = getattr(_current, "creation", None)
     if creation is None:  # a pretrained_cfg of ours, passed on by hand
+        if source.push:
+            _logger.warning("push=1 has no effect here: it needs timm.create_model, or init_model.")
         return initialise(model, source)
     creation.deferred.close()  # the model is built; tracing it needs no values
     creation.report = initialise(model, source, settle=creation.deferred.settle)

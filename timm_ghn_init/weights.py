@@ -113,7 +113,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 def provenance(
-    architecture: str, model: "nn.Module", report: "InitReport", options: Mapping[str, Any], seed: int
+    architecture: str, model: "nn.Module", report: "InitReport", options: Mapping[str, Any], seed: int | None
 ) -> dict[str, Any]:
     """How the weights of a model came about; nothing that differs between two runs of one command.
 
@@ -122,7 +122,7 @@ def provenance(
         model: the initialised model.
         report: what `init_model` returned for it.
         options: with which `create_model` built it.
-        seed: of everything that was random, timm's own initialisation included.
+        seed: of everything that was random, timm's own initialisation included; None if it is not known.
     """
     import timm
     import torch

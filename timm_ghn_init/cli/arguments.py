@@ -54,8 +54,13 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def add_architecture(parser: argparse.ArgumentParser) -> None:
-    """Options in the words of timm's scripts."""
+    """An architecture, and its options."""
     parser.add_argument("arch", metavar="ARCH", help="an architecture of timm")
+    add_model_options(parser)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options in the words of timm's scripts."""
     parser.add_argument("--num-classes", type=whole(0), metavar="N")
     parser.add_argument("--in-chans", type=whole(1), metavar="C")
     parser.add_argument("--img-size", type=whole(1), metavar="H", help="of models that are built for one size")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..graph import Graph
+    from ..report import InitReport
 
 _logger = logging.getLogger(__name__)
 
@@ -85,6 +86,39 @@ def _dialect(source: Source) -> Any:
     if source.name == DEFAULT:
         source = read_source(os.environ.get("TIMM_GHN_DEFAULT") or "ghn2")
     return source.known.dialect if source.known else load_ghn(source).dialect
+
+
+def build_initialised(args: argparse.Namespace, source: Source) -> "tuple[nn.Module, dict[str, Any], InitReport, int]":
+    """The architecture, initialised; the options that it took; the report; the seed of all that was random."""
+    import torch
+
+    from ..initialize import init_model
+
+    seed = next(s for s in (args.seed, source.seed, 0) if s is not None)
+    device = read_device(args.device)
+    torch.manual_seed(seed)  # of timm's own initialisation, which is kept by what is not predicted
+    model, options = build(args)
+    with mistakes(ValueError):  # options of the source that do not fit the model
+        report = init_model(model, source, input_size=args.img_size, seed=seed, device=device)
+    return model, options, report, seed
+
+
+def model_key(args: argparse.Namespace, source: Source) -> tuple[str, str]:
+    """As `finished_key`, of an architecture that is built without memory where that works."""
+    import torch
+
+    from ..initialize import finished_key
+
+    try:
+        with torch.device("meta"):
+            model = create_architecture(args)
+        return finished_key(model, source, args.img_size, args.seed)
+    except UserError:
+        raise
+    except Exception:  # whatever a model's own code raises where there are no values
+        _logger.debug("%s is built with real values.", args.arch, exc_info=True)
+    with mistakes(ValueError):
+        return finished_key(create_architecture(args), source, args.img_size, args.seed)
 
 
 def read_device(name: str | None) -> "torch.device | None":

@@ -1,0 +1,128 @@
+"""The model card of predicted weights on the Hub: how they came about and how to load them."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .report import InitReport
+from .sources import KNOWN, parse_source
+
+_PAPER = "[Pretraining a Neural Network before Knowing Its Architecture](https://arxiv.org/abs/2207.10049)"
+
+_TEXT = """\
+# {title}
+
+Parameters of timm's `{architecture}`, predicted by {ghn}{orth}. **They were never trained**: they are a starting point
+for training on your data, in place of a random initialisation.
+
+## Load
+
+```python
+import timm
+
+model = timm.create_model("hf-hub:{repo}", pretrained=True)
+```
+
+This needs nothing but timm. The package timm-ghn-init wrote them, and predicts parameters of any other architecture.
+
+## How they came about
+
+{facts}
+
+## What was predicted
+
+{coverage}
+"""
+
+
+def model_card(report: InitReport, provenance: Mapping[str, Any], repo: str) -> str:
+    """A model card: YAML that the Hub reads, and Markdown for people.
+
+    Args:
+        report: of the initialisation.
+        provenance: as in the metadata of the file of weights.
+        repo: "ORG/NAME" or "ORG/NAME@REVISION", as timm loads it.
+
+    Returns:
+        The content of README.md. Names in it come from models and files: none of them can break out of its place.
+    """
+    source = parse_source(report.source)
+    known = KNOWN.get(source.name)
+    text = _TEXT.format(
+        title=_text(repo.rpartition("/")[2]),
+        architecture=_code(report.model),
+        ghn=_text(known.description if known else "a GHN of the uploader's own"),
+        orth=f" and post-processed ({_PAPER}, GHN-orth)" if source.orth else "",
+        repo=_code(repo),
+        facts=_table(("", ""), _facts(report, provenance)),
+        coverage=_table(("", "parameters", "values"), _coverage(report)),
+    )
+    return f"---\n{_front_matter(provenance, known.license if known else 'unknown')}\n---\n{text}"
+
+
+def _front_matter(provenance: Mapping[str, Any], license: str) -> str:
+    from huggingface_hub import ModelCardData
+
+    classes = provenance.get("num_classes")
+    data = ModelCardData(
+        license=license,
+        library_name="timm",
+        pipeline_tag="image-classification" if classes else "image-feature-extraction",
+        tags=["timm", "timm-ghn-init", "parameter-prediction"],
+    )
+    return data.to_yaml().strip()
+
+
+def _facts(report: InitReport, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    source = parse_source(report.source)
+    ghn, known = provenance["ghn"], KNOWN.get(source.name)
+    rows = [
+        ("architecture", provenance["architecture"]),
+        ("built with", ", ".join(f"{k}={v!r}" for k, v in provenance["options"].items()) or "timm's defaults"),
+        ("source", report.source),
+        ("GHN", f"{ghn['name']}, sha256 {ghn['sha256']}"),
+        ("from", ghn.get("origin", "")),
+        ("trained on", known.dataset if known else ""),
+        ("licence of the GHN", known.license if known else "unknown"),
+        ("paper", f"{known.paper}, arXiv:{known.arxiv}" if known else ""),
+        ("graph", f"{report.nodes} nodes, {report.edges} edges"),
+        ("post-processed", report.layer and f"{len(report.postprocessed)} layers from layer {report.layer} on"),
+        ("seed of the noise", report.seed),
+        ("seed of timm's own initialisation", provenance["seed"]),
+        ("computed on", provenance["device"]),
+        ("versions", ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())),
+        ("key", provenance.get("key", "")),
+    ]
+    return [(name, _text(value)) for name, value in rows if value not in (None, "")]
+
+
+def _coverage(report: InitReport) -> list[tuple[str, str, str]]:
+    """What was predicted, by role, and what was left as timm initialises it, by reason."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for name, role in report.predicted.items():
+        groups[f"predicted: {role}"].append(report.sizes[name])
+    for name, reason in report.skipped.items():
+        groups[f"timm's own initialisation: {reason}"].append(report.sizes[name])
+    rows = [(_text(what), f"{len(sizes):,}", f"{sum(sizes):,}") for what, sizes in groups.items()]
+    return [*rows, ("predicted in all", f"{len(report.predicted):,}", f"{report.coverage:.2%}")]
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(header), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(value: object) -> str:
+    """One line in which nothing is Markdown or HTML."""
+    return re.sub(r"([\\`*_{}\[\]<>|#!&~$])", r"\\\1", _one_line(value))
+
+
+def _code(value: object) -> str:
+    """One line that ends neither the code nor the string that it stands in."""
+    return re.sub(r'[`"\\]', "?", _one_line(value))
+
+
+def _one_line(value: object) -> str:
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(value).split()))

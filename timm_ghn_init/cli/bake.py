@@ -1,0 +1,147 @@
+"""`bake`: the weights of many architectures, into folders or to the Hugging Face Hub."""
+
+import argparse
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from ..sources import Source, is_namespace
+from .arguments import Command, add_model_options, whole
+from .files import writing_folder
+from .messages import UserError, did_you_mean, one_line, table
+from .models import build_initialised, model_key, read_source
+
+_logger = logging.getLogger(__name__)
+
+FAILED = "failed"
+
+
+def add(command: Command) -> None:
+    sub = command("bake", bake)
+    sub.add_argument("--models", required=True, metavar="'A*,B'", help="architectures of timm, with * and ?")
+    add_model_options(sub)
+    sub.add_argument("--source", default="ghn-orth", help="which GHN, see list (default: %(default)s)")
+    sub.add_argument("--seed", type=whole(0), help="of all that is random (default: the source's own, else 0)")
+    sub.add_argument("--device", help="where to predict (default: CUDA if there is one, else CPU)")
+    where = sub.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, metavar="DIR", help="a folder in it for each, for timm's local-dir:")
+    where.add_argument("--hub", type=_namespace, metavar="ORG", help="a repository there for each, for ?hub=ORG")
+    sub.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="the I-th of N parts, from 1/N to N/N")
+
+
+def bake(args: argparse.Namespace) -> int:
+    """Predict the weights of many architectures, go on where it stopped, and list what became of each."""
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from ..ranks import gather, share
+
+    source = read_source(args.source).prediction
+    names = _architectures(args.models)
+    (part, parts), (rank, ranks) = args.shard, share()
+    mine = names[part + rank * parts :: parts * ranks]
+    _prepare(args)
+    rows = []
+    with logging_redirect_tqdm([logging.getLogger(name) for name in ("timm_ghn_init", "timm")]):
+        for arch in tqdm(mine, unit="model", disable=None if rank == 0 else True):
+            rows.append((arch, *_one(argparse.Namespace(**{**vars(args), "arch": arch}), source)))
+    # A rank that ended with an error while others are at work would have torchrun end them all.
+    everything = [row for text in gather("bake", json.dumps(rows)) for row in json.loads(text)]
+    if rank == 0:
+        print(table(("architecture", "", "where, or why not"), sorted(everything)))
+    return 1 if any(state == FAILED for _, state, _ in everything) else 0
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    """Mistakes that would fail every model, and each rank's own GPU."""
+    import torch
+
+    if args.out is not None:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {args.out}: {error}") from error
+    else:
+        from huggingface_hub import get_token
+
+        if get_token() is None:
+            raise UserError("There is no token for the Hub: log in (hf auth login) or set HF_TOKEN.")
+    if args.device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        args.device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+
+
+def _one(args: argparse.Namespace, source: Source) -> tuple[str, str]:
+    """What became of one architecture, and where it is or why it is not."""
+    try:
+        key, name = model_key(args, source)
+        return _to_folder(args, source, key, args.out / name) if args.out else _to_hub(args, source, key, name)
+    except Exception as error:  # whatever it is, it is not to stop the others
+        _logger.debug("%s:", args.arch, exc_info=True)
+        _logger.error("%s: %s", args.arch, one_line(error))
+        return FAILED, f"{type(error).__name__}: {one_line(error)}"
+
+
+def _to_folder(args: argparse.Namespace, source: Source, key: str, folder: Path) -> tuple[str, str]:
+    from ..push import write_folder
+
+    if _holds(folder, key):
+        return "was there", str(folder)
+    model, options, report, seed = build_initialised(args, source)
+    with writing_folder(folder) as temporary:
+        write_folder(temporary, model, replace(report, key=key), options, seed)
+    return "baked", str(folder)
+
+
+def _holds(folder: Path, key: str) -> bool:
+    """Whether a folder holds weights with a key, and whole ones as far as their file's length tells."""
+    from ..hub import CONFIG, WEIGHTS, read_config
+    from ..weights import WeightsError, read_about
+
+    try:
+        about = read_about(folder / WEIGHTS)
+        said = read_config(folder / CONFIG)
+    except (OSError, WeightsError):
+        return False
+    return about.get("key") == key and said == {"key": key, "digest": about.get("digest")}
+
+
+def _to_hub(args: argparse.Namespace, source: Source, key: str, name: str) -> tuple[str, str]:
+    from ..hub import locate
+    from ..push import push_finished
+
+    repo = f"{args.hub}/{name}"
+    revision, there = locate(repo, key)
+    if there is not None:
+        return "was there", f"{repo}@{revision}"
+    model, options, report, seed = build_initialised(args, source)
+    return "baked", push_finished(model, repo, replace(report, key=key), options, seed) or repo
+
+
+def _architectures(patterns: str) -> list[str]:
+    """The architectures that any of the patterns matches, each once."""
+    import timm
+
+    names: list[str] = []
+    for pattern in filter(None, map(str.strip, patterns.split(","))):
+        found = timm.list_models(pattern)
+        if not found:
+            raise UserError(f"No architecture of timm matches {pattern!r}.{did_you_mean(pattern, timm.list_models())}")
+        names += found
+    if not names:
+        raise UserError("--models names no architecture.")
+    return list(dict.fromkeys(names))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N")
+    return int(part) - 1, int(parts)
+
+
+def _namespace(text: str) -> str:
+    if not is_namespace(text):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be the name of a user or an organisation on the Hub")
+    return text

@@ -1,0 +1,45 @@
+"""`push`: the weights of an architecture to the Hugging Face Hub."""
+
+import argparse
+from dataclasses import replace
+
+from .arguments import Command, add_architecture, whole
+from .messages import mistakes
+from .models import build_initialised, model_key, read_source
+
+
+def add(command: Command) -> None:
+    sub = command("push", push)
+    add_architecture(sub)
+    sub.add_argument("--source", default="ghn-orth", help="which GHN, see list (default: %(default)s)")
+    sub.add_argument("--seed", type=whole(0), help="of all that is random (default: the source's own, else 0)")
+    sub.add_argument("--device", help="where to predict (default: CUDA if there is one, else CPU)")
+    sub.add_argument("--repo", required=True, metavar="ORG/NAME", help="created if it is not there")
+    sub.add_argument("--private", action="store_true", help="if it is created")
+    where = sub.add_mutually_exclusive_group()
+    where.add_argument("--create-pr", action="store_true", help="open a pull request")
+    where.add_argument("--revision", metavar="R", help="a branch, created if it is not there (default: main)")
+
+
+def push(args: argparse.Namespace) -> int:
+    """Push the weights that a source predicts for an architecture to the Hub, for timm's hf-hub:ORG/NAME."""
+    from ..hub import HubError
+    from ..push import push_model
+
+    source = read_source(args.source).prediction
+    key, _ = model_key(args, source)
+    model, options, report, seed = build_initialised(args, source)
+    report = replace(report, key=key)
+    with mistakes(HubError, ValueError, TypeError):
+        url = push_model(
+            model,
+            args.repo,
+            report,
+            options=options,
+            seed=seed,
+            private=args.private,
+            create_pr=args.create_pr,
+            revision=args.revision,
+        )
+    print(url)
+    return 0

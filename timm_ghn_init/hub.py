@@ -1,0 +1,259 @@
+"""Finished weights on the Hugging Face Hub: what their repositories are called, and how they are found.
+
+Weights of an architecture by a source lie in `ORG/<architecture>.<source>`, in timm's own format, and their key in
+config.json. `main` holds those that came first. Others of that name, for another number of classes for instance, lie on
+a branch that is called by their key, so that nothing is ever in the way of anything else.
+
+All transfer goes through `huggingface_hub`, and so do its token, cache, proxies, timeouts and environment variables.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .sources import is_namespace
+from .weights import METADATA_KEY, WeightsError, read
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .graph import Target
+    from .sources import Source
+
+_logger = logging.getLogger(__name__)
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+MAIN = "main"
+
+_MAX_CONFIG = 1 << 20  # bytes
+_warned: set[tuple[str, int | None]] = set()  # (organisation, HTTP status): said once in a process
+
+
+class HubError(RuntimeError):
+    """The Hub could not be used. The message names the repository, the cause and a way out, and holds no token.
+
+    Attributes:
+        status: of HTTP, if that was the cause.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def repo_name(architecture: str, source: "Source", ghn: str) -> str:
+    """What the repository of finished weights is called below its organisation.
+
+    Args:
+        architecture: timm's name.
+        source: of its options only the post-processing shows; weights by other options have another key.
+        ghn: `ghn_digest` of the GHN. It stands for the name of a file.
+    """
+    name = source.name if source.path is None else f"file-{ghn[:8]}"
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{architecture}.{name}{'-orth' * source.orth}")
+
+
+def organisation(source: "Source") -> str | None:
+    """Whose repositories to look in: the source's own choice, else TIMM_GHN_HUB, else nobody's.
+
+    Raises:
+        ValueError: TIMM_GHN_HUB cannot be a name on the Hub, or it is missing where the source is to be pushed.
+    """
+    org = source.hub or os.environ.get("TIMM_GHN_HUB") or None
+    if org is not None and not is_namespace(org):
+        raise ValueError(f"TIMM_GHN_HUB={org}: it must be the name of a user or an organisation on the Hub.")
+    if org is None and source.push:
+        raise ValueError(f"Source {str(source)!r}: push=1 needs hub=ORG, or TIMM_GHN_HUB, to say where to.")
+    return org
+
+
+def fill(repo: str, key: str, targets: "Mapping[str, Target]", parts: "Mapping[str, Tensor]") -> bool:
+    """Fill tensors with finished weights from the Hub, if it has them.
+
+    A Hub that cannot be reached or refuses is no error, because predicting gives the same: it is said once.
+
+    Args:
+        repo: "ORG/NAME", see `repo_name`.
+        key: as in `weights_key`. Weights with another one are left where they are.
+        targets: which part of a parameter is predicted.
+        parts: these parts by the parameters' names. Written in place, all or none.
+
+    Returns:
+        Whether it had them.
+    """
+    try:
+        revision, about = locate(repo, key)
+        if about is None:
+            _logger.info("%s@%s has no weights with key %s.", repo, revision, key)
+            return False
+        tensors = _cut(_download(repo, revision, about), targets, parts, f"{repo}@{revision}")
+    except HubError as error:
+        kind = (repo.split("/")[0], error.status)
+        _logger.log(logging.INFO if kind in _warned else logging.WARNING, "%s Predicting instead.", error)
+        _warned.add(kind)
+        return False
+    for name, part in parts.items():
+        part.copy_(tensors[name])
+    _logger.info("Took finished weights from %s@%s.", repo, revision)
+    return True
+
+
+def _cut(
+    tensors: "Mapping[str, Tensor]", targets: "Mapping[str, Target]", parts: "Mapping[str, Tensor]", place: str
+) -> "dict[str, Tensor]":
+    """The parts of a state dict, which may be anybody's."""
+    result = {}
+    for name, part in parts.items():
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != targets[name].shape or tensor.dtype != part.dtype:
+            raise HubError(f"{place}: {name} is not what its key promises.")
+        if not tensor.isfinite().all():
+            raise HubError(f"{place}: {name} is not finite.")
+        result[name] = targets[name].part(tensor)
+    return result
+
+
+def locate(repo: str, key: str) -> tuple[str, dict[str, Any] | None]:
+    """The branch of a repository on which weights with a key have their place, and what `look` says if they are there.
+
+    Raises:
+        HubError: the Hub cannot be reached or refuses.
+    """
+    about = look(repo, MAIN)
+    if about is None or about.get("key") == key:
+        return MAIN, about
+    branch = f"key-{key[:16]}"
+    _logger.info(
+        "%s holds weights with another key, which are left alone; those with key %s are on %s.", repo, key, branch
+    )
+    about = look(repo, branch)
+    return branch, about if about and about.get("key") == key else None
+
+
+def look(repo: str, revision: str) -> dict[str, Any] | None:
+    """What config.json in a repository says of weights of ours.
+
+    Returns:
+        None if there is no such file, and {} if it says nothing.
+
+    Raises:
+        HubError: the Hub cannot be reached or refuses.
+    """
+    path = _fetch(repo, CONFIG, revision)
+    return None if path is None else read_config(path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What a config.json says of weights of ours: their key and digest. {} if it says nothing."""
+    try:
+        with open(path, "rb") as f:
+            about = json.loads(f.read(_MAX_CONFIG))[METADATA_KEY]
+    except (ValueError, RecursionError, LookupError, TypeError):  # somebody else's, or damaged
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _download(repo: str, revision: str, wanted: Mapping[str, Any]) -> "dict[str, Tensor]":
+    path = _fetch(repo, WEIGHTS, revision)
+    if path is None:
+        raise HubError(f"{repo}@{revision} has a {CONFIG} but no {WEIGHTS}.")
+    try:
+        tensors, about = read(path.resolve())  # the Hub's cache links to it
+        for entry in ("key", "digest"):
+            if about.get(entry) != wanted.get(entry):
+                raise WeightsError(f"the {entry} in {path} is not the one in {CONFIG}")
+    except (WeightsError, OSError) as error:
+        raise HubError(f"{repo}@{revision}: {error}. If only the copy on this machine is damaged, remove it.") from None
+    return tensors
+
+
+def _fetch(repo: str, file: str, revision: str) -> Path | None:
+    """A file of a repository; the copy on this machine where the Hub cannot be reached; None where there is none.
+
+    Raises:
+        HubError: the Hub refuses, or it cannot be reached and there is no copy.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    unreachable = None
+    try:
+        # Asked beforehand, because where there is no network `hf_hub_download` keeps trying for half a minute.
+        found = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
+        if not (_is_plain(found.etag) and _is_plain(found.commit_hash)):  # it names files after them
+            raise HubError(f"{repo}@{revision}: what answered for {file} is not the Hub.")
+    except HubError:
+        raise
+    except Exception as error:  # they have no common base
+        if _is_missing(error):
+            return None
+        if not _is_unreachable(error):
+            raise hub_error(f"{repo} cannot be looked up", error) from None
+        unreachable = error
+    try:
+        return Path(hf_hub_download(repo, file, revision=revision, local_files_only=unreachable is not None))
+    except Exception as error:
+        if unreachable and constants.HF_HUB_OFFLINE:
+            return None
+        raise hub_error(f"{repo}@{revision}: {file} cannot be had", unreachable or error) from None
+
+
+def _is_plain(name: str | None) -> bool:
+    return re.fullmatch(r"\w[\w.-]*", name or "") is not None
+
+
+def _is_missing(error: Exception) -> bool:
+    from huggingface_hub.utils import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    missing = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
+    return isinstance(error, missing) and not isinstance(error, GatedRepoError)
+
+
+def _is_unreachable(error: Exception) -> bool:
+    status = status_of(error)
+    return status is None or status == 429 or status >= 500
+
+
+def status_of(error: Exception) -> int | None:
+    """The HTTP status that made an error of huggingface_hub's, if one did."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+_WAYS_OUT = {
+    401: "Log in again (hf auth login) or set HF_TOKEN to a token that is valid.",
+    403: "Ask for access on the repository's page, or use a token that has it (hf auth login or HF_TOKEN).",
+    404: "Check its name, and that your token may see it (hf auth login or HF_TOKEN).",
+}
+
+
+def hub_error(what: str, error: Exception, token: str | None = None) -> HubError:
+    """An error of huggingface_hub's in one line without a token; to be raised `from None`, for the same reason.
+
+    Args:
+        what: the sentence's beginning, naming the repository.
+        error: the cause.
+        token: one that was used, if it is not the user's own.
+    """
+    status = status_of(error)
+    default = "Try again later, or set HF_HUB_OFFLINE=1 to go without the Hub."
+    said = getattr(error, "server_message", None) or str(error) or type(error).__name__
+    cause = " ".join(without_tokens(said, token).split())[:300]
+    code = f"{status}: " if status else ""
+    return HubError(f"{what} ({code}{cause}). {_WAYS_OUT.get(status or 0, default)}", status)
+
+
+def without_tokens(text: str, *tokens: str | None) -> str:
+    """A text without the user's token, whoever wrote it there."""
+    from huggingface_hub import get_token
+
+    for token in filter(None, (*tokens, os.environ.get("HF_TOKEN"), get_token())):
+        text = text.replace(token, "***")
+    return re.sub(r"\bhf_\w{8,}", "hf_***", text)

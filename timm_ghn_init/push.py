@@ -1,0 +1,233 @@
+"""Push predicted weights to the Hugging Face Hub, in timm's own format with a model card."""
+
+import copy
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from .card import model_card
+from .hub import CARD, CONFIG, MAIN, WEIGHTS, HubError, hub_error, locate, status_of
+from .report import InitReport
+from .sources import Source, parse_source
+from .timm_hooks import write_config
+from .version import __version__
+from .weights import METADATA_KEY, provenance, read_about, save, state_dict
+
+_logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 5  # where others push to the same branch at the same time
+_CONFLICTS = (409, 412)
+
+
+def push_model(
+    model: nn.Module,
+    repo_id: str,
+    report: InitReport,
+    *,
+    options: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    private: bool = False,
+    create_pr: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Push a model that has just been initialised: weights, config.json and a model card, in one commit.
+
+    `timm.create_model("hf-hub:ORG/NAME", pretrained=True)` loads it, wherever there is timm.
+
+    Args:
+        model: one of timm's. Its values are pushed as they are now.
+        repo_id: "ORG/NAME". Created if it is not there; what it holds already stays in its history.
+        report: what `init_model` returned for the model. The card is written from it.
+        options: what `timm.create_model` was given to build the model. Needed for old versions of timm, and where the
+            model was not built by `create_model`.
+        seed: of timm's own initialisation, for the card.
+        private: of the repository, if it is created. An error if it is there and public.
+        create_pr: open a pull request instead of changing the repository.
+        revision: branch, created if it is not there. Default: main.
+        token: of the Hub. Default: the user's own.
+
+    Returns:
+        The address of the commit or pull request.
+
+    Raises:
+        HubError: the Hub cannot be reached or refuses; the repository is as it was.
+        ValueError, TypeError: not a model of timm's, options that JSON cannot hold, or `create_pr` with `revision`.
+
+    Example:
+        >>> report = init_model(model, "ghn2-orth")
+        >>> push_model(model, "me/my-start", report)
+    """
+    if create_pr and revision not in (None, MAIN):
+        raise ValueError("A pull request is opened for the main branch: leave out `revision`, or `create_pr`.")
+
+    def write(folder: Path, place: str) -> None:
+        write_folder(folder, model, report, options or {}, seed, place)
+
+    return _upload(repo_id, write, lambda: revision or MAIN, private, create_pr, token)
+
+
+def push_predicted(model: nn.Module, report: InitReport, options: Mapping[str, Any] | None = None) -> None:
+    """What `push=1` asks for: push a model that was just initialised, unless it came from the Hub.
+
+    Nothing that goes wrong is an error, because the model is as it should be.
+    """
+    if report.downloaded or not report.hub or os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        push_finished(model, report.hub, report, options or {})
+    except Exception as error:
+        _logger.warning("push=1: %s is initialised, but not pushed: %s", report.model, error)
+
+
+def push_finished(
+    model: nn.Module, repo_id: str, report: InitReport, options: Mapping[str, Any], seed: int | None = None
+) -> str:
+    """Push what `?hub=` is to find from now on: to main if that is free, else to a branch that is called by the key.
+
+    Returns:
+        The address of the commit, "" if the repository has them already.
+
+    Raises:
+        HubError, ValueError: as `push_model`.
+    """
+
+    def write(folder: Path, place: str) -> None:
+        write_folder(folder, model, report, options, seed, place)
+
+    def target() -> str | None:
+        revision, there = locate(repo_id, report.key)
+        return revision if there is None else None
+
+    return _upload(repo_id, write, target)
+
+
+def write_folder(
+    folder: Path,
+    model: nn.Module,
+    report: InitReport,
+    options: Mapping[str, Any],
+    seed: int | None = None,
+    repo: str = "",
+) -> None:
+    """Write a model that has just been initialised as timm's `local-dir:` and `hf-hub:` read it.
+
+    Args:
+        folder: gets model.safetensors and config.json.
+        model: one of timm's.
+        report: of its initialisation.
+        options: what built the model.
+        seed: of timm's own initialisation, if that is known.
+        repo: "ORG/NAME" or "ORG/NAME@REVISION" where the files are going to be: adds a model card, and the path of a
+            GHN of the user's own is left out.
+
+    Raises:
+        ValueError, TypeError: not a model of timm's, or options that JSON cannot hold.
+    """
+    if "architecture" not in (model.__dict__.get("pretrained_cfg") or {}):
+        raise ValueError(
+            f"{type(model).__name__} is not a model that timm.create_model returns, so timm cannot load it."
+        )
+    about = {**provenance(report.model, model, report, options, seed), "key": report.key}
+    source = parse_source(report.source).prediction
+    if repo:
+        source = _without_path(source)
+        report = replace(report, source=str(source))
+        about |= {"source": str(source), "ghn": about["ghn"] | {"name": source.name}}
+        (folder / CARD).write_text(model_card(report, about, repo), encoding="utf-8")
+    save(folder / WEIGHTS, state_dict(model), about)
+    _write_config(folder, model, source, options)
+
+
+def _write_config(folder: Path, model: nn.Module, source: Source, options: Mapping[str, Any]) -> None:
+    """timm's config.json, with the key by which these weights are found and the digest by which they are known."""
+    described = copy.copy(model)  # what it says of its weights is not changed by their being written
+    described.__dict__["pretrained_cfg"] = dict(model.__dict__["pretrained_cfg"])
+    write_config(described, folder / CONFIG, source, dict(options))
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    about = read_about(folder / WEIGHTS)
+    config[METADATA_KEY] = {entry: about[entry] for entry in ("key", "digest") if about[entry]}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _without_path(source: Source) -> Source:
+    """Where a file lies on this machine is nobody else's business."""
+    return source if source.path is None else replace(source, name=f"file:{source.path.name}")
+
+
+def _upload(
+    repo_id: str,
+    write: Callable[[Path, str], None],
+    target: Callable[[], str | None],
+    private: bool = False,
+    create_pr: bool = False,
+    token: str | None = None,
+) -> str:
+    """Commit files at once, on top of a commit that has not changed since `target` was asked.
+
+    Args:
+        write: writes the files into a folder, to be pushed to "ORG/NAME" or "ORG/NAME@REVISION".
+        target: the branch; None if there is nothing to do any more. Asked again after each conflict.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token, library_name="timm_ghn_init", library_version=__version__)
+    revision = target()
+    if revision is None:
+        return ""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder, _place(repo_id, revision))  # whatever is wrong with the model, nothing was touched
+        try:
+            repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+            if private and not api.repo_info(repo_id).private:
+                raise HubError(f"{repo_id} is there already, and public, so nothing was pushed. Make it private first.")
+            for _ in range(_ATTEMPTS):
+                main = api.repo_info(repo_id).sha  # before `target` looks, so that what it sees is what is built upon
+                before, revision = revision, target()
+                if revision is None:
+                    return ""
+                if revision != before:
+                    write(folder, _place(repo_id, revision))
+                try:
+                    return _commit(api, repo_id, folder, revision, main, create_pr)
+                except Exception as error:
+                    if status_of(error) not in _CONFLICTS:
+                        raise
+                    _logger.info("Somebody else pushes to %s as well: once more.", repo_id)
+        except HubError:
+            raise
+        except Exception as error:  # they have no common base
+            raise hub_error(f"Nothing was pushed to {repo_id}", error, token) from None
+    raise HubError(f"Nothing was pushed to {repo_id}: others change it all the time. Try again later.")
+
+
+def _place(repo_id: str, revision: str) -> str:
+    return repo_id if revision == MAIN else f"{repo_id}@{revision}"
+
+
+def _commit(api: Any, repo_id: str, folder: Path, revision: str, main: str | None, create_pr: bool) -> str:
+    from huggingface_hub import CommitOperationAdd
+
+    parent = main
+    if revision != MAIN:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+        parent = api.repo_info(repo_id, revision=revision).sha
+    commit = api.create_commit(
+        repo_id,
+        [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())],  # what was sent is not sent again
+        commit_message=f"Weights predicted by timm-ghn-init {__version__}",
+        revision=revision,
+        parent_commit=parent,
+        create_pr=create_pr,
+    )
+    url = str(commit.pr_url or commit.commit_url)
+    _logger.info("Pushed to %s: %s", repo_id, url)
+    return url
