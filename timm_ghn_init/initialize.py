@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from . import assign
+from . import assign, baselines
 from .checkpoints import load_ghn, resolve_default
 from .ghn import GHN
 from .graph import Graph, TraceError, model_name, trace
@@ -32,7 +32,7 @@ def init_model(
     device: str | torch.device | None = None,
     progress: bool | None = None,
 ) -> InitReport:
-    """Initialise a model in place with parameters predicted by a Graph HyperNetwork.
+    """Initialise a model in place with parameters predicted by a Graph HyperNetwork, or with one of the baselines.
 
     Everything that can be checked is checked before the first write: where this raises one of the errors below, the
     model is as it was. Parameter identity, dtypes, devices, `requires_grad`, buffers, modes and the global random
@@ -41,10 +41,10 @@ def init_model(
     Args:
         model: any module that maps a batch of images to logits or features.
         source: what predicts and what is done with the prediction, "NAME[-orth][?key=value&...]"; see
-            `list_sources()`.
+            `list_sources()`. "rand" and "orth" are the baselines that need no GHN (see `baselines`).
         ghn: a hypernetwork to use instead of the one that `source` names.
         input_size: as in `trace`.
-        seed: of the post-processing's noise. Default: the source's own, else 0.
+        seed: of the post-processing's noise, and of all that a baseline draws. Default: the source's own, else 0.
         device: where to decode and post-process. Default: CUDA where the model is there or one is present, else CPU.
         progress: show progress bars. Default: in a terminal, for what takes longer than two seconds.
 
@@ -52,7 +52,8 @@ def init_model(
         What was predicted, what was not, and why.
 
     Raises:
-        ValueError: unknown source, bad option, a `layer` beyond the last one, parameters on the meta device or sharded.
+        ValueError: unknown source, bad option, a `layer` beyond the last one, parameters on the meta device or sharded,
+            a `ghn` for a baseline.
         CheckpointError: the GHN cannot be fetched or read.
         TraceError: the model's forward pass fails or nothing in it is recognised.
         RuntimeError: the prediction is not finite.
@@ -81,6 +82,12 @@ def initialise(
     """
     name = model_name(model)
     _refuse_unwritable(model, name)
+    if source.baseline:
+        if ghn is not None:
+            raise ValueError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
+        report = baselines.initialise(model, source, seed, device, progress, settle)
+        _logger.info("%s", report)
+        return report
     target = _device(model, device)
     if ghn is None:
         source = resolve_default(source, progress)

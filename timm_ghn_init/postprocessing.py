@@ -93,7 +93,7 @@ def check(model: nn.Module, layer: int, beta: float = 3e-5, *, overwritten: Coll
         raise ValueError(f"layer={layer!r} is not a layer of {kind}: give a whole number from 1 to {n_layers}")
     if not (math.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta={beta!r}: the noise scale must be finite and not negative (the paper uses 3e-5)")
-    for _, name, weight in _to_process(model, layer):
+    for _, name, weight in to_process(model, layer):
         problem = _problem(weight, values_matter=name not in overwritten)
         if problem:
             raise ValueError(f"{kind}: {name} {problem}")
@@ -140,7 +140,7 @@ def postprocess(
             The model is then as it was.
     """
     check(model, layer, beta)
-    targets = _to_process(model, layer)
+    targets = to_process(model, layer)
 
     def process(target: _Target) -> Processed:
         number, name, weight = target
@@ -240,11 +240,16 @@ def _add_noise_(x: Tensor, std: float, seed: int, name: str) -> None:
     """Adds N(0, std^2), drawn from a generator of its own. In blocks, which needs less memory and keeps to caches."""
     if std == 0:
         return
-    key = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator(x.device).manual_seed(int.from_bytes(key[:8], "big"))
+    generator = seeded_generator(seed, name, x.device)
     for block in x.view(-1).split(_NOISE_BLOCK):
         noise = torch.randn(block.shape, generator=generator, device=x.device, dtype=x.dtype)
         block.add_(noise, alpha=std)
+
+
+def seeded_generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """The random stream of one parameter: it depends on the seed and the parameter's name only."""
+    key = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "big"))
 
 
 class _Target(NamedTuple):
@@ -253,7 +258,7 @@ class _Target(NamedTuple):
     weight: nn.Parameter
 
 
-def _to_process(model: nn.Module, layer: int) -> list[_Target]:
+def to_process(model: nn.Module, layer: int) -> list[_Target]:
     """Weights of the layers from `layer` to the last but one, without those shared with a layer that must stay."""
     layers = [_Target(i, name, model.get_parameter(name)) for i, (name, _) in enumerate(list_layers(model), start=1)]
     seen = {id(target.weight) for target in layers[: layer - 1] + layers[-1:]}

@@ -121,14 +121,17 @@ def source_cfg(source: Source, base: Any) -> Any:
 
 def _cfg_fields(source: Source) -> dict[str, Any]:
     known = KNOWN.get(source.name)
-    paper = (PAPER, PAPER_ID) if source.orth else ((known.paper, f"arXiv:{known.arxiv}") if known else (None, None))
+    work = known or source.baseline
+    paper = (PAPER, PAPER_ID) if source.orth else ((work.paper, f"arXiv:{work.arxiv}") if work else (None, None))
     return {
         **dict.fromkeys(("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "label_offset", "notes")),
         "custom_load": False,
         "source": str(source),
         "tag": source.tag,
         "license": known.license if known else None,
-        "description": f"Parameters predicted by {known.description if known else source.name}"
+        "description": source.baseline.description
+        if source.baseline
+        else f"Parameters predicted by {known.description if known else source.name}"
         + (", post-processed (GHN-orth)" if source.orth else ""),
         "origin_url": known.origin if known else None,
         "paper_name": paper[0],

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..sources import DEFAULT, KNOWN, list_sources
+from ..sources import BASELINES, DEFAULT, KNOWN, list_sources
 from .arguments import Command
 from .messages import table
 from .models import read_source
@@ -24,8 +24,11 @@ def list_known(args: argparse.Namespace) -> int:
         cached = "yes" if is_cached(known.name) else "no"
         rows.append((known.name, cached, known.license, f"arXiv:{known.arxiv}", known.description))
     rows.append(("file:PATH", "", "", "", "a .pt or .safetensors file"))
+    rows += [(b.name, "", "", f"arXiv:{b.arxiv}", b.description) for b in BASELINES.values()]
     print(table(("source", "cached", "licence", "paper", "description"), rows))
-    print("\nEach also with post-processing (ghn2-orth), and with options (ghn2-orth?layer=94&seed=1).")
+    print(
+        "\nEach GHN also with post-processing (ghn2-orth); all with options (ghn2-orth?layer=94&seed=1, orth?layer=37)."
+    )
     return 0
 
 

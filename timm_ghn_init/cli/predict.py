@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..sources import parse_source
+from ..sources import Source, parse_source
 from .arguments import Command, add_architecture, whole
 from .files import output_path, writing
 from .messages import mistakes
@@ -78,16 +78,9 @@ def _provenance(args: argparse.Namespace, model: "nn.Module", report: "InitRepor
     import timm
     import torch
 
-    from ..checkpoints import fetch
-    from ..download import sha256
-
-    source = parse_source(report.source)
-    ghn = {"name": source.name, "sha256": sha256(fetch(source))}
-    if source.known:
-        ghn |= {"origin": source.known.origin, "license": source.known.license, "paper": f"arXiv:{source.known.arxiv}"}
     return {
         "source": report.source,
-        "ghn": ghn,
+        "ghn": _ghn(parse_source(report.source)),
         "architecture": args.arch,
         "num_classes": getattr(model, "num_classes", None),
         "options": model_options(args),
@@ -105,3 +98,16 @@ def _provenance(args: argparse.Namespace, model: "nn.Module", report: "InitRepor
             "python": platform.python_version(),
         },
     }
+
+
+def _ghn(source: Source) -> dict[str, str] | None:
+    """Which GHN has predicted, exactly enough to tell one version of it from another."""
+    from ..checkpoints import fetch
+    from ..download import sha256
+
+    if source.baseline:
+        return None
+    ghn = {"name": source.name, "sha256": sha256(fetch(source))}
+    if source.known:
+        ghn |= {"origin": source.known.origin, "license": source.known.license, "paper": f"arXiv:{source.known.arxiv}"}
+    return ghn
