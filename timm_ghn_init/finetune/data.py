@@ -1,0 +1,253 @@
+"""Images to train, validate and test on: few labels, the same ones for all runs that are to be compared."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .protocol import Trial
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+class Split(Protocol):
+    """Images and their classes."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int, training: bool) -> Batches:
+        """Normalised images (N, 3, H, W) and classes (N,), shuffled and augmented for training.
+
+        In training all batches have the same size, up to one image: batch norm has no use for a last one of few. What
+        is random comes from the global generators.
+        """
+        ...
+
+
+class Data(NamedTuple):
+    """A data set, cut into what is trained, validated and tested on."""
+
+    classes: int
+    train: Split
+    validation: Split
+    test: Split
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Small images as one tensor. Training images are shifted (over a black border) and, if so wished, mirrored.
+
+    Attributes:
+        images: (N, 3, H, W), uint8.
+        classes: (N,), int64.
+        size: height and width to train with; smaller or larger images are resized after augmentation.
+        mean, std: of the values, scaled to 0 to 1, per channel.
+        padding: largest shift, pixels.
+        flip: mirror every other image.
+    """
+
+    images: Tensor
+    classes: Tensor
+    size: int
+    mean: Tensor
+    std: Tensor
+    padding: int
+    flip: bool
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def batches(self, batch_size: int, training: bool) -> Batches:
+        order = torch.randperm(len(self)) if training else torch.arange(len(self))
+        for chosen in order.tensor_split(max(1, math.ceil(len(self) / batch_size))):
+            chosen = chosen.to(self.images.device)
+            x = self.images[chosen]
+            x = self._augment(x) if training else x
+            x = (x.float() / 255 - self.mean) / self.std
+            if x.shape[-1] != self.size:
+                x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+            yield x, self.classes[chosen]
+
+    def _augment(self, x: Tensor) -> Tensor:
+        """Crop each image at a place of its own from a padded one, as many as there are, in one operation."""
+        n, _, height, width = x.shape
+        shift = torch.randint(2 * self.padding + 1, (2, n)).to(x.device)
+        windows = F.pad(x, [self.padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
+        x = windows[torch.arange(n, device=x.device), :, shift[0], shift[1]]
+        if self.flip:
+            mirrored = torch.rand(n).to(x.device) < 0.5
+            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        return x
+
+
+def load(
+    trial: Trial,
+    data_dir: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    workers: int = 2,
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
+) -> Data:
+    """The data of a trial.
+
+    Args:
+        trial: `data`, `labels`, `validation`, `data_seed` and `image_size` count.
+        data_dir: where CIFAR-10 is, or is downloaded to. Default: `data` in the working directory.
+        device: where images in memory are kept.
+        workers: processes that read images of a folder.
+        mean, std: of the values that the model expects, for images of a folder and for those that are resized.
+
+    Raises:
+        ValueError: no such data, or fewer images than are asked for.
+        RuntimeError: CIFAR-10 is neither there nor can be downloaded.
+        ImportError: scikit-learn or torchvision is missing.
+    """
+    if trial.data not in _KNOWN:
+        from .folder import load_folder
+
+        return load_folder(trial, torch.device(device), workers, mean, std)
+    known = _KNOWN[trial.data]
+    pool, test = known.read(str(data_dir or "data"))
+    chosen = choose(pool, trial, known)
+    rest = test if test is not None else pool
+    native = trial.image_size == pool.images.shape[-1]
+    statistics = (known.mean, known.std) if native else (mean, std)
+    m, s = (torch.tensor(v, device=device).view(-1, 1, 1) for v in statistics)
+
+    def split(images: _Images, which: Tensor | None) -> InMemory:
+        x, y = (images.images, images.classes) if which is None else (images.images[which], images.classes[which])
+        return InMemory(x.to(device), y.to(device), trial.image_size, m, s, known.padding, known.flip)
+
+    return Data(
+        int(pool.classes.max()) + 1,
+        split(pool, chosen.train),
+        split(pool, chosen.validation),
+        split(rest, None if test is not None else chosen.rest),
+    )
+
+
+class Chosen(NamedTuple):
+    """Indices of images."""
+
+    train: Tensor
+    validation: Tensor
+    rest: Tensor
+
+
+def few(classes: Tensor, n: int) -> Tensor:
+    """Indices of the first n images with as many of each class as of any other, in their order."""
+    seen: dict[int, int] = {}
+    rank = []
+    for c in classes.tolist():
+        rank.append((seen.get(c, 0), c))
+        seen[c] = seen.get(c, 0) + 1
+    return torch.tensor(sorted(sorted(range(len(rank)), key=rank.__getitem__)[:n]), dtype=torch.long)
+
+
+def split_off(classes: Tensor, order: Tensor, labels: int, validation: int, last: bool, what: str) -> Chosen:
+    """Hold out `validation` images, then take `labels` from the others.
+
+    Args:
+        classes: (N,) of all images.
+        order: (N,) indices, which decide what "first" means.
+        labels: training images, balanced; 0 for all.
+        validation: images to hold out: balanced from the first on, or, if `last`, simply the last ones.
+        last: see `validation`.
+        what: name of the data, for messages.
+
+    Raises:
+        ValueError: there are not that many.
+    """
+    if labels + validation > len(order) or validation >= len(order):
+        raise ValueError(
+            f"{what} has {len(order)} images to choose from: {labels} labels and {validation} for validation are too "
+            "many. Ask for less with labels and validation."
+        )
+    if last:
+        held = torch.arange(len(order) - validation, len(order))
+    else:
+        held = few(classes[order], validation)
+    free = torch.ones(len(order), dtype=torch.bool)
+    free[held] = False
+    others = order[free]
+    train = few(classes[others], labels or len(others))
+    unused = torch.ones(len(others), dtype=torch.bool)
+    unused[train] = False
+    return Chosen(others[train], order[held], others[unused])
+
+
+def choose(pool: "_Images", trial: Trial, known: "_Known") -> Chosen:
+    """Images of a data set in memory."""
+    n = len(pool.classes)
+    shuffle = known.shuffled or trial.data_seed
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(trial.data_seed)) if shuffle else torch.arange(n)
+    validation = known.validation if trial.validation is None else trial.validation
+    chosen = split_off(pool.classes, order, trial.labels, validation, not known.shuffled, trial.data)
+    if not known.has_test and len(chosen.rest) == 0:
+        raise ValueError(
+            f"{trial.data}: with {trial.labels or 'all'} labels no images are left to test on; ask for less."
+        )
+    return chosen
+
+
+class _Images(NamedTuple):
+    images: Tensor  # (N, 3, H, W), uint8
+    classes: Tensor  # (N,), int64
+
+
+@lru_cache(maxsize=1)
+def _digits(_: str) -> tuple[_Images, None]:
+    """The 1797 digits of scikit-learn, 8 x 8, upscaled to 32 x 32, three equal channels."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("The digits are in scikit-learn: pip install 'timm-ghn-init[finetune]'") from error
+
+    digits = load_digits()
+    small = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
+    images = F.interpolate(small, (32, 32), mode="bilinear").round().to(torch.uint8)
+    return _Images(images.expand(-1, 3, -1, -1), torch.from_numpy(digits.target).long()), None
+
+
+@lru_cache(maxsize=1)
+def _cifar10(folder: str) -> tuple[_Images, _Images]:
+    from timm.data import create_dataset
+
+    try:
+        parts = [create_dataset("torch/cifar10", folder, split=s, download=True) for s in ("train", "validation")]
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f"CIFAR-10 is not in {folder} and cannot be downloaded to it ({error}). Name the folder that holds "
+            "cifar-10-batches-py as the data folder, or try again with a network."
+        ) from error
+    train, test = (
+        _Images(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in parts
+    )
+    return train, test
+
+
+class _Known(NamedTuple):
+    """How a data set is read and cut."""
+
+    read: Callable[[str], tuple[_Images, _Images | None]]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    padding: int
+    flip: bool
+    validation: int
+    has_test: bool
+    shuffled: bool  # or in their own order: the first images of each class, the last ones for validation
+
+
+_KNOWN = {
+    # mirrored digits are no digits; in their own order they come writer by writer
+    "digits": _Known(_digits, (0.305,) * 3, (0.376,) * 3, 4, False, 200, False, True),
+    # images, values and augmentation of the authors' code
+    "cifar10": _Known(_cifar10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 4, True, 5000, True, False),
+}
