@@ -8,9 +8,9 @@
 share, and `work` runs all trials of a plan that are not in it yet.
 """
 
-from .plans import each, work
+from .plans import Each, Tuned, work
 from .protocol import Trial
 from .results import Runs, summary
 from .train import run
 
-__all__ = ["Runs", "Trial", "each", "run", "summary", "work"]
+__all__ = ["Each", "Runs", "Trial", "Tuned", "run", "summary", "work"]

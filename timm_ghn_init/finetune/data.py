@@ -173,13 +173,16 @@ def split_off(classes: Tensor, order: Tensor, labels: int, validation: int, last
         held = torch.arange(len(order) - validation, len(order))
     else:
         held = few(classes[order], validation)
-    free = torch.ones(len(order), dtype=torch.bool)
-    free[held] = False
-    others = order[free]
-    train = few(classes[others], labels or len(others))
-    unused = torch.ones(len(others), dtype=torch.bool)
-    unused[train] = False
-    return Chosen(others[train], order[held], others[unused])
+    free = order[others(len(order), held)]
+    train = few(classes[free], labels or len(free))
+    return Chosen(free[train], order[held], free[others(len(free), train)])
+
+
+def others(n: int, chosen: Tensor) -> Tensor:
+    """(n,), True for the indices that were not chosen."""
+    mask = torch.ones(n, dtype=torch.bool)
+    mask[chosen] = False
+    return mask
 
 
 def choose(pool: "_Images", trial: Trial, known: "_Known") -> Chosen:

@@ -1,5 +1,6 @@
 """Which trials to run next. A plan is a function of the results so far, so any number of processes can share it."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -41,10 +42,23 @@ def _claimed(trial: Trial, runs: Runs, options: dict[str, Any]) -> bool:
         return ours
 
 
-def each(trials: Iterable[Trial]) -> Plan:
-    """The plan that runs all of some trials, in their order."""
-    todo = [settled(t) for t in trials]
-    return lambda results: [t for t in todo if t.key not in results]
+class Each:
+    """The plan that runs one trial with several seeds.
+
+    Args:
+        trial: what to run.
+        seeds: how often, with seeds from 0 on.
+    """
+
+    def __init__(self, trial: Trial, seeds: int) -> None:
+        self.trials = [replace(settled(trial), stage="final", seed=seed) for seed in range(seeds)]
+
+    def __call__(self, results: Results) -> list[Trial]:
+        return [t for t in self.trials if t.key not in results]
+
+    def final(self, results: Results) -> list[Trial]:
+        """The runs that are reported."""
+        return self.trials
 
 
 def one_after_another(plans: Sequence[Plan]) -> Plan:
@@ -52,32 +66,52 @@ def one_after_another(plans: Sequence[Plan]) -> Plan:
     return lambda results: [trial for plan in plans for trial in plan(results)]
 
 
-def tuned(candidates: Sequence[Trial], seeds: int) -> Plan:
+class Tuned:
     """The plan that runs candidates once, then the best of them with several seeds.
 
     Args:
         candidates: trials that differ in what is to be chosen.
         seeds: how often to run the best, with seeds from 0 on.
     """
-    search = [settled(replace(t, stage="search", seed=SEARCH_SEED)) for t in candidates]
 
-    def plan(results: Results) -> list[Trial]:
-        missing = [t for t in search if t.key not in results]
-        if missing:
-            return missing
-        chosen = best(search, results)
-        final = [replace(chosen, stage="final", seed=seed) for seed in range(seeds)]
-        return [t for t in final if t.key not in results]
+    def __init__(self, candidates: Iterable[Trial], seeds: int) -> None:
+        self.search = searched(candidates)
+        self.seeds = seeds
 
-    return plan
+    def __call__(self, results: Results) -> list[Trial]:
+        missing = [t for t in self.search if t.key not in results]
+        return missing or [t for t in self.final(results) if t.key not in results]
+
+    def final(self, results: Results) -> list[Trial]:
+        """The runs that are reported; none as long as the choice is open."""
+        if not all(t.key in results for t in self.search):
+            return []
+        return [replace(best(self.search, results), stage="final", seed=seed) for seed in range(self.seeds)]
+
+
+def searched(candidates: Iterable[Trial]) -> list[Trial]:
+    """The runs that choose between candidates, no two of them the same.
+
+    Raises:
+        ValueError: there are no validation images to choose by, or no candidates.
+    """
+    trials = [replace(settled(t), stage="search", seed=SEARCH_SEED) for t in candidates]
+    if not trials or any(t.validation == 0 for t in trials):
+        raise ValueError("Choosing hyper-parameters takes candidates, and validation images to choose by.")
+    return list({t.key: t for t in trials}.values())
 
 
 def best(trials: Sequence[Trial], results: Results) -> Trial:
-    """The finished trial with the highest validation accuracy; among equals the one with the lowest loss."""
+    """The finished trial that comes first in `ranked`."""
+    return ranked(trials, results)[0]
+
+
+def ranked(trials: Sequence[Trial], results: Results) -> list[Trial]:
+    """Finished trials, the highest validation accuracy first; among equals the lowest validation loss."""
 
     def score(trial: Trial) -> tuple[float, float]:
         record = results[trial.key]
         loss = record["validation_loss"]
-        return record["validation_accuracy"], float("-inf") if loss is None else -loss
+        return -record["validation_accuracy"], math.inf if loss is None else loss
 
-    return max((t for t in trials if t.key in results), key=score)
+    return sorted((t for t in trials if t.key in results), key=score)
