@@ -2,9 +2,10 @@
 
     python benchmarks/transfer.py --markdown docs/transfer.md --plot docs/transfer.svg
 
-Every initialisation gets the same budget: each learning rate once on the validation images, then the best of them
-with five seeds, tested after the last epoch on images that were not looked at before. Results are kept in a file, one
-line a run; the same command goes on where it was stopped, and `--inits`, `--models` and `--labels` do a part of it.
+Every initialisation gets the same budget: each learning rate once with the fewest labels, then, for each number of
+labels, five seeds of the one that was best on the validation images, tested after the last epoch on images that were
+not looked at before. An hour of one core, for all. Results are kept in a file, one line a run; the same command goes on
+where it was stopped, and `--inits`, `--models` and `--labels` do a part of it.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from timm_ghn_init.finetune import Runs, Trial, run, work
 from timm_ghn_init.finetune.plans import Plan, Tuned, one_after_another
+from timm_ghn_init.finetune.protocol import settled
 from timm_ghn_init.finetune.results import mean_and_std
 
 MODELS = ("resnet18", "resnet50", "convnext_atto")
@@ -31,8 +33,13 @@ LABELS = (100, 1000)
 INITS = ("rand", "orth", "ghn", "ghn-orth")
 TITLES = {"rand": "RAND", "orth": "ORTH", "ghn": "GHN", "ghn-orth": "GHN-ORTH"}
 COLOURS = {"rand": "#7f7f7f", "orth": "#0072b2", "ghn": "#d55e00", "ghn-orth": "#009e73"}  # Okabe and Ito
-EPOCHS = {100: 30, 1000: 6}
-LEARNING_RATES = {"sgd": (0.1, 0.03, 0.01, 0.003), "adamw": (0.004, 0.002, 0.001, 0.0004)}
+# by model and labels: what an hour of one core allows
+EPOCHS = {
+    "resnet18": {100: 25, 1000: 5},
+    "resnet50": {100: 15, 1000: 3},
+    "convnext_atto": {100: 25, 1000: 5},
+}
+LEARNING_RATES = {"sgd": (0.1, 0.03, 0.01, 0.003), "adamw": (0.004, 0.002, 0.001, 0.0005)}
 
 Record = dict[str, Any]
 
@@ -49,19 +56,19 @@ def source(init: str, ghn: str) -> str:
     return {"ghn": ghn, "ghn-orth": f"{ghn}-orth"}.get(init, init)
 
 
-def candidates(group: Group, ghn: str) -> list[Trial]:
-    """One trial for each learning rate."""
+def candidates(model: str, init: str, ghn: str) -> list[Trial]:
+    """One trial for each learning rate, with the fewest labels."""
     trial = Trial(
-        group.model,
-        source(group.init, ghn),
-        labels=group.labels,
-        epochs=EPOCHS[group.labels],
-        opt=optimizer(group.model),
+        model,
+        source(init, ghn),
+        labels=LABELS[0],
+        epochs=EPOCHS[model][LABELS[0]],
+        opt=optimizer(model),
         batch_size=48,
         sched_on_updates=True,
         keep_stem=True,
     )
-    return [replace(trial, lr=lr) for lr in learning_rates(group.model)]
+    return [replace(trial, lr=lr) for lr in learning_rates(model)]
 
 
 def optimizer(model: str) -> Literal["sgd", "adamw"]:
@@ -81,7 +88,8 @@ def plan(args: argparse.Namespace) -> Plan:
 
 
 def tuned(group: Group, args: argparse.Namespace) -> Tuned:
-    return Tuned(candidates(group, args.ghn), args.seeds)
+    trials = candidates(group.model, group.init, args.ghn)
+    return Tuned(trials, args.seeds, labels=group.labels, epochs=EPOCHS[group.model][group.labels])
 
 
 def groups(args: argparse.Namespace) -> list[Group]:
@@ -94,8 +102,8 @@ def run_all(args: argparse.Namespace) -> None:
     args.json.parent.mkdir(parents=True, exist_ok=True)
     if not todo(runs.finished()):
         return
-    estimate(args, runs)
-    total = len(groups(args)) * args.seeds + sum(len(candidates(g, args.ghn)) for g in groups(args))
+    estimate(args)
+    total = len(args.inits) * sum(len(args.labels) * args.seeds + len(learning_rates(m)) for m in args.models)
     with (
         ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool,
         tqdm(total=total, disable=None, unit=" runs") as bar,
@@ -115,24 +123,26 @@ def worker(args: argparse.Namespace) -> None:
 
 
 def finished(args: argparse.Namespace, runs: Runs) -> int:
-    inits = {source(i, args.ghn) for i in args.inits}
-    return sum(
-        r["trial"]["arch"] in args.models and r["trial"]["labels"] in args.labels and r["report"]["source"] in inits
-        for r in runs.finished().values()
-    )
+    """Runs in the file that are wanted."""
+    inits = {settled(Trial(MODELS[0], source(i, args.ghn))).init for i in args.inits}
+    trials = [r["trial"] for r in runs.finished().values()]
+    wanted = [t for t in trials if t["arch"] in args.models and t["init"] in inits]
+    return sum(t["stage"] == "search" or (t["labels"] in args.labels and t["seed"] < args.seeds) for t in wanted)
 
 
-def estimate(args: argparse.Namespace, runs: Runs) -> None:
+def estimate(args: argparse.Namespace) -> None:
     """Say on stderr how long it will take, from one epoch of each model."""
     print("Estimating ...", file=sys.stderr)
     seconds, threads = 0.0, torch.get_num_threads()
     torch.set_num_threads(1)
     for model in args.models:
-        trial = replace(candidates(Group(model, 100, "rand"), args.ghn)[0], labels=192, epochs=2)
-        epoch = run(trial, device=args.device, progress=False)["curves"]["seconds"][-1]  # the first warms up
+        trial = replace(candidates(model, "rand", args.ghn)[0], labels=200, epochs=2)
+        result = run(trial, device=args.device, progress=False)
+        image = result["curves"]["seconds"][-1] / 260  # the first epoch warms up; to validate 200 images is to train 60
         for n in args.labels:
-            count = len(args.inits) * (args.seeds + len(candidates(Group(model, n, "rand"), args.ghn)))
-            seconds += epoch * (n + 100) / 292 * EPOCHS[n] * count
+            times = args.seeds + len(learning_rates(model)) * (n == LABELS[0])
+            one = image * (EPOCHS[model][n] * (n + 60) + (1597 - n) * 0.3) + result["seconds"]["init"]
+            seconds += one * times * len(args.inits)
     torch.set_num_threads(threads)
     print(f"About {seconds / 60:.0f} minutes of one core for all, without what is in the file.", file=sys.stderr)
 
@@ -172,15 +182,11 @@ def report(found: dict[Group, list[Record]], args: argparse.Namespace) -> str:
         cells = [percent(scores.get(Group(model, labels, i))) for i in inits]
         lines.append(f"| {model} | {labels} | {' | '.join(cells)} |")
     lines += ["", "Learning rate that was chosen, of those tried:", ""]
-    lines += [
-        f"| network | labels | tried | {' | '.join(TITLES[i] for i in inits)} |",
-        f"|---|---:|---|{'---:|' * len(inits)}",
-    ]
-    for model, labels in rows:
-        group = [found.get(Group(model, labels, i)) for i in inits]
+    lines += [f"| network | tried | {' | '.join(TITLES[i] for i in inits)} |", f"|---|---|{'---:|' * len(inits)}"]
+    for model in dict.fromkeys(model for model, _ in rows):
         tried = ", ".join(f"{lr:g}" for lr in learning_rates(model))
-        chosen = [f"{runs[0]['trial']['lr']:g}" if runs else "" for runs in group]
-        lines.append(f"| {model} | {labels} | {tried} | {' | '.join(chosen)} |")
+        chosen = {g.init: f"{runs[0]['trial']['lr']:g}" for g, runs in found.items() if g.model == model}
+        lines.append(f"| {model} | {tried} | {' | '.join(chosen.get(i, '') for i in inits)} |")
     return "\n".join([*lines, "", *verdicts(rows, scores)]) + "\n"
 
 
@@ -208,16 +214,18 @@ def verdict(upper: Any, lower: Any) -> str:
 
 
 def protocol(args: argparse.Namespace) -> list[str]:
-    t = candidates(Group(MODELS[0], LABELS[0], "rand"), args.ghn)[0]
-    epochs = " and ".join(f"{EPOCHS[n]} epochs with {n} labels" for n in args.labels)
+    t = candidates(MODELS[0], "rand", args.ghn)[0]
+    epochs = "; ".join(f"{m} {' and '.join(str(EPOCHS[m][n]) for n in args.labels)}" for m in args.models)
+    numbers = " and ".join(map(str, args.labels))
     return [
         f"scikit-learn's digits, upscaled to {t.image_size} x {t.image_size}: as many training images of each class, "
         "200 others for validation, all the rest for testing, the same for every run. Timm's networks with their stems "
-        f"as they are, last layer replaced, all layers trained: {epochs}, batches of up to {t.batch_size}, cosine, "
-        f"weight decay {t.weight_decay:g}, SGD for ResNets and AdamW for ConvNeXt as in the paper, shifts of up to 4 "
-        "pixels. For each initialisation, network and number of labels the learning rate is the one with the highest "
-        f"accuracy on the validation images in a run of its own; then {args.seeds} seeds. GHN is `{args.ghn}`. "
-        "GHN-ORTH and ORTH have the package's default layer L and noise; nothing else was tuned.",
+        "as they are, last layer replaced, all layers trained, SGD for ResNets and AdamW for ConvNeXt as in the paper, "
+        f"batches of up to {t.batch_size}, cosine, weight decay {t.weight_decay:g}, shifts of up to 4 pixels. Epochs "
+        f"with {numbers} labels: {epochs}. For each initialisation and network the learning rate is the one with the "
+        f"highest accuracy on the validation images in one run with {LABELS[0]} labels; then {args.seeds} seeds with "
+        f"each number of labels. GHN is `{args.ghn}`. GHN-ORTH has the package's default layer L and noise, ORTH has "
+        "all layers; nothing else was tuned.",
     ]
 
 

@@ -72,11 +72,12 @@ class Tuned:
     Args:
         candidates: trials that differ in what is to be chosen.
         seeds: how often to run the best, with seeds from 0 on.
+        changes: fields of the best that have other values then.
     """
 
-    def __init__(self, candidates: Iterable[Trial], seeds: int) -> None:
+    def __init__(self, candidates: Iterable[Trial], seeds: int, **changes: Any) -> None:
         self.search = searched(candidates)
-        self.seeds = seeds
+        self.seeds, self.changes = seeds, {**changes, "stage": "final"}
 
     def __call__(self, results: Results) -> list[Trial]:
         missing = [t for t in self.search if t.key not in results]
@@ -86,7 +87,8 @@ class Tuned:
         """The runs that are reported; none as long as the choice is open."""
         if not all(t.key in results for t in self.search):
             return []
-        return [replace(best(self.search, results), stage="final", seed=seed) for seed in range(self.seeds)]
+        chosen = replace(best(self.search, results), **self.changes)
+        return [replace(chosen, seed=seed) for seed in range(self.seeds)]
 
 
 def searched(candidates: Iterable[Trial]) -> list[Trial]:
