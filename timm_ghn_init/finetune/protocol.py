@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -81,8 +81,9 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """Identifies the run: two trials with one key have one result."""
-        identity = {name: value for name, value in asdict(self).items() if name != "stage"}
+        """Identifies the run: two trials with one key have one result. What is not mentioned has its default value."""
+        identity = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        identity.pop("stage", None)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
