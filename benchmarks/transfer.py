@@ -261,13 +261,14 @@ def plot(found: dict[Group, list[Record]], path: Path) -> None:
 
     labels, models = sorted({g.labels for g in found}), [m for m in MODELS if any(g.model == m for g in found)]
     size = (3.4 * len(models) + 0.6, 2.6 * len(labels) + 0.6)
-    figure, axes = plt.subplots(len(labels), len(models), figsize=size, squeeze=False, sharey="row", sharex="row")
+    figure, axes = plt.subplots(len(labels), len(models), figsize=size, squeeze=False, sharey="row")
     for row, n in zip(axes, labels, strict=True):
         for ax, model in zip(row, models, strict=True):
             for init in INITS:
                 draw(ax, found.get(Group(model, n, init)), init)
             ax.set_title(f"{model}, {n} labels", fontsize=9)
             ax.set_xlabel("epoch")
+            ax.xaxis.get_major_locator().set_params(integer=True)
             ax.grid(alpha=0.25, linewidth=0.5)
             ax.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel("validation accuracy, %")
