@@ -2,12 +2,14 @@
 
 import argparse
 import ast
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from .arguments import Command, whole
+from .arguments import Command, seconds, whole
 from .files import output_path
 from .messages import UserError, mistakes, one_line, table
 from .models import read_device
@@ -38,9 +40,11 @@ def add(command: Command) -> None:
     _add_trial_options(sub.add_argument_group("one run", "defaults are those of timm_ghn_init.finetune.Trial"))
     search = sub.add_argument_group("choosing hyper-parameters on the validation images, for each initialisation")
     search.add_argument("--search", choices=("grid", "random", "halving"), help="the paper's grid, or part of it")
-    search.add_argument("--grid", nargs="*", default=[], metavar="NAME=A,B", help="values to try instead, or as well")
+    search.add_argument(
+        "--grid", nargs="*", default=[], metavar="NAME=A,B", help="values to try; options above fix one"
+    )
     search.add_argument("--trials", type=whole(1), metavar="N", help="how many of them, at the most")
-    search.add_argument("--time-budget", type=float, metavar="SECONDS", help="of training, for halving")
+    search.add_argument("--time-budget", type=seconds, metavar="TIME", help="of training, e.g. 90m, for halving")
 
 
 def _add_trial_options(group: Any) -> None:
@@ -72,6 +76,7 @@ def finetune(args: argparse.Namespace) -> int:
     Finished runs are looked up in RUNS.jsonl, a run that was stopped goes on at its last checkpoint, and processes that
     write to one file, started by hand or by torchrun, share the runs.
     """
+    from ..datasets import DatasetError
     from ..finetune import Runs, work
     from ..finetune.data import load
     from ..finetune.plans import one_after_another
@@ -81,14 +86,26 @@ def finetune(args: argparse.Namespace) -> int:
     runs = Runs(output)
     with mistakes(ValueError):
         plans = [_plan(trial, args) for trial in _trials(args)]
-    with mistakes(ValueError, ImportError, RuntimeError):
+    with mistakes(ValueError, DatasetError):
         load(_trials(args)[0], args.data_dir)  # before the work
-    with mistakes(ValueError):  # what does not fit the model, as a layer that it does not have
+    with mistakes(ValueError), _less_messages(args):  # a layer, for instance, that the model does not have
         work(one_after_another(plans), runs, data_dir=args.data_dir, device=device, workers=args.workers)
     if os.environ.get("RANK", "0") == "0":
         done = runs.finished()
         print(_as_text([done[t.key] for plan in plans for t in plan.final(done)]))
     return 0
+
+
+@contextmanager
+def _less_messages(args: argparse.Namespace) -> Iterator[None]:
+    """One line for each run; what was initialised how is in the results, and shown with -v."""
+    logger = logging.getLogger("timm_ghn_init.initialize")
+    level = logger.level
+    logger.setLevel(logging.WARNING if args.verbose == 0 else level)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _device_of_rank() -> str | None:
@@ -107,15 +124,21 @@ def _trials(args: argparse.Namespace) -> "list[Trial]":
     if args.preset is not None and args.preset not in PRESETS:
         raise UserError(f"Unknown preset {args.preset!r}; there are {', '.join(PRESETS)}.")
     preset = PRESETS[args.preset] if args.preset else {}
-    names = {f.name for f in fields(Trial)} - {"init"}
-    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     inits = args.init.split(",") if args.init else [preset["init"]] if preset else _INITS.split(",")
-    return [Trial(**{**preset, **given, "init": init.strip()}) for init in dict.fromkeys(inits)]
+    return [Trial(**{**preset, **_given(args), "init": init.strip()}) for init in dict.fromkeys(inits)]
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """Options that are fields of `Trial`."""
+    from ..finetune import Trial
+
+    names = {f.name for f in fields(Trial)} - {"init"}
+    return {name: value for name, value in vars(args).items() if name in names and value is not None}
 
 
 def _plan(trial: "Trial", args: argparse.Namespace) -> "Tuned | Halving | Each":
     from ..finetune.plans import Each, Tuned
-    from ..finetune.search import Halving, grid, sample
+    from ..finetune.search import SEARCHABLE, Halving, grid, sample
 
     if args.search is None:
         for option in ("grid", "trials", "time_budget"):
@@ -124,7 +147,8 @@ def _plan(trial: "Trial", args: argparse.Namespace) -> "Tuned | Halving | Each":
         return Each(trial, args.seeds)
     if args.time_budget is not None and args.search != "halving":
         raise UserError("--time-budget needs --search halving.")
-    candidates = grid(trial, _grid_values(args.grid))
+    fixed = {name: [value] for name, value in _given(args).items() if name in SEARCHABLE}
+    candidates = grid(trial, {**fixed, **_grid_values(args.grid)})
     if args.search == "grid":
         return Tuned(candidates[: args.trials], args.seeds)
     candidates = sample(candidates, args.trials)

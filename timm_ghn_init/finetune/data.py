@@ -1,7 +1,7 @@
 """Images to train, validate and test on: few labels, the same ones for all runs that are to be compared."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import datasets
 from .protocol import Trial
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -104,31 +105,27 @@ def load(
         mean, std: of the values that the model expects, for images of a folder and for those that are resized.
 
     Raises:
-        ValueError: no such data, or fewer images than are asked for.
-        RuntimeError: CIFAR-10 is neither there nor can be downloaded.
-        ImportError: scikit-learn or torchvision is missing.
+        ValueError: fewer images than are asked for.
+        DatasetError: the data cannot be had: no such folder, no network, a package is missing.
     """
     if trial.data not in _KNOWN:
         from .folder import load_folder
 
         return load_folder(trial, torch.device(device), workers, mean, std)
     known = _KNOWN[trial.data]
-    pool, test = known.read(str(data_dir or "data"))
-    chosen = choose(pool, trial, known)
-    rest = test if test is not None else pool
-    native = trial.image_size == pool.images.shape[-1]
-    statistics = (known.mean, known.std) if native else (mean, std)
+    pool, test, flip = _read(trial.data, str(data_dir or "data"))
+    chosen = choose(pool.labels, trial, known)
+    statistics = (known.mean, known.std) if trial.image_size == NATIVE else (mean, std)
     m, s = (torch.tensor(v, device=device).view(-1, 1, 1) for v in statistics)
 
-    def split(images: _Images, which: Tensor | None) -> InMemory:
-        x, y = (images.images, images.classes) if which is None else (images.images[which], images.classes[which])
-        return InMemory(x.to(device), y.to(device), trial.image_size, m, s, known.padding, known.flip)
+    def in_memory(part: datasets.Split) -> InMemory:
+        return InMemory(part.images.to(device), part.labels.to(device), trial.image_size, m, s, _PADDING, flip)
 
     return Data(
-        int(pool.classes.max()) + 1,
-        split(pool, chosen.train),
-        split(pool, chosen.validation),
-        split(rest, None if test is not None else chosen.rest),
+        int(pool.labels.max()) + 1,
+        in_memory(pool.take(chosen.train)),
+        in_memory(pool.take(chosen.validation)),
+        in_memory(pool.take(chosen.rest) if test is None else test),
     )
 
 
@@ -185,13 +182,13 @@ def others(n: int, chosen: Tensor) -> Tensor:
     return mask
 
 
-def choose(pool: "_Images", trial: Trial, known: "_Known") -> Chosen:
+def choose(classes: Tensor, trial: Trial, known: "_Known") -> Chosen:
     """Images of a data set in memory."""
-    n = len(pool.classes)
+    n = len(classes)
     shuffle = known.shuffled or trial.data_seed
     order = torch.randperm(n, generator=torch.Generator().manual_seed(trial.data_seed)) if shuffle else torch.arange(n)
     validation = known.validation if trial.validation is None else trial.validation
-    chosen = split_off(pool.classes, order, trial.labels, validation, not known.shuffled, trial.data)
+    chosen = split_off(classes, order, trial.labels, validation, not known.shuffled, trial.data)
     if not known.has_test and len(chosen.rest) == 0:
         raise ValueError(
             f"{trial.data}: with {trial.labels or 'all'} labels no images are left to test on; ask for less."
@@ -199,58 +196,31 @@ def choose(pool: "_Images", trial: Trial, known: "_Known") -> Chosen:
     return chosen
 
 
-class _Images(NamedTuple):
-    images: Tensor  # (N, 3, H, W), uint8
-    classes: Tensor  # (N,), int64
-
-
-@lru_cache(maxsize=1)
-def _digits(_: str) -> tuple[_Images, None]:
-    """The 1797 digits of scikit-learn, 8 x 8, upscaled to 32 x 32, three equal channels."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError("The digits are in scikit-learn: pip install 'timm-ghn-init[finetune]'") from error
-
-    digits = load_digits()
-    small = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
-    images = F.interpolate(small, (32, 32), mode="bilinear").round().to(torch.uint8)
-    return _Images(images.expand(-1, 3, -1, -1), torch.from_numpy(digits.target).long()), None
-
-
-@lru_cache(maxsize=1)
-def _cifar10(folder: str) -> tuple[_Images, _Images]:
-    from timm.data import create_dataset
-
-    try:
-        parts = [create_dataset("torch/cifar10", folder, split=s, download=True) for s in ("train", "validation")]
-    except (OSError, RuntimeError) as error:
-        raise RuntimeError(
-            f"CIFAR-10 is not in {folder} and cannot be downloaded to it ({error}). Name the folder that holds "
-            "cifar-10-batches-py as the data folder, or try again with a network."
-        ) from error
-    train, test = (
-        _Images(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in parts
-    )
-    return train, test
+@lru_cache(maxsize=2)
+def _read(name: str, folder: str) -> tuple[datasets.Split, datasets.Split | None, bool]:
+    """Images to choose from, those to test on where they are apart, and whether images may be mirrored."""
+    data = datasets.load(name, NATIVE, folder)
+    if _KNOWN[name].has_test:
+        return data.train, data.test, data.flip
+    parts = data.train, data.test
+    images, labels = (torch.cat([getattr(part, field) for part in parts]) for field in ("images", "labels"))
+    return datasets.Split(images, labels), None, data.flip
 
 
 class _Known(NamedTuple):
-    """How a data set is read and cut."""
+    """How a data set is cut."""
 
-    read: Callable[[str], tuple[_Images, _Images | None]]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    padding: int
-    flip: bool
     validation: int
     has_test: bool
     shuffled: bool  # or in their own order: the first images of each class, the last ones for validation
 
 
+NATIVE = 32  # pixels
+_PADDING = 4
 _KNOWN = {
-    # mirrored digits are no digits; in their own order they come writer by writer
-    "digits": _Known(_digits, (0.305,) * 3, (0.376,) * 3, 4, False, 200, False, True),
+    "digits": _Known((0.305,) * 3, (0.376,) * 3, 200, False, True),  # in their own order they come writer by writer
     # images, values and augmentation of the authors' code
-    "cifar10": _Known(_cifar10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 4, True, 5000, True, False),
+    "cifar10": _Known((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 5000, True, False),
 }

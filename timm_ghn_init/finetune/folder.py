@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..datasets import DatasetError
 from .data import Batches, Data, few, others, split_off
 from .protocol import Trial
 
@@ -70,11 +71,12 @@ def load_folder(trial: Trial, device: torch.device, workers: int, mean: Sequence
     Training and validation images come from the training part. A folder without parts gives up a fifth for testing.
 
     Raises:
-        ValueError: there is no such folder, or it holds too few images.
+        DatasetError: there is no such folder, or it holds no images.
+        ValueError: it holds fewer images than are asked for.
     """
     root = Path(trial.data)
     if not root.is_dir():
-        raise ValueError(f"{trial.data!r} is neither digits nor cifar10 nor a folder of images.")
+        raise DatasetError(f"{trial.data!r} is neither digits nor cifar10 nor a folder of images.")
     test_part = next((p for p in ("test", "validation", "val") if (root / p).is_dir()), None)
     has_parts = (root / "train").is_dir() and test_part is not None
     pool = _read(root / "train" if has_parts else root)
@@ -84,7 +86,7 @@ def load_folder(trial: Trial, device: torch.device, workers: int, mean: Sequence
     if has_parts:
         test = _read(root / str(test_part))
         if list(test.reader.class_to_idx) != names:
-            raise ValueError(f"{trial.data}: train and {test_part} have different classes.")
+            raise DatasetError(f"{trial.data}: train and {test_part} have different classes.")
     else:
         held = few(classes[order], len(order) // _TEST_SHARE)
         test = _part(pool, order[held])
@@ -101,7 +103,7 @@ def _read(folder: Path) -> Any:
     try:
         return create_dataset("", str(folder), search_split=False)
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"{folder} holds no folders of images, one for each class ({error}).") from error
+        raise DatasetError(f"{folder} holds no folders of images, one for each class ({error}).") from error
 
 
 def _part(dataset: Any, chosen: Tensor) -> Any:

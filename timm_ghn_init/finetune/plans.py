@@ -1,5 +1,6 @@
 """Which trials to run next. A plan is a function of the results so far, so any number of processes can share it."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,6 +10,8 @@ from typing import Any
 from .protocol import Trial, settled
 from .results import Record, Runs
 from .train import run
+
+_logger = logging.getLogger(__name__)
 
 Results = Mapping[str, Record]  # finished runs by key
 Plan = Callable[[Results], list[Trial]]
@@ -32,11 +35,23 @@ def work(plan: Plan, runs: Runs, *, poll: float = 1.0, **options: Any) -> None:
             time.sleep(poll)
 
 
+def one_line(record: Record) -> str:
+    """A finished run, for people."""
+    t = record["trial"]
+    score = f"test {100 * record['test_accuracy']:.1f} %, {sum(record['seconds'].values()):.0f} s"
+    if t["stage"] == "final":
+        return f"{t['arch']}, {t['init']}, seed {t['seed']}: {score}"
+    settings = f"{t['opt']}, {t['epochs']} epochs, lr {t['lr']:g}, wd {t['weight_decay']:g}, {t['image_size']} px"
+    return f"{t['arch']}, {t['init']}, {settings}: validation {100 * record['validation_accuracy']:.1f} %, {score}"
+
+
 def _claimed(trial: Trial, runs: Runs, options: dict[str, Any]) -> bool:
     """Run a trial unless somebody else does."""
     with runs.claim(trial.key) as ours:
         if ours:
-            runs.append(run(trial, checkpoint=runs.checkpoint(trial.key), **options))
+            record = run(trial, checkpoint=runs.checkpoint(trial.key), **options)
+            runs.append(record)
+            _logger.info("%s", one_line(record))
         if ours or trial.key in runs.finished():
             runs.discard(trial.key)
         return ours
