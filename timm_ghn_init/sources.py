@@ -227,8 +227,7 @@ class Source:
             value = getattr(self, key.field)
             if not key.valid(value):
                 raise ValueError(f"Source {self.name!r}: {name} must be {key.wanted}, not {value!r}.")
-        if self.baseline and self.orth:
-            raise ValueError(f"Source '{self.name}-orth': {self.name} is not post-processed. Did you mean orth?")
+        _check_orth(self.name, self.orth, f"{self.name}-orth")
         for name, key in KEYS.items():
             if name not in self.keys and getattr(self, key.field) != _DEFAULTS[key.field]:
                 raise ValueError(f"Source {self.name!r}: {_has_no_key(self.name, name)}")
@@ -313,6 +312,7 @@ def parse_source(text: str | Source) -> Source:
     if not name.startswith("file:"):
         name = name.replace("_", "-")
     _check_name(name, text)
+    _check_orth(name, orth, text)
     values = _read_query(query, text, name) if query is not None else {}
     if not orth:  # without post-processing so far, orth=1 asks for it and orth=0 for nothing
         orth = values.pop("orthogonal", False)
@@ -363,6 +363,11 @@ def _check_name(name: str, text: str) -> None:
         f"Sources: {', '.join([DEFAULT, *KNOWN])}, file:PATH (.pt or .safetensors), each also with -orth and with "
         f"?key=value&... ({', '.join(KEYS)}); without a GHN {', '.join(BASELINES)}."
     )
+
+
+def _check_orth(name: str, orth: bool, text: str) -> None:
+    if orth and name in BASELINES:
+        raise ValueError(f"Source {text!r}: {name} is not post-processed. Did you mean orth?")
 
 
 def _has_no_key(name: str, key: str) -> str:

@@ -4,7 +4,7 @@ import argparse
 
 from ..sources import BASELINES, DEFAULT, KNOWN, list_sources
 from .arguments import Command
-from .messages import table
+from .messages import mistakes, table
 from .models import read_source
 
 
@@ -36,5 +36,6 @@ def fetch(args: argparse.Namespace) -> int:
     """Download a GHN, if it is not here yet, and print its path."""
     from .. import checkpoints
 
-    print(checkpoints.fetch(read_source(args.name)))
+    with mistakes(ValueError):  # a source without a GHN
+        print(checkpoints.fetch(read_source(args.name)))
     return 0

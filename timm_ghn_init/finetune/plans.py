@@ -38,11 +38,11 @@ def work(plan: Plan, runs: Runs, *, poll: float = 1.0, **options: Any) -> None:
 def one_line(record: Record) -> str:
     """A finished run, for people."""
     t = record["trial"]
-    score = f"test {100 * record['test_accuracy']:.1f} %, {sum(record['seconds'].values()):.0f} s"
+    seconds = f"{sum(record['seconds'].values()):.0f} s"
     if t["stage"] == "final":
-        return f"{t['arch']}, {t['init']}, seed {t['seed']}: {score}"
+        return f"{t['arch']}, {t['init']}, seed {t['seed']}: test {100 * record['test_accuracy']:.1f} %, {seconds}"
     settings = f"{t['opt']}, {t['epochs']} epochs, lr {t['lr']:g}, wd {t['weight_decay']:g}, {t['image_size']} px"
-    return f"{t['arch']}, {t['init']}, {settings}: validation {100 * record['validation_accuracy']:.1f} %, {score}"
+    return f"{t['arch']}, {t['init']}, {settings}: validation {100 * record['validation_accuracy']:.1f} %, {seconds}"
 
 
 def _claimed(trial: Trial, runs: Runs, options: dict[str, Any]) -> bool:
