@@ -33,6 +33,11 @@ READ = {
     "ghn2?orth=0": Source("ghn2"),
     "ghn2-orth?orth=1": Source("ghn2", orth=True),
     "ghn2-orth?orth=0": Source("ghn2", orth=True, orthogonal=False),
+    "rand": Source("rand"),
+    "rand?seed=3": Source("rand", seed=3),
+    "orth": Source("orth"),
+    "orth?layer=37&seed=1": Source("orth", layer=37, seed=1),
+    "orth?layer=auto": Source("orth"),
     "file:a.pt": Source("file:a.pt"),
     "file:/x/y.safetensors_orth": Source("file:/x/y.safetensors", orth=True),
     "file:x-orth.pt": Source("file:x-orth.pt"),
@@ -93,6 +98,14 @@ def test_prediction_leaves_out_where_weights_are_kept() -> None:
 
 # what is wrong -> what the message must say
 WRONG = {
+    "RAND": "Did you mean rand",
+    "rand-orth": "Did you mean orth",
+    "orth_orth?seed=1": "Did you mean orth",
+    "orth?beta=3e-5": "orth has no key beta, only layer, seed",
+    "orth?orth=1": "orth has no key orth",
+    "rand?layer=3": "rand has no key layer, only seed",
+    "rand?sed=3": "Did you mean seed",
+    "orth?layer=0": "layer must be a whole number from 1 on",
     "ghn2-ort": "Did you mean ghn2-orth",
     "GHN2": "Did you mean ghn2",
     "ghn9": "ghn3-xl",
@@ -163,10 +176,15 @@ def test_unknown_names_list_all_sources() -> None:
         {"seed": False},
         {"classifier": 1},
         {"orthogonal": False},
+        {"beta": 0.0, "name": "orth"},
+        {"layer": 2, "name": "rand"},
+        {"orth": True, "name": "orth"},
     ],
 )
 def test_values_are_checked_at_construction_too(values: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(values)) if "name" not in values else "ghn9|ghn2-orth|file:x"):
+    with pytest.raises(
+        ValueError, match=next(iter(values)) if "name" not in values else "ghn9|ghn2-orth|file:x|rand|orth"
+    ):
         Source(**values)
 
 
@@ -186,7 +204,18 @@ def test_timms_own_tags_are_not_claimed() -> None:
 @pytest.mark.parametrize(
     "thing",
     [
-        *("", "in1k", "fb_in22k_ft_in1k", "a1_in1k", "imagenet", "orth", "mlp", "mlp_mixer_b16", "ghost"),
+        *(
+            "",
+            "in1k",
+            "fb_in22k_ft_in1k",
+            "a1_in1k",
+            "imagenet",
+            "orthogonal",
+            "random",
+            "mlp",
+            "mlp_mixer_b16",
+            "ghost",
+        ),
         *("ghnet", "ghnasty_in1k", "my-ghn2", "xghn", "hf-hub:ghn2"),
         *("./ghn2", "ghn2/model.safetensors", "ghn\\x", "C:\\ghn2", "/data/ghn2", "models/ghn2-orth"),
         *(True, False, None, 2, 1.5, b"ghn2", {"tag": "ghn2"}, ["ghn2"], Path("ghn2")),

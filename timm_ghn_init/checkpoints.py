@@ -119,9 +119,11 @@ def fetch(name: str | Source, progress: bool | None = None) -> Path:
 
     Raises:
         CheckpointError: the file cannot be had or trusted, or `home()` cannot be written.
-        ValueError: no source of that name.
+        ValueError: no source of that name, or one without a GHN.
     """
     source = resolve_default(parse_source(name), progress)
+    if source.baseline:
+        raise ValueError(f"{source} is an initialisation without a GHN: there is nothing to fetch.")
     ghn = source.known
     if ghn is None:
         assert source.path is not None  # nothing else is left
@@ -164,6 +166,8 @@ def resolve_default(source: str | Source, progress: bool | None = None) -> Sourc
         chosen = parse_source(named)
     except ValueError as error:
         raise ValueError(f"TIMM_GHN_DEFAULT={named}: {error}") from None
+    if chosen.baseline:
+        raise ValueError(f"TIMM_GHN_DEFAULT={named}: it names an initialisation without a GHN. Name a GHN, e.g. ghn2.")
     if str(chosen) != chosen.name:
         raise ValueError(f"TIMM_GHN_DEFAULT={named}: it names a GHN and no more. Use TIMM_GHN_DEFAULT={chosen.name}.")
     if chosen.name != DEFAULT:

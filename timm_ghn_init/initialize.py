@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from . import assign, hub
+from . import assign, baselines, hub
 from . import cache as weights_cache
 from .checkpoints import load_ghn, resolve_default
 from .ghn import GHN
@@ -36,7 +36,7 @@ def init_model(
     progress: bool | None = None,
     cache: bool | None = None,
 ) -> InitReport:
-    """Initialise a model in place with parameters predicted by a Graph HyperNetwork.
+    """Initialise a model in place with parameters predicted by a Graph HyperNetwork, or with one of the baselines.
 
     Everything that can be checked is checked before the first write: where this raises one of the errors below, the
     model is as it was. Parameter identity, dtypes, devices, `requires_grad`, buffers, modes and the global random
@@ -45,10 +45,10 @@ def init_model(
     Args:
         model: any module that maps a batch of images to logits or features.
         source: what predicts and what is done with the prediction, "NAME[-orth][?key=value&...]"; see
-            `list_sources()`.
+            `list_sources()`. "rand" and "orth" are the baselines that need no GHN (see `baselines`).
         ghn: a hypernetwork to use instead of the one that `source` names.
         input_size: as in `trace`.
-        seed: of the post-processing's noise. Default: the source's own, else 0.
+        seed: of the post-processing's noise, and of all that a baseline draws. Default: the source's own, else 0.
         device: where to decode and post-process. Default: CUDA where the model is there or one is present, else CPU.
         progress: show progress bars. Default: in a terminal, for what takes longer than two seconds.
         cache: keep the predicted parameters on disk, and read them from there the next time. Default: the source's own
@@ -58,7 +58,8 @@ def init_model(
         What was predicted, what was not, and why.
 
     Raises:
-        ValueError: unknown source, bad option, a `layer` beyond the last one, parameters on the meta device or sharded.
+        ValueError: unknown source, bad option, a `layer` beyond the last one, parameters on the meta device or sharded,
+            a `ghn` for a baseline.
         CheckpointError: the GHN cannot be fetched or read.
         TraceError: the model's forward pass fails or nothing in it is recognised.
         RuntimeError: the prediction is not finite.
@@ -94,6 +95,12 @@ def initialise(
     """
     name = model_name(model)
     _refuse_unwritable(model, name)
+    if source.baseline:
+        if ghn is not None:
+            raise ValueError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
+        report = baselines.initialise(model, source, seed, device, progress, settle)
+        _logger.info("%s", report)
+        return report
     use_cache = weights_cache.is_on(source.cache if cache is None else cache)
     org = hub.organisation(source) if ghn is None else None  # a GHN that nobody else has is not looked for
     source = source.prediction
@@ -178,8 +185,11 @@ def finished_key(
         source, input_size, seed: as in `init_model`.
 
     Raises:
+        ValueError: the source is a baseline.
         As `init_model`.
     """
+    if source.baseline:
+        raise ValueError(f"{source} needs no GHN: there is no prediction to keep.")
     name = model_name(model)
     source = resolve_default(source.prediction)
     ghn = load_ghn(source)

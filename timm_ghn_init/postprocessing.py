@@ -242,11 +242,16 @@ def _add_noise_(x: Tensor, std: float, seed: int, name: str) -> None:
     """Adds N(0, std^2), drawn from a generator of its own. In blocks, which needs less memory and keeps to caches."""
     if std == 0:
         return
-    key = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator(x.device).manual_seed(int.from_bytes(key[:8], "big"))
+    generator = seeded_generator(seed, name, x.device)
     for block in x.view(-1).split(_NOISE_BLOCK):
         noise = torch.randn(block.shape, generator=generator, device=x.device, dtype=x.dtype)
         block.add_(noise, alpha=std)
+
+
+def seeded_generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """The random stream of one parameter: it depends on the seed and the parameter's name only."""
+    key = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "big"))
 
 
 class _Target(NamedTuple):

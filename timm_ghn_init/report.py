@@ -13,15 +13,15 @@ class InitReport:
         model: architecture, or class, of the model.
         source: the source that was really used, with its options; "ghn" is resolved to what it stood for.
         device: where the parameters were decoded.
-        nodes, edges: size of the primitive graph.
-        predicted: name -> role ("weight", "norm", "bias", "pos_enc") of each parameter with predicted values.
+        nodes, edges: size of the primitive graph; 0 where none was needed ("rand", "orth").
+        predicted: name -> role ("weight", "norm", "bias", "pos_enc") of each parameter with predicted values, or with
+            values drawn by "rand" or "orth".
         skipped: name -> reason for each parameter that was left as it was.
         sizes: name -> number of values, of all parameters.
         layer: the first layer that was post-processed, counted from 1; None without post-processing.
         postprocessed: names of the weights that were post-processed.
-        seed: of the post-processing's noise; None without post-processing.
-        seconds: duration of each stage: "trace", "embed", "decode", "write", "postprocess", "cache",
-            "hub".
+        seed: of the post-processing's noise, or of what was drawn; None where nothing is random.
+        seconds: duration of each stage: "trace", "embed", "decode", "write", "postprocess", "cache", "hub"; "draw".
         cached: whether the predicted parameters were read from the cache.
         key: of the predicted parameters, see `weights_key`; "" where neither the cache nor the Hub was asked for.
         hub: the Hub repository in which they were looked for; "" where that was not asked for.
@@ -56,14 +56,15 @@ class InitReport:
 
     def __str__(self) -> str:
         predicted, total = len(self.predicted), len(self.sizes)
+        verb, nodes = ("predicted", f", {self.nodes} nodes") if self.nodes else ("initialised", "")
         lines = [
-            f"{self.model}: {predicted} of {total} parameters ({self.coverage:.2%} of the values) predicted by "
-            f"{self.source} on {self.device}{', cached' * self.cached}{', from the Hub' * self.downloaded}, "
-            f"{self.nodes} nodes, {sum(self.seconds.values()):.2f} s"
+            f"{self.model}: {predicted} of {total} parameters ({self.coverage:.2%} of the values) {verb} by "
+            f"{self.source} on {self.device}{', cached' * self.cached}{', from the Hub' * self.downloaded}{nodes}, "
+            f"{sum(self.seconds.values()):.2f} s"
         ]
         if self.layer is not None:
-            count = len(self.postprocessed)
-            lines.append(f"  post-processed: {count} layers from layer {self.layer} on, seed {self.seed}")
+            done = "post-processed" if self.nodes else "orthogonal"
+            lines.append(f"  {done}: {len(self.postprocessed)} layers from layer {self.layer} on, seed {self.seed}")
         for reason, count in Counter(self.skipped.values()).most_common():
             example = next(name for name, r in self.skipped.items() if r == reason)
             lines.append(f"  left as they were: {count} x {reason} ({example}{' ...' if count > 1 else ''})")

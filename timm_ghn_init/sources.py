@@ -3,7 +3,8 @@
     NAME[-orth][?key=value&...]
 
 `NAME` is a row of `KNOWN`, `file:PATH` (.pt or .safetensors) or `ghn`, the default GHN; `-orth` adds the
-post-processing of arXiv 2207.10049, Section 3. `KEYS` lists the keys.
+post-processing of arXiv 2207.10049, Section 3. `KEYS` lists the keys. The paper's baselines without a GHN, rows of
+`BASELINES`, are sources too, "orth?layer=37".
 """
 
 import difflib
@@ -110,6 +111,37 @@ KNOWN: dict[str, KnownGHN] = {
 }
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """An initialisation that needs no hypernetwork (see `baselines`).
+
+    Attributes:
+        name: as in a source string.
+        description: one line for lists.
+        paper: title.
+        arxiv: identifier of the paper.
+        keys: those of `KEYS` that it has.
+    """
+
+    name: str
+    description: str
+    paper: str
+    arxiv: str
+    keys: tuple[str, ...]
+
+
+_HE = "Delving Deep into Rectifiers: Surpassing Human-Level Performance on ImageNet Classification"
+_SAXE = "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks"
+
+BASELINES: dict[str, Baseline] = {
+    baseline.name: baseline
+    for baseline in (
+        Baseline("rand", "He initialisation, no GHN", _HE, "1502.01852", ("seed",)),
+        Baseline("orth", "Orthogonal initialisation, no GHN", _SAXE, "1312.6120", ("layer", "seed")),
+    )
+}
+
+
 class _Key(NamedTuple):
     """One `key=value`: how its value is read from text (ValueError if it cannot be), and which values there are."""
 
@@ -175,14 +207,15 @@ KEYS: dict[str, _Key] = {
 
 @dataclass(frozen=True)
 class Source:
-    """Which GHN predicts, and what is done with its prediction.
+    """Which GHN predicts, and what is done with its prediction; or a baseline without a GHN.
 
     `str(source)` writes the shortest string that `parse_source` reads back to an equal source.
 
     Attributes:
-        name: a name in `KNOWN`, "ghn" or "file:PATH".
+        name: a name in `KNOWN`, "ghn", "file:PATH" or a name in `BASELINES`.
         orth: post-process the prediction (arXiv 2207.10049, Section 3).
-        layer: the first layer that is post-processed, counted from 1; "auto" leaves the choice to the package.
+        layer: the first layer that is post-processed, counted from 1; "auto" leaves the choice to the package. Of the
+            baseline "orth": the first layer that is orthogonal; "auto" is 1.
         beta: scale of the noise that post-processing adds, Eq. (1); 0 adds none.
         seed: of everything that is drawn at random. None means 0 where nobody says otherwise, so that a caller's own
             `seed` argument can tell a source that names one from a source that does not.
@@ -195,7 +228,8 @@ class Source:
         push: whether weights that were not there are pushed there.
 
     Raises:
-        ValueError: no such GHN, or a value outside of what `KEYS` allows.
+        ValueError: no such GHN or baseline, a value outside of what `KEYS` allows, or one that a baseline has no use
+            for.
     """
 
     name: str = DEFAULT
@@ -217,6 +251,10 @@ class Source:
             value = getattr(self, key.field)
             if not key.valid(value):
                 raise ValueError(f"Source {self.name!r}: {name} must be {key.wanted}, not {value!r}.")
+        _check_orth(self.name, self.orth, f"{self.name}-orth")
+        for name, key in KEYS.items():
+            if name not in self.keys and getattr(self, key.field) != _DEFAULTS[key.field]:
+                raise ValueError(f"Source {self.name!r}: {_has_no_key(self.name, name)}")
         if not (self.orth or self.orthogonal):
             raise ValueError(f"Source {self.name!r}: orthogonal=False (noise only) needs orth=True.")
         object.__setattr__(self, "beta", float(self.beta))
@@ -240,6 +278,16 @@ class Source:
         return KNOWN.get(self.name)
 
     @property
+    def baseline(self) -> Baseline | None:
+        """The initialisation without a GHN that is named; None where a GHN is."""
+        return BASELINES.get(self.name)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Those of `KEYS` that it can have."""
+        return self.baseline.keys if self.baseline else tuple(KEYS)
+
+    @property
     def path(self) -> Path | None:
         """The file of a "file:PATH" source."""
         return Path(self.name.removeprefix("file:")).expanduser() if self.name.startswith("file:") else None
@@ -257,7 +305,10 @@ _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Source)}
 _SYNTAX = re.compile(r"(?P<name>file:.+\.(?:pt|safetensors)|[^?]*?)(?P<orth>[-_]orth)?(?:\?(?P<query>.*))?", re.DOTALL)
 
 # What begins like one of ours: no path (those have separators), no other word that merely starts with these letters.
-_CLAIMED = re.compile(r"file:.*|(?:ghn(?:orth|(?![a-z]))|mlp[-_]cifar)[^/\\?]*(?:\?.*)?", re.DOTALL | re.IGNORECASE)
+_CLAIMED = re.compile(
+    r"file:.*|(?:(?:ghn(?:orth|(?![a-z]))|mlp[-_]cifar)[^/\\?]*|(?:rand|orth)(?:[-_]orth)?)(?:\?.*)?",
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 def is_source(text: object) -> bool:
@@ -290,27 +341,31 @@ def parse_source(text: str | Source) -> Source:
     if not name.startswith("file:"):
         name = name.replace("_", "-")
     _check_name(name, text)
-    values = _read_query(query, text) if query is not None else {}
+    _check_orth(name, orth, text)
+    values = _read_query(query, text, name) if query is not None else {}
     if not orth:  # without post-processing so far, orth=1 asks for it and orth=0 for nothing
         orth = values.pop("orthogonal", False)
     return Source(name, orth, **values)
 
 
 def list_sources() -> list[Source]:
-    """All sources with a name, each without and with post-processing; "ghn", the default, comes first."""
+    """All sources with a name: GHNs without and with post-processing, "ghn", the default, first, then baselines."""
     names = [DEFAULT, *(n for n, ghn in KNOWN.items() if ghn.local_path is None or ghn.local_path.is_file())]
-    return [Source(name, orth) for name in names for orth in (False, True)]
+    return [Source(name, orth) for name in names for orth in (False, True)] + [Source(name) for name in BASELINES]
 
 
-def _read_query(query: str, text: str) -> dict[str, Any]:
+def _read_query(query: str, text: str, source: str) -> dict[str, Any]:
+    allowed = Source(source).keys
     values: dict[str, Any] = {}
     for pair in query.split("&"):
         name, equals, value = pair.partition("=")
         if name not in KEYS or not equals:
             raise ValueError(
-                f"Source {text!r}: {pair!r} is not key=value with one of the keys {', '.join(KEYS)}."
-                + _did_you_mean(name, list(KEYS))
+                f"Source {text!r}: {pair!r} is not key=value with one of the keys {', '.join(allowed)}."
+                + _did_you_mean(name, list(allowed))
             )
+        if name not in allowed:
+            raise ValueError(f"Source {text!r}: {_has_no_key(source, name)}")
         key = KEYS[name]
         if key.field in values:
             raise ValueError(f"Source {text!r}: the key {name} is given twice.")
@@ -324,8 +379,8 @@ def _read_query(query: str, text: str) -> dict[str, Any]:
 
 
 def _check_name(name: str, text: str) -> None:
-    """Raise unless there is a GHN of that name; `text` is what the user wrote."""
-    if name == DEFAULT or name in KNOWN:
+    """Raise unless there is a GHN or baseline of that name; `text` is what the user wrote."""
+    if name == DEFAULT or name in KNOWN or name in BASELINES:
         return
     if name.startswith("file:"):
         if re.fullmatch(r"file:.+\.(?:pt|safetensors)", name, re.DOTALL):
@@ -335,8 +390,17 @@ def _check_name(name: str, text: str) -> None:
     raise ValueError(
         f"Unknown GHN source {text!r}.{as_file}{_did_you_mean(text.split('?')[0], [str(s) for s in list_sources()])} "
         f"Sources: {', '.join([DEFAULT, *KNOWN])}, file:PATH (.pt or .safetensors), each also with -orth and with "
-        f"?key=value&... ({', '.join(KEYS)})."
+        f"?key=value&... ({', '.join(KEYS)}); without a GHN {', '.join(BASELINES)}."
     )
+
+
+def _check_orth(name: str, orth: bool, text: str) -> None:
+    if orth and name in BASELINES:
+        raise ValueError(f"Source {text!r}: {name} is not post-processed. Did you mean orth?")
+
+
+def _has_no_key(name: str, key: str) -> str:
+    return f"{name} has no key {key}, only {', '.join(BASELINES[name].keys)}."
 
 
 def _did_you_mean(word: str, words: list[str]) -> str:

@@ -132,15 +132,15 @@ def source_cfg(source: Source, base: Any) -> Any:
 
 def _cfg_fields(source: Source) -> dict[str, Any]:
     known = KNOWN.get(source.name)
-    name = known.description if known else source.path.name if source.path else source.name  # no folders of the user's
-    paper = (PAPER, PAPER_ID) if source.orth else ((known.paper, f"arXiv:{known.arxiv}") if known else (None, None))
+    work = known or source.baseline
+    paper = (PAPER, PAPER_ID) if source.orth else ((work.paper, f"arXiv:{work.arxiv}") if work else (None, None))
     return {
         **dict.fromkeys(("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "label_offset", "notes")),
         "custom_load": False,
         "source": str(source),
         "tag": source.tag,
         "license": known.license if known else None,
-        "description": f"Parameters predicted by {name}" + (", post-processed (GHN-orth)" if source.orth else ""),
+        "description": _description(source),
         "origin_url": known.origin if known else None,
         "paper_name": paper[0],
         "paper_ids": paper[1],
@@ -167,6 +167,14 @@ def write_config(model: nn.Module, path: Path, source: Source, options: dict[str
     # It stands at the top level as well. From there transformers passes it on, beside all `model_args`.
     config.get("model_args", {}).pop("num_classes", None)
     path.write_text(json.dumps(config, indent=2))
+
+
+def _description(source: Source) -> str:
+    if source.baseline:
+        return source.baseline.description
+    # of a file no folders: they are the user's
+    name = source.known.description if source.known else source.path.name if source.path else source.name
+    return f"Parameters predicted by {name}" + (", post-processed (GHN-orth)" if source.orth else "")
 
 
 class _Creation:

@@ -132,8 +132,8 @@ def provenance(
     from .sources import parse_source
 
     source = parse_source(report.source)
-    ghn = {"name": source.name, "sha256": sha256(fetch(source))}
-    if source.known:
+    ghn = None if source.baseline else {"name": source.name, "sha256": sha256(fetch(source))}
+    if ghn and source.known:
         ghn |= {"origin": source.known.origin, "license": source.known.license, "paper": f"arXiv:{source.known.arxiv}"}
     return {
         "source": report.source,

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
@@ -51,6 +52,14 @@ def whole(least: int) -> Callable[[str], int]:
 
     read.__name__ = "whole number"  # argparse: "invalid whole number value"
     return read
+
+
+def seconds(text: str) -> float:
+    """The type of an option that takes a time: "90m", "1.5h", "20s" or a number of seconds."""
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*)([smh]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90m, 1.5h or 600")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def add_architecture(parser: argparse.ArgumentParser) -> None:

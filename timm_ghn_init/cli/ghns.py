@@ -2,9 +2,9 @@
 
 import argparse
 
-from ..sources import DEFAULT, KNOWN, list_sources
+from ..sources import BASELINES, DEFAULT, KNOWN, list_sources
 from .arguments import Command
-from .messages import table
+from .messages import mistakes, table
 from .models import read_source
 
 
@@ -24,8 +24,11 @@ def list_known(args: argparse.Namespace) -> int:
         cached = "yes" if is_cached(known.name) else "no"
         rows.append((known.name, cached, known.license, f"arXiv:{known.arxiv}", known.description))
     rows.append(("file:PATH", "", "", "", "a .pt or .safetensors file"))
+    rows += [(b.name, "", "", f"arXiv:{b.arxiv}", b.description) for b in BASELINES.values()]
     print(table(("source", "cached", "licence", "paper", "description"), rows))
-    print("\nEach also with post-processing (ghn2-orth), and with options (ghn2-orth?layer=94&seed=1).")
+    print(
+        "\nEach GHN also with post-processing (ghn2-orth); all with options (ghn2-orth?layer=94&seed=1, orth?layer=37)."
+    )
     return 0
 
 
@@ -33,5 +36,6 @@ def fetch(args: argparse.Namespace) -> int:
     """Download a GHN, if it is not here yet, and print its path."""
     from .. import checkpoints
 
-    print(checkpoints.fetch(read_source(args.name)))
+    with mistakes(ValueError):  # a source without a GHN
+        print(checkpoints.fetch(read_source(args.name)))
     return 0

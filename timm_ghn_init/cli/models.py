@@ -83,6 +83,8 @@ def _dialect(source: Source) -> Any:
     """Of the graphs that a source's GHN reads; its checkpoint is not needed if it has a name."""
     from ..checkpoints import load_ghn
 
+    if source.baseline:
+        raise UserError(f"{source} is an initialisation without a GHN and needs no graph. Name a GHN, e.g. ghn2.")
     if source.name == DEFAULT:
         source = read_source(os.environ.get("TIMM_GHN_DEFAULT") or "ghn2")
     return source.known.dialect if source.known else load_ghn(source).dialect

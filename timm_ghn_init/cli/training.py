@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 
-from .arguments import Command, whole
+from .arguments import Command, seconds, whole
 from .messages import mistakes, table
 from .models import read_device, read_source
 
@@ -18,7 +17,7 @@ def add(command: Command) -> None:
     sub.add_argument("--data-dir", metavar="DIR", help="where CIFAR-10 lies or is downloaded to (default: data)")
     sub.add_argument("--classes", type=whole(2), default=100, metavar="N", help="of formula (default: %(default)s)")
     sub.add_argument("--steps", type=whole(1), default=10_000, help="of the optimiser (default: %(default)s)")
-    sub.add_argument("--time-budget", type=_seconds, metavar="TIME", help="stop after, e.g., 90m; --resume goes on")
+    sub.add_argument("--time-budget", type=seconds, metavar="TIME", help="stop after, e.g., 90m; --resume goes on")
     sub.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
     sub.add_argument("--networks", type=whole(1), default=8, help="per step and process (default: %(default)s)")
     sub.add_argument("--batch-size", type=whole(2), default=32, help="images per network (default: %(default)s)")
@@ -72,14 +71,6 @@ def train_ghn(args: argparse.Namespace) -> int:
     if trainer.rank == 0:
         print(Path(args.output) / RESULT)
     return 0
-
-
-def _seconds(text: str) -> float:
-    """ "90m", "1.5h", "20s" or a number of seconds."""
-    match = re.fullmatch(r"([0-9]+\.?[0-9]*)([smh]?)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90m, 1.5h or 600")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def eval_ghn(args: argparse.Namespace) -> int:

@@ -1,0 +1,206 @@
+"""RAND and ORTH: what is drawn, what is left alone, and the door they come through."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from timm_ghn_init import GHN, init_model
+from timm_ghn_init.cli import main
+from timm_ghn_init.postprocessing import list_layers
+
+
+def as_matrix(weight: torch.Tensor) -> torch.Tensor:
+    """The tall matrix of Section 3."""
+    flat = weight.detach().flatten(1)
+    return flat.T if flat.shape[0] < flat.shape[1] else flat
+
+
+def is_orthonormal(weight: torch.Tensor) -> bool:
+    q = as_matrix(weight)
+    return torch.allclose(q.T @ q, torch.eye(q.shape[1]), atol=1e-5)
+
+
+def test_rand_is_he_initialisation() -> None:
+    model = timm.create_model("resnet18", pretrained="rand")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            expected = math.sqrt(2 / (module.out_channels * math.prod(module.kernel_size)))
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.05), name
+            assert abs(module.weight.mean().item()) < expected / 10
+        if isinstance(module, nn.BatchNorm2d):  # timm starts the last one of each block at 0
+            assert torch.equal(module.weight, torch.ones_like(module.weight)), name
+            assert not module.bias.any(), name
+
+
+def test_rand_is_normal() -> None:
+    model = nn.Sequential(nn.Conv2d(64, 100, 3), nn.Linear(4, 4))
+    init_model(model, "rand")
+    drawn = model[0].weight.detach().abs() / math.sqrt(2 / 900)
+    assert [(drawn < n).float().mean().item() for n in (1, 2)] == pytest.approx([0.6827, 0.9545], abs=0.01)
+
+
+def test_fan_out_of_grouped_convolutions_and_biases() -> None:
+    model = nn.Sequential(nn.Conv2d(64, 64, 7, groups=64), nn.Flatten(), nn.Linear(64, 500), nn.Linear(500, 5))
+    last = model[3].bias.clone()
+    init_model(model, "rand")
+    assert model[0].weight.std().item() == pytest.approx(math.sqrt(2 / 49), rel=0.05)
+    assert model[2].weight.std().item() == pytest.approx(math.sqrt(2 / 500), rel=0.05)
+    assert not model[0].bias.any() and not model[2].bias.any()
+    assert torch.equal(model[3].bias, last)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit"])
+def test_orth_is_orthonormal_in_every_layer_but_the_last(name: str) -> None:
+    torch.manual_seed(0)
+    plain = timm.create_model(name)
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained="orth")
+    layers = list_layers(model)
+    assert all(is_orthonormal(module.weight) for _, module in layers[:-1])
+    assert torch.equal(layers[-1][1].weight, plain.get_parameter(layers[-1][0]))
+
+
+def test_orth_is_equation_2_applied_to_rand() -> None:
+    model = timm.create_model("test_convnext", pretrained="orth?seed=5")
+    drawn = timm.create_model("test_convnext", pretrained="rand?seed=5")
+    for name, module in list_layers(model)[:-1]:
+        q, r = torch.linalg.qr(as_matrix(drawn.get_parameter(name)))
+        assert torch.allclose(as_matrix(module.weight), q * r.diagonal().sign(), atol=1e-4), name
+
+
+def test_orth_from_a_layer_on() -> None:
+    model = timm.create_model("test_resnet", pretrained="orth?layer=8")
+    whole, drawn = (timm.create_model("test_resnet", pretrained=source) for source in ("orth", "rand"))
+    for number, (name, module) in enumerate(list_layers(model)[:-1], start=1):
+        expected = (drawn if number < 8 else whole).get_parameter(name)
+        assert torch.equal(module.weight, expected), name
+
+
+def test_three_spellings_agree_and_the_config_says_what_was_used() -> None:
+    models = [
+        timm.create_model("test_resnet", pretrained="orth?layer=3"),
+        timm.create_model("test_resnet.orth?layer=3", pretrained=True),
+        timm.create_model("test_resnet", pretrained=True, pretrained_cfg="orth?layer=3"),
+    ]
+    config = models[0].pretrained_cfg
+    assert config["source"] == "orth?layer=3"
+    assert config["paper_ids"] == "arXiv:1312.6120"
+    assert "no GHN" in config["description"]
+    assert timm.create_model("test_resnet.rand").pretrained_cfg["tag"] == "rand"
+    weights = [list(model.state_dict().items())[:-2] for model in models]  # but for the classifier, which timm draws
+    for others in weights[1:]:
+        assert all(torch.equal(x, y) for (_, x), (_, y) in zip(weights[0], others, strict=True))
+
+
+def test_deferred_initialisation_changes_nothing() -> None:
+    torch.manual_seed(5)
+    expected = timm.create_model("test_convnext", num_classes=7)
+    init_model(expected, "orth")
+    state = torch.get_rng_state()
+    torch.manual_seed(5)
+    model = timm.create_model("test_convnext", num_classes=7, pretrained="orth")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(x, y) for x, y in zip(model.parameters(), expected.parameters(), strict=True))
+
+
+def test_values_depend_on_the_seed_and_on_nothing_else() -> None:
+    def weights(source: str, threads: int = 1, **options: int) -> torch.Tensor:
+        model = timm.create_model("test_resnet")
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            init_model(model, source, **options)
+        finally:
+            torch.set_num_threads(before)
+        return nn.utils.parameters_to_vector([m.weight for _, m in list_layers(model)[:-1]])
+
+    first = weights("orth")
+    assert torch.equal(first, weights("orth", threads=3))
+    assert torch.equal(first, weights("orth?seed=0"))
+    assert not torch.equal(first, weights("orth?seed=1"))
+    assert torch.equal(weights("orth", seed=1), weights("orth?seed=1"))
+    assert torch.equal(weights("orth?seed=1", seed=2), weights("orth?seed=2"))
+
+
+def test_what_is_left_and_the_report() -> None:
+    model = timm.create_model("test_convnext", num_classes=10).bfloat16()
+    gamma, head = model.stages[0].blocks[0].gamma.clone(), model.head.fc.weight.clone()
+    state, identity = torch.get_rng_state(), [id(p) for p in model.parameters()]
+    report = init_model(model, "orth?layer=3", seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [id(p) for p in model.parameters()] == identity
+    assert torch.equal(model.stages[0].blocks[0].gamma, gamma)
+    assert torch.equal(model.head.fc.weight, head)
+    assert report.source == "orth?layer=3"
+    assert (report.layer, report.seed, report.nodes) == (3, 4, 0)
+    assert len(report.postprocessed) == len(list_layers(model)) - 3
+    assert set(report.predicted) | set(report.skipped) == {n for n, _ in model.named_parameters()}
+    assert not set(report.predicted) & set(report.skipped)
+    assert report.predicted["stem.0.weight"] == "weight"
+    assert report.skipped["head.fc.weight"] == "last layer"
+    assert json.loads(json.dumps(report.to_dict()))["coverage"] == report.coverage > 0.9
+    assert "initialised by orth?layer=3" in str(report)
+    assert "orthogonal: " in str(report) and "predicted" not in str(report)
+
+
+def test_a_weight_shared_with_the_last_layer_stays() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6))
+    model[1].weight = model[2].weight
+    before = model[2].weight.clone()
+    report = init_model(model, "rand")
+    assert torch.equal(model[2].weight, before)
+    assert "2.weight" not in report.predicted and "1.weight" not in report.predicted
+    assert report.predicted["0.weight"] == "weight"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("orth?layer=99", r"layer=99 is not a layer of ResNet: give a whole number from 1 to \d+"),
+        ("orth?beta=0", "orth has no key beta, only layer, seed"),
+        ("rand?layer=2", "rand has no key layer, only seed"),
+        ("rand-orth", "Did you mean orth"),
+    ],
+)
+def test_what_cannot_be_is_an_error_before_anything_is_written(source: str, message: str) -> None:
+    model = timm.create_model("test_resnet")
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=message):
+        init_model(model, source)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_a_ghn_for_a_baseline_is_an_error(seeded_ghn2: GHN) -> None:
+    with pytest.raises(ValueError, match="without a GHN"):
+        init_model(timm.create_model("test_resnet"), "rand", ghn=seeded_ghn2)
+    with pytest.raises(ValueError, match="no layer"):
+        init_model(nn.BatchNorm2d(3), "rand")
+
+
+def test_ghn_default_names_a_ghn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIMM_GHN_DEFAULT", "rand")
+    with pytest.raises(ValueError, match="TIMM_GHN_DEFAULT=rand"):
+        init_model(timm.create_model("test_resnet"), "ghn")
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors import safe_open
+
+    output = tmp_path / "w.safetensors"
+    assert main(["predict", "test_resnet", "--source", "orth?layer=2", "-o", str(output)]) == 0
+    with safe_open(output, "pt") as file:
+        provenance = json.loads(file.metadata()["timm_ghn_init"])
+    assert provenance["ghn"] is None
+    assert provenance["source"] == "orth?layer=2"
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines() if line} > {"rand", "orth", "ghn2"}
+    assert main(["inspect", "test_resnet", "--source", "rand"]) == 2
+    assert "without a GHN" in capsys.readouterr().err
+    assert main(["fetch", "orth"]) == 2
+    assert "nothing to fetch" in capsys.readouterr().err

@@ -1,0 +1,159 @@
+"""RAND and ORTH, the paper's baselines without a hypernetwork (arXiv 2207.10049, Section 4).
+
+RAND is He initialisation as it is standard for ResNets: weights of convolutions and linear layers from a normal
+distribution of variance 2 / fan-out, no bias, norm layers that change nothing. That is what the authors' code draws
+for a ResNet (torchvision's own initialisation). For ConvNeXt torchvision draws another one, a truncated normal of
+standard deviation 0.02, as timm does; there the paper's RAND, which it describes as He's, is `pretrained=False`.
+
+ORTH is RAND with Eq. (2) applied to what was drawn, from layer L on (default: everywhere): Q * sign(diag R) of a
+Gaussian matrix, the orthogonal initialisation of Saxe et al. and of `torch.nn.init.orthogonal_`.
+
+As in the authors' code the last layer, the classifier, stays as the model itself has drawn it; so does everything that
+is neither such a layer nor a norm: layer scale, tokens, position embeddings.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .graph import model_name
+from .graph.primitives import written_norm
+from .postprocessing import check, list_layers, postprocess, seeded_generator, to_process
+from .report import InitReport
+from .sources import Source
+from .threads import one_thread_each
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+_MAX_WORKERS = 3  # each holds one float32 copy of its layer
+
+
+class _Write(NamedTuple):
+    """A parameter and what is to become of it."""
+
+    name: str
+    parameter: nn.Parameter
+    role: str  # as in InitReport.predicted
+    fill: Callable[[Tensor], object]
+
+
+def initialise(
+    model: nn.Module,
+    source: Source,
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+    settle: Callable[[list[nn.Parameter]], object] | None = None,
+) -> InitReport:
+    """Initialise a model in place with "rand" or "orth".
+
+    Every layer is drawn from a generator of its own, on the CPU, so that the values depend on `seed` and the
+    parameter's name only; the global random state is not touched.
+
+    Args:
+        model: any module with parameters in memory.
+        source: a source whose `baseline` is not None.
+        seed: of everything that is drawn. Default: the source's own, else 0.
+        device: where to orthogonalise; as in `postprocess`.
+        progress: show progress bars; as in `postprocess`.
+        settle: as in `timm_ghn_init.initialize.initialise`.
+
+    Returns:
+        What was drawn (`predicted`), what was orthogonalised (`postprocessed`) and what was left.
+
+    Raises:
+        ValueError: `layer` is not one of the model's layers, or a weight has no memory or is not floating point. The
+            model is then as it was.
+    """
+    seed = next(s for s in (seed, source.seed, 0) if s is not None)
+    layer = 1 if source.layer == "auto" else source.layer
+    check(model, layer=layer, beta=0.0, overwritten={n for n, _ in model.named_parameters()})
+    writes = _plan(model, seed)
+    if settle is not None:
+        settle([w.parameter for w in writes])
+
+    start = time.perf_counter()
+    with one_thread_each(_MAX_WORKERS) as map_:
+        for _ in map_(lambda w: w.fill(w.parameter.detach()), writes):
+            pass
+    seconds = {"draw": time.perf_counter() - start}
+    orthogonal: tuple[str, ...] = ()
+    if source.name == "orth":
+        start = time.perf_counter()
+        changed = postprocess(model, layer=layer, beta=0.0, seed=seed, device=device, progress=progress)
+        orthogonal = tuple(c.name for c in changed)
+        seconds["postprocess"] = time.perf_counter() - start
+
+    roles = {w.name: w.role for w in writes}
+    last = _last_layer(model)
+    return InitReport(
+        model=model_name(model),
+        source=str(source),
+        device=str(next(p.device for p in model.parameters())),
+        nodes=0,
+        edges=0,
+        predicted=roles,
+        skipped={
+            n: "last layer" if n in last else "neither a layer nor a norm"
+            for n, _ in model.named_parameters()
+            if n not in roles
+        },
+        sizes={n: p.numel() for n, p in model.named_parameters()},
+        layer=layer if source.name == "orth" else None,
+        postprocessed=orthogonal,
+        seed=seed,
+        seconds=seconds,
+    )
+
+
+def he_std(weight: Tensor, groups: int = 1) -> float:
+    """Standard deviation of He's initialisation for a ReLU: sqrt(2 / fan-out).
+
+    Args:
+        weight: (K, C, ...) of a convolution or (K, C) of a linear layer.
+        groups: of the convolution; an input reaches K / groups of the outputs.
+    """
+    return math.sqrt(2 * groups / max(1, weight.shape[0] * weight[0, 0].numel()))
+
+
+def _plan(model: nn.Module, seed: int) -> list[_Write]:
+    """All that is written, by parameter; a parameter that several modules share once."""
+    layers = {id(target.weight) for target in to_process(model, 1)}
+    names = {id(p): n for n, p in model.named_parameters()}
+    last = {id(model.get_parameter(n)) for n in _last_layer(model)}
+    writes: dict[str, _Write] = {}
+
+    def add(parameter: nn.Parameter | None, role: str, fill: Callable[[Tensor], object]) -> None:
+        if parameter is not None and id(parameter) not in last:
+            name = names[id(parameter)]
+            writes.setdefault(name, _Write(name, parameter, role, fill))
+
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        weight, bias = own.get("weight"), own.get("bias")
+        if weight is not None and id(weight) in layers:
+            add(weight, "weight", _normal(names[id(weight)], seed, he_std(weight, getattr(module, "groups", 1))))
+            add(bias, "bias", nn.init.zeros_)
+        elif isinstance(module, _NORMS) or written_norm(module) is not None:
+            add(weight, "norm", nn.init.ones_)
+            add(bias, "norm", nn.init.zeros_)
+    return list(writes.values())
+
+
+def _normal(name: str, seed: int, std: float) -> Callable[[Tensor], object]:
+    def fill(parameter: Tensor) -> object:
+        values = torch.empty(parameter.shape, dtype=torch.float32)
+        return parameter.copy_(nn.init.normal_(values, std=std, generator=seeded_generator(seed, name)))
+
+    return fill
+
+
+def _last_layer(model: nn.Module) -> set[str]:
+    """Names of the parameters of the last layer."""
+    layers = list_layers(model)
+    return (
+        {n for n, p in model.named_parameters() if any(p is q for q in layers[-1][1].parameters())} if layers else set()
+    )

@@ -1,0 +1,205 @@
+"""`finetune`: what initialisations are worth for few-shot fine-tuning."""
+
+import argparse
+import ast
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from .arguments import Command, seconds, whole
+from .files import output_path
+from .messages import UserError, mistakes, one_line, table
+from .models import read_device
+
+if TYPE_CHECKING:
+    from ..finetune import Trial
+    from ..finetune.plans import Each, Tuned
+    from ..finetune.search import Halving
+
+_INITS = "rand,orth,ghn,ghn-orth"
+
+
+def add(command: Command) -> None:
+    sub = command("finetune", finetune)
+    sub.add_argument("arch", metavar="ARCH", help="an architecture of timm")
+    sub.add_argument(
+        "--init", metavar="A,B,...", help=f"sources, pretrained, timm (default: {_INITS}, or the preset's)"
+    )
+    sub.add_argument("--preset", metavar="ARCH/INIT", help="hyper-parameters of the paper's Table 2; options go first")
+    sub.add_argument("--data", default="digits", help="digits, cifar10 or a folder of images (default: %(default)s)")
+    sub.add_argument("--data-dir", metavar="DIR", help="where CIFAR-10 is, or goes to (default: data)")
+    sub.add_argument("--seeds", type=whole(1), default=5, metavar="K", help="runs of each (default: %(default)s)")
+    sub.add_argument("-o", "--output", required=True, metavar="RUNS.jsonl", help="results, added to those there are")
+    sub.add_argument("--device", help="default: CUDA if there is one, else CPU")
+    sub.add_argument(
+        "--workers", type=whole(0), default=2, metavar="N", help="that read a folder (default: %(default)s)"
+    )
+    _add_trial_options(sub.add_argument_group("one run", "defaults are those of timm_ghn_init.finetune.Trial"))
+    search = sub.add_argument_group("choosing hyper-parameters on the validation images, for each initialisation")
+    search.add_argument("--search", choices=("grid", "random", "halving"), help="the paper's grid, or part of it")
+    search.add_argument(
+        "--grid", nargs="*", default=[], metavar="NAME=A,B", help="values to try; options above fix one"
+    )
+    search.add_argument("--trials", type=whole(1), metavar="N", help="how many of them, at the most")
+    search.add_argument("--time-budget", type=seconds, metavar="TIME", help="of training, e.g. 90m, for halving")
+
+
+def _add_trial_options(group: Any) -> None:
+    """Options in the words of timm's training script; what is not given is left to the preset or to `Trial`."""
+    group.add_argument("--labels", type=whole(0), metavar="N", help="training images (default: 1000; 0: all)")
+    group.add_argument("--validation", type=whole(0), metavar="N", help="images that choose hyper-parameters")
+    group.add_argument("--data-seed", type=whole(0), metavar="N", help="of the choice of images")
+    group.add_argument("--img-size", type=whole(1), dest="image_size", metavar="H")
+    group.add_argument(
+        "--keep-stem", action="store_true", default=None, help="leave first layers as they are at 32 x 32"
+    )
+    group.add_argument("--epochs", type=whole(1), metavar="N")
+    group.add_argument("--opt", choices=("sgd", "adamw"))
+    group.add_argument("--lr", type=float)
+    group.add_argument("--weight-decay", type=float)
+    group.add_argument("-b", "--batch-size", type=whole(1), metavar="N")
+    group.add_argument("--momentum", type=float)
+    group.add_argument("--sched-on-updates", action="store_true", default=None, help="step the cosine with each update")
+    group.add_argument("--clip-grad", type=float)
+    group.add_argument("--smoothing", type=float)
+    group.add_argument("--drop-path", type=float)
+    group.add_argument("--model-ema-decay", type=float, dest="ema_decay")
+    group.add_argument("--amp", action="store_true", default=None, help="bfloat16 autocast")
+
+
+def finetune(args: argparse.Namespace) -> int:
+    """Fine-tune an architecture from several initialisations with few labels; print mean and deviation over seeds.
+
+    Finished runs are looked up in RUNS.jsonl, a run that was stopped goes on at its last checkpoint, and processes that
+    write to one file, started by hand or by torchrun, share the runs.
+    """
+    from ..datasets import DatasetError
+    from ..finetune import Runs, work
+    from ..finetune.data import load
+    from ..finetune.plans import one_after_another
+
+    output = output_path(args.output, (".jsonl",))
+    device = read_device(args.device or _device_of_rank())
+    runs = Runs(output)
+    with mistakes(ValueError):
+        plans = [_plan(trial, args) for trial in _trials(args)]
+    with mistakes(ValueError, DatasetError):
+        load(_trials(args)[0], args.data_dir)  # before the work
+    with mistakes(ValueError), _less_messages(args):  # a layer, for instance, that the model does not have
+        work(one_after_another(plans), runs, data_dir=args.data_dir, device=device, workers=args.workers)
+    if os.environ.get("RANK", "0") == "0":
+        done = runs.finished()
+        print(_as_text([done[t.key] for plan in plans for t in plan.final(done)]))
+    return 0
+
+
+@contextmanager
+def _less_messages(args: argparse.Namespace) -> Iterator[None]:
+    """One line for each run; what was initialised how is in the results, and shown with -v."""
+    logger = logging.getLogger("timm_ghn_init.initialize")
+    level = logger.level
+    logger.setLevel(logging.WARNING if args.verbose == 0 else level)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _device_of_rank() -> str | None:
+    """Under torchrun every process has a GPU of its own, as long as there are some."""
+    import torch
+
+    count, rank = torch.cuda.device_count(), os.environ.get("LOCAL_RANK")
+    return f"cuda:{int(rank) % count}" if rank and count else None
+
+
+def _trials(args: argparse.Namespace) -> "list[Trial]":
+    """One for each initialisation: options, then the preset, then the protocol's defaults."""
+    from ..finetune import Trial
+    from ..finetune.presets import PRESETS
+
+    if args.preset is not None and args.preset not in PRESETS:
+        raise UserError(f"Unknown preset {args.preset!r}; there are {', '.join(PRESETS)}.")
+    preset = PRESETS[args.preset] if args.preset else {}
+    inits = args.init.split(",") if args.init else [preset["init"]] if preset else _INITS.split(",")
+    return [Trial(**{**preset, **_given(args), "init": init.strip()}) for init in dict.fromkeys(inits)]
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """Options that are fields of `Trial`."""
+    from ..finetune import Trial
+
+    names = {f.name for f in fields(Trial)} - {"init"}
+    return {name: value for name, value in vars(args).items() if name in names and value is not None}
+
+
+def _plan(trial: "Trial", args: argparse.Namespace) -> "Tuned | Halving | Each":
+    from ..finetune.plans import Each, Tuned
+    from ..finetune.search import SEARCHABLE, Halving, grid, sample
+
+    if args.search is None:
+        for option in ("grid", "trials", "time_budget"):
+            if getattr(args, option):
+                raise UserError(f"--{option.replace('_', '-')} needs --search.")
+        return Each(trial, args.seeds)
+    if args.time_budget is not None and args.search != "halving":
+        raise UserError("--time-budget needs --search halving.")
+    fixed = {name: [value] for name, value in _given(args).items() if name in SEARCHABLE}
+    candidates = grid(trial, {**fixed, **_grid_values(args.grid)})
+    if args.search == "grid":
+        return Tuned(candidates[: args.trials], args.seeds)
+    candidates = sample(candidates, args.trials)
+    return (
+        Tuned(candidates, args.seeds) if args.search == "random" else Halving(candidates, args.seeds, args.time_budget)
+    )
+
+
+def _grid_values(pairs: Sequence[str]) -> dict[str, list[Any]]:
+    """NAME=A,B -> values, as Python literals where they are some."""
+    values: dict[str, list[Any]] = {}
+    for pair in pairs:
+        name, equals, texts = pair.partition("=")
+        if not (name and equals and texts):
+            raise UserError(f"--grid {pair}: is not NAME=A,B,...")
+        values[name.replace("-", "_")] = [_literal(text) for text in texts.split(",")]
+    return values
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _as_text(records: "list[dict[str, Any]]") -> str:
+    from ..finetune.results import summary
+
+    rows = []
+    for row in summary(records):
+        t = row["trial"]
+        settings = f"{t['opt']}, {t['epochs']} epochs, lr {t['lr']:g}, wd {t['weight_decay']:g}, {t['image_size']} px"
+        rows.append(
+            (
+                t["init"],
+                _percent(row["validation_accuracy"]),
+                _percent(row["test_accuracy"]),
+                len(row["seeds"]),
+                settings,
+            )
+        )
+    header = ("initialisation", "validation %", "test %", "seeds", "hyper-parameters")
+    first = records[0]
+    stem = ", ".join(f"{name} {change}" for name, change in first["stem"].items()) or "as it is"
+    head = f"{first['trial']['arch']}, {first['trial']['data']}, {first['images']['train']} labels; stem: {stem}"
+    return f"{one_line(head)}\n\n{table(header, rows)}"
+
+
+def _percent(score: tuple[float | None, float | None]) -> str:
+    mean, std = score
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.1f}" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f}"

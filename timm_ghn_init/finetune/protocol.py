@@ -1,0 +1,128 @@
+"""One training run: everything that decides its result."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+from ..checkpoints import fetch, resolve_default
+from ..download import sha256
+from ..sources import is_source, parse_source
+
+PRETRAINED = "pretrained"
+TIMM = "timm"
+OPTIMIZERS = {"sgd": "momentum", "adamw": "adamw"}  # timm's names; its "sgd" has Nesterov momentum, the paper's has not
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run of the paper's protocol. The defaults are the protocol's where it has one value only.
+
+    Attributes:
+        arch: a timm architecture, with a tag to say which weights `init="pretrained"` means.
+        init: a source ("rand", "orth?layer=37", "ghn2-orth"), "pretrained" for timm's weights or "timm" for timm's own
+            initialisation. A source that names no seed gets that of the trial.
+        seed: of the model's own initialisation, the source, the order of the images and their augmentation.
+        data: "digits", "cifar10" or a folder of images.
+        labels: training images, as many of each class; 0 for all there are.
+        validation: images held out from the training images, for choosing hyper-parameters. None: 200 of digits, 5000
+            of CIFAR-10, a tenth of a folder.
+        data_seed: of the choice of images; the same for all runs to be compared.
+        image_size: height and width in pixels. Stems are adapted up to 32, see `stem`.
+        keep_stem: leave the stem as it is.
+        opt: "sgd" (momentum, no Nesterov) or "adamw".
+        epochs: passes over the training images.
+        lr: initial learning rate; a cosine takes it to 0.
+        weight_decay: of all parameters, as in the authors' code.
+        batch_size: at the most; an epoch has batches of equal size.
+        momentum: of "sgd".
+        sched_on_updates: step the cosine with each update instead of each epoch, which matters where epochs are few.
+        clip_grad: largest norm of the gradient, 5 in the authors' code; 0 for any.
+        smoothing: of the labels.
+        drop_path: stochastic depth.
+        ema_decay: evaluate a moving average of the weights with this decay; 0 for none.
+        amp: bfloat16 autocast.
+        ghn: sha256 of the GHN's file, filled in by `settled`.
+        stage: what the run is for, "final" or "search"; no part of its identity.
+    """
+
+    arch: str
+    init: str = "ghn-orth"
+    seed: int = 0
+    data: str = "digits"
+    labels: int = 1000
+    validation: int | None = None
+    data_seed: int = 0
+    image_size: int = 32
+    keep_stem: bool = False
+    opt: Literal["sgd", "adamw"] = "sgd"
+    epochs: int = 50
+    lr: float = 0.01
+    weight_decay: float = 1e-4
+    batch_size: int = 96
+    momentum: float = 0.9
+    sched_on_updates: bool = False
+    clip_grad: float = 5.0
+    smoothing: float = 0.0
+    drop_path: float = 0.0
+    ema_decay: float = 0.0
+    amp: bool = False
+    ghn: str = ""
+    stage: Literal["final", "search"] = "final"
+
+    def __post_init__(self) -> None:
+        for name, (valid, wanted) in _VALID.items():
+            value = getattr(self, name)
+            if (isinstance(value, float) and not math.isfinite(value)) or not valid(value):
+                raise ValueError(f"{name} must be {wanted}, not {value!r}.")
+
+    @property
+    def key(self) -> str:
+        """Identifies the run: two trials with one key have one result. What is not mentioned has its default value."""
+        identity = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        identity.pop("stage", None)
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_Rule = tuple[Callable[[Any], bool], str]
+
+
+def _at_least(least: float) -> _Rule:
+    return lambda value: value >= least, f"at least {least}"
+
+
+_VALID: dict[str, _Rule] = {
+    **{name: _at_least(1) for name in ("image_size", "epochs", "batch_size")},
+    **{name: _at_least(0) for name in ("seed", "labels", "data_seed", "weight_decay", "clip_grad")},
+    **{n: (lambda v: 0 <= v < 1, "from 0 up to 1") for n in ("momentum", "smoothing", "drop_path", "ema_decay")},
+    "lr": (lambda value: value > 0, "above 0"),
+    "validation": (lambda value: value is None or value >= 0, "at least 0"),
+    "opt": (lambda value: value in OPTIMIZERS, " or ".join(OPTIMIZERS)),
+    "stage": (lambda value: value in ("final", "search"), "final or search"),
+}
+
+
+def settled(trial: Trial) -> Trial:
+    """The trial with its initialisation spelled out: "ghn" resolved, the shortest spelling, the GHN's digest.
+
+    Raises:
+        ValueError: `init` is neither a source nor "pretrained" nor "timm".
+        CheckpointError: the GHN cannot be had.
+    """
+    if trial.ghn:
+        return trial
+    init, digest = _resolve(trial.init)
+    return replace(trial, init=init, ghn=digest)
+
+
+@lru_cache(maxsize=64)
+def _resolve(init: str) -> tuple[str, str]:
+    if init in (PRETRAINED, TIMM):
+        return init, ""
+    if not is_source(init):
+        raise ValueError(f"Unknown initialisation {init!r}: give a source (see list), {PRETRAINED} or {TIMM}.")
+    source = resolve_default(parse_source(init))
+    return str(source), "" if source.baseline else sha256(fetch(source))

@@ -1,0 +1,131 @@
+"""Results in a file of one JSON object a line, which several processes may share."""
+
+import json
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class Runs:
+    """The finished runs, and who is at work on the others.
+
+    A line is appended whole or not at all. A run is claimed by a lock in a folder beside the file, which the operating
+    system releases when the process dies; the folder also holds the checkpoints of runs that are not finished.
+
+    Args:
+        path: the .jsonl file. Its folder must exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._folder = self.path.with_name(f"{self.path.name}.unfinished")
+        self._read: tuple[int, dict[str, Record]] = (-1, {})
+
+    def finished(self) -> dict[str, Record]:
+        """The runs in the file, by key."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size != self._read[0]:
+            self._read = (size, {r["key"]: r for r in read(self.path) if r.get("kind") == "run"})
+        return self._read[1]
+
+    def append(self, record: Record) -> None:
+        """Add a line; it is on disk when this returns."""
+        from filelock import FileLock
+
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        with FileLock(f"{self.path}.lock"), self.path.open("ab+") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a line that was cut off when a machine went down
+                    line = b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def claim(self, key: str) -> Iterator[bool]:
+        """Whether a run is ours to do: nobody has finished it, nobody else is at it."""
+        from filelock import FileLock, Timeout
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._lock(key), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield key not in self.finished()
+        finally:
+            lock.release()
+
+    def checkpoint(self, key: str) -> Path:
+        """Where the state of an unfinished run is kept."""
+        return self._folder / f"{key}.pt"
+
+    def discard(self, key: str) -> None:
+        """Remove what is kept of a run that is finished. Who claims it now finds it in the file."""
+        self.checkpoint(key).unlink(missing_ok=True)
+        self._lock(key).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            self._folder.rmdir()
+
+    def _lock(self, key: str) -> Path:
+        return self._folder / f"{key}.lock"
+
+
+def read(path: Path) -> list[Record]:
+    """The lines that are complete, in their order."""
+    records = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+# What the runs of one row of the summary have in common: all that a seed does not change.
+def _group(record: Record) -> tuple[Any, ...]:
+    return tuple(sorted((n, v) for n, v in record["trial"].items() if n not in ("seed", "stage") and v))
+
+
+def summary(records: Iterable[Record]) -> list[Record]:
+    """Mean and standard deviation over seeds of the final runs.
+
+    Args:
+        records: lines of a results file; those of a search and others are passed over.
+
+    Returns:
+        One row for each setting, in the order of its first run: "trial" (of the first seed), "seeds", and for each of
+        "test_accuracy" and "validation_accuracy" mean and standard deviation (n - 1; None for a single seed).
+    """
+    groups: dict[tuple[Any, ...], dict[int, Record]] = defaultdict(dict)
+    for record in records:
+        if record.get("kind") == "run" and record["trial"]["stage"] == "final":
+            groups[_group(record)][record["trial"]["seed"]] = record
+    return [
+        {
+            "trial": next(iter(runs.values()))["trial"],
+            "seeds": sorted(runs),
+            "test_accuracy": mean_and_std([r["test_accuracy"] for r in runs.values()]),
+            "validation_accuracy": mean_and_std([r.get("validation_accuracy") for r in runs.values()]),
+        }
+        for runs in groups.values()
+    ]
+
+
+def mean_and_std(values: list[float | None]) -> tuple[float | None, float | None]:
+    """Of all values; None where one is missing, and no deviation of a single one."""
+    if not values or any(v is None for v in values):
+        return None, None
+    known = [v for v in values if v is not None]
+    return statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None
