@@ -26,14 +26,14 @@ from timm_ghn_init.training.loop import CHECKPOINT, LOG, RESULT
 ROOT = Path(__file__).parents[1]
 PAGE = """# The GHN that ships: `{name}`
 
-A GHN-2 ([arXiv:2110.13100](https://arxiv.org/abs/2110.13100)), {parameters:.2f} M parameters, {size:.1f} MB, licence
-{license}, trained by this project on networks drawn at random (`timm_ghn_init/training/networks.py`) and on 32 x 32 images
-made by formula (`timm_ghn_init/training/formula.py`, in the spirit of [arXiv:2101.08515](https://arxiv.org/abs/2101.08515)).
-It has seen no photograph and no digit. It is what `ghn` means where the released GHN-2 is neither on the machine nor to be
-downloaded.
+A GHN-2 ([arXiv:2110.13100](https://arxiv.org/abs/2110.13100)), {parameters:.2f} M parameters, {size:.1f} MB,
+licence {license}, trained by this project on networks drawn at random (`timm_ghn_init/training/networks.py`)
+and on 32 x 32 images made by formula (`timm_ghn_init/training/formula.py`, in the spirit of
+[arXiv:2101.08515](https://arxiv.org/abs/2101.08515)). It has seen no photograph and no digit. It is what
+`ghn` means where the released GHN-2 is neither on the machine nor to be downloaded.
 
-It is real and it is small: minutes of a CPU instead of the released GHN-2's days of a GPU, and formulas instead of ImageNet.
-Where the released GHN-2 can be had, use that.
+It is real and it is small: minutes of a CPU instead of the released GHN-2's days of a GPU, and formulas
+instead of ImageNet. Where the released GHN-2 can be had, use that.
 
 ## Training
 
@@ -41,17 +41,19 @@ Where the released GHN-2 can be had, use that.
 {command}
 ```
 
-{steps} steps in {minutes:.0f} minutes, {networks} networks of {images} images each in a step: {total:,} networks' worth, from a
-pool of {pool}. {skipped} steps were skipped because their gradient was not finite. The machine: {machine}.
+{steps} steps in {minutes:.0f} minutes, {networks} networks of {images} images each in a step: {total:,}
+networks' worth, from a pool of {pool}. {skipped} steps were skipped because their gradient was not finite.
+The machine: {machine}.
 
 ![loss and accuracy while training](shipped-ghn.svg)
 
 ## Evaluation
 
-Accuracy on held-out images of networks that were never trained, `predicted` by this GHN and `random` as PyTorch or timm
-initialises them, with the batch's statistics in batch norms. There are {classes} classes: chance is {chance:.3f}. "test" are
-networks drawn like those it was trained on, but not among them; "deep", "wide" and "nonorm" are drawn from outside of what it
-was trained on; timm's models are as they are, at 32 x 32.
+Accuracy on held-out images of networks that were never trained, `predicted` by this GHN and `random` as
+PyTorch or timm initialises them, with the batch's statistics in batch norms. There are {classes} classes:
+chance is {chance:.3f}. "test" are networks drawn like those it was trained on, but not among them; "deep",
+"wide" and "nonorm" are drawn from outside of what it was trained on; timm's models are as they are, at 32 x
+32.
 
 ```sh
 timm-ghn-init eval-ghn {name} --networks {held_out}

@@ -90,5 +90,3 @@ def test_predict_without_a_network(tmp_path: Path, capsys: pytest.CaptureFixture
     assert SHIPPED in capsys.readouterr().err
     loaded = timm.create_model("resnet18", checkpoint_path=str(out))
     assert all(p.isfinite().all() for p in loaded.parameters())
-
-

@@ -4,6 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -117,62 +118,103 @@ def initialise(
         prepare = None if settle is None else lambda: settle([])
         graph = clock("trace", lambda: trace(model, input_size, ghn.dialect, prepare=prepare))
         plan = make_plan(model, name, graph, ghn, source, seed)
-        parameters = dict(model.named_parameters())
         if settle is not None:
-            settle([parameters[n] for n in plan.names if graph.targets[n].whole])
+            settle([model.get_parameter(n) for n in plan.names if graph.targets[n].whole])
         if source.orth:
             check(model, layer=plan.layer, beta=source.beta, overwritten=plan.names)
         digest = ghn_digest(ghn, frozen) if use_cache or org else ""
-        key = plan.key(model, source, digest) if digest else ""
-        # On the Hub are final values, which are of no use where they follow from the prediction in part.
-        on_hub = org is not None and not set(plan.names) & set(plan.rest)
-        repo = f"{org}/{hub.repo_name(name, source, digest)}" if on_hub else ""
-        parts = {n: graph.targets[n].part(parameters[n]) for n in plan.names}
-        downloaded = False
-
-        def post(weights: list[str]) -> None:
-            if weights:
-                clock("postprocess", lambda: _postprocess(model, source, plan, weights, target, progress))
-
-        def make() -> bool:
-            nonlocal downloaded
-            downloaded = bool(repo) and clock("hub", lambda: hub.fill(repo, key, graph.targets, parts))
-            if not downloaded:
-                z = clock("embed", lambda: ghn.embed(graph))
-                tiles = clock("decode", lambda: ghn.decode(graph, z, plan.names))
-                assign.check_finite(tiles, f"{name}, {source}")
-                clock("write", lambda: assign.write(model, tiles))
-                post(plan.final)
-            return not downloaded
-
-        def fill() -> bool:
-            about = {"model": name, "source": str(source), "device": str(target)}
-            return weights_cache.fill(f"{key}-{target.type}", parts, make, about)
-
-        cached = use_cache and clock("cache", fill)
-        if not use_cache:
-            make()
-        post(plan.rest)
-    report = InitReport(
-        model=name,
-        source=str(source),
-        device=str(target),
-        nodes=len(graph.nodes),
-        edges=len(graph.edges),
-        predicted={n: graph.targets[n].role for n in plan.names},
-        skipped=plan.skipped,
-        sizes={n: p.numel() for n, p in model.named_parameters()},
-        layer=plan.layer if source.orth else None,
-        postprocessed=tuple(plan.changed),
-        seed=plan.seed if source.orth else None,
-        seconds=clock.seconds,
-        cached=cached,
-        key=key,
-        hub=repo,
-        downloaded=downloaded,
-    )
+        work = _Work(model, name, source, ghn, plan, target, clock, progress, digest, use_cache, org)
+        report = work.carry_out()
     _logger.info("%s", report)
     return report
+
+
+@dataclass
+class _Work:
+    """What is left to do once everything has been checked: fill the parameters, post-process, report.
+
+    The predicted parts come from the cache, else from the Hub, else from the GHN. Both keep them as they are after
+    post-processing, as far as that follows from the prediction alone; the `rest` is post-processed here each time.
+    """
+
+    model: nn.Module
+    name: str
+    source: Source
+    ghn: GHN
+    plan: Plan
+    device: torch.device
+    clock: "_Clock"
+    progress: bool | None
+    digest: str  # of the GHN; "" where nothing is kept anywhere
+    use_cache: bool
+    org: str | None  # whose repositories on the Hub to look in
+
+    def __post_init__(self) -> None:
+        self.key = self.plan.key(self.model, self.source, self.digest) if self.digest else ""
+        # On the Hub are final values, which are of no use where they follow from the prediction in part.
+        on_hub = self.org is not None and not set(self.plan.names) & set(self.plan.rest)
+        self.repo = f"{self.org}/{hub.repo_name(self.name, self.source, self.digest)}" if on_hub else ""
+        self.downloaded = False
+
+    def carry_out(self) -> InitReport:
+        targets = self.plan.graph.targets
+        parts = {n: targets[n].part(self.model.get_parameter(n)) for n in self.plan.names}
+
+        def make() -> bool:
+            self.downloaded = bool(self.repo) and self.clock(
+                "hub", lambda: hub.fill(self.repo, self.key, targets, parts)
+            )
+            if not self.downloaded:
+                self._predict()
+            return not self.downloaded
+
+        def fill() -> bool:
+            about = {"model": self.name, "source": str(self.source), "device": str(self.device)}
+            return weights_cache.fill(f"{self.key}-{self.device.type}", parts, make, about)
+
+        cached = self.use_cache and self.clock("cache", fill)
+        if not self.use_cache:
+            make()
+        self._postprocess(self.plan.rest)
+        return self._report(cached)
+
+    def _predict(self) -> None:
+        """Sections 2 and 3 of the paper."""
+        ghn, plan, clock = self.ghn, self.plan, self.clock
+        z = clock("embed", lambda: ghn.embed(plan.graph))
+        tiles = clock("decode", lambda: ghn.decode(plan.graph, z, plan.names))
+        assign.check_finite(tiles, f"{self.name}, {self.source}")
+        clock("write", lambda: assign.write(self.model, tiles))
+        self._postprocess(plan.final)
+
+    def _postprocess(self, names: list[str]) -> None:
+        if not names:
+            return
+        source, plan = self.source, self.plan
+        options: dict[str, Any] = {"layer": plan.layer, "beta": source.beta, "orthogonal": source.orthogonal}
+        options |= {"seed": plan.seed, "device": self.device, "progress": self.progress}
+        self.clock("postprocess", lambda: postprocess(self.model, names=names, **options))
+
+    def _report(self, cached: bool) -> InitReport:
+        source, plan = self.source, self.plan
+        return InitReport(
+            model=self.name,
+            source=str(source),
+            device=str(self.device),
+            nodes=len(plan.graph.nodes),
+            edges=len(plan.graph.edges),
+            predicted={n: plan.graph.targets[n].role for n in plan.names},
+            skipped=plan.skipped,
+            sizes={n: p.numel() for n, p in self.model.named_parameters()},
+            layer=plan.layer if source.orth else None,
+            postprocessed=tuple(plan.changed),
+            seed=plan.seed if source.orth else None,
+            seconds=self.clock.seconds,
+            cached=cached,
+            key=self.key,
+            hub=self.repo,
+            downloaded=self.downloaded,
+        )
 
 
 def finished_key(
@@ -221,26 +263,6 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device
-
-
-def _postprocess(
-    model: nn.Module,
-    source: Source,
-    plan: Plan,
-    names: list[str],
-    device: torch.device,
-    progress: bool | None,
-) -> list[Any]:
-    return postprocess(
-        model,
-        layer=plan.layer,
-        beta=source.beta,
-        orthogonal=source.orthogonal,
-        seed=plan.seed,
-        names=names,
-        device=device,
-        progress=progress,
-    )
 
 
 class _Clock:
