@@ -285,6 +285,7 @@ def _provenance(device: torch.device) -> dict[str, Any]:
             "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "rank": int(os.environ.get("RANK", "0")),
         },
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
