@@ -527,7 +527,8 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     runs = Runs(tmp_path / "r.jsonl")
     with runs.claim("x") as ours:
         assert ours
-    code = f"import filelock; lock = filelock.FileLock({str(runs._lock('x'))!r}); lock.acquire(); print(flush=True); input()"
+    path = str(runs._lock("x"))
+    code = f"import filelock; lock = filelock.FileLock({path!r}); lock.acquire(); print(flush=True); input()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "\n"
     with runs.claim("x") as ours:
