@@ -26,12 +26,12 @@ class Checkpoint:
         self.resumed: list[int] = []
         self._written = time.monotonic()
 
-    def read(self, device: torch.device) -> dict[str, Any] | None:
-        """The state in the file; None if there is none that can be used, which is logged."""
+    def read(self) -> dict[str, Any] | None:
+        """The state in the file, on the CPU; None if there is none that can be used, which is logged."""
         if not self.path.exists():
             return None
         try:
-            state = torch.load(self.path, map_location=device, weights_only=True)
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
             if state["key"] == self.key:
                 return state
             problem: object = "it is of another run"

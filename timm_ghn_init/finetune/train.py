@@ -138,7 +138,7 @@ class _Session:
 
     def resume(self, saved: Checkpoint | None) -> list[int]:
         """Go on where a checkpoint ends; the epochs at which that has happened so far."""
-        state = saved.read(self.device) if saved else None
+        state = saved.read() if saved else None
         if saved is None or state is None:
             return []
         for name, part in self._parts().items():
@@ -267,6 +267,11 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
+def _program(path: Path) -> str:
+    """What to type for a script; `python -m timm_ghn_init` is the command."""
+    return "timm-ghn-init" if path.parts[-2:] == ("timm_ghn_init", "__main__.py") else path.name
+
+
 def _provenance(device: torch.device) -> dict[str, Any]:
     """What else it takes to repeat a run."""
     from importlib.metadata import PackageNotFoundError, version
@@ -279,12 +284,13 @@ def _provenance(device: torch.device) -> dict[str, Any]:
             continue
     cuda = device.type == "cuda"
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [_program(Path(sys.argv[0])), *sys.argv[1:]],
         "versions": versions,
         "machine": {
             "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "rank": int(os.environ.get("RANK", "0")),
         },
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

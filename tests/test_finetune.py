@@ -1,0 +1,705 @@
+"""Few-shot fine-tuning: the protocol's parts, runs that stop and go on, and runs that several processes share."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from timm_ghn_init import datasets
+from timm_ghn_init.cli import main
+from timm_ghn_init.datasets import DatasetError
+from timm_ghn_init.finetune import Each, Runs, Trial, Tuned, plans, run, summary, train, work
+from timm_ghn_init.finetune.build import build
+from timm_ghn_init.finetune.data import InMemory, few, load, split_off
+from timm_ghn_init.finetune.presets import GRID, PRESETS
+from timm_ghn_init.finetune.protocol import settled
+from timm_ghn_init.finetune.results import read
+from timm_ghn_init.finetune.search import Halving, grid, sample
+from timm_ghn_init.finetune.stem import adapt_stem
+
+pytest.importorskip("sklearn")
+
+# Small: a third of a second on a core that is not busy.
+TINY = Trial("test_resnet", "rand", labels=40, validation=20, epochs=2, batch_size=20, lr=0.02, keep_stem=True)
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two runs have the same results, to the bit."""
+
+    def results(record: dict[str, Any]) -> Any:
+        curves = {name: curve for name, curve in record["curves"].items() if name != "seconds"}
+        return curves, record["test_loss"], record["test_accuracy"], record["key"]
+
+    return results(a) == results(b)
+
+
+# -- the protocol ----------------------------------------------------------------------------------------------------
+
+
+def test_presets_are_those_of_table_2() -> None:
+    rows = {
+        name: (p["batch_size"], p["opt"], p["epochs"], p["lr"], p["weight_decay"], p["image_size"])
+        for name, p in PRESETS.items()
+    }
+    assert rows == {
+        "resnet50/rand": (96, "sgd", 300, 0.01, 0.05, 32),
+        "resnet50/orth": (96, "sgd", 300, 0.01, 0.05, 32),
+        "resnet50/ghn": (96, "sgd", 300, 0.01, 0.01, 32),
+        "resnet50/ghn-orth": (96, "sgd", 300, 0.01, 0.01, 32),
+        "resnet50/pretrained": (96, "sgd", 200, 0.001, 0.0001, 224),
+        "convnext_base/rand": (48, "adamw", 300, 0.001, 0.0001, 32),
+        "convnext_base/orth": (48, "adamw", 300, 0.001, 0.0001, 32),
+        "convnext_base/ghn": (48, "adamw", 300, 0.001, 0.1, 32),
+        "convnext_base/ghn-orth": (48, "adamw", 300, 0.001, 0.1, 32),
+        "convnext_base/pretrained": (48, "sgd", 300, 0.0025, 0.0001, 224),
+    }
+    assert PRESETS["resnet50/ghn-orth"]["init"] == "ghn2-orth?layer=37&beta=3e-5"
+    assert PRESETS["convnext_base/ghn-orth"]["init"] == "ghn2-orth?layer=94&beta=3e-5"
+    for name, preset in PRESETS.items():
+        assert Trial(arch=name.partition("/")[0], **preset).labels == 1000
+
+
+def test_a_key_is_what_decides_the_result() -> None:
+    assert replace(TINY, stage="search").key == TINY.key
+    assert len({replace(TINY, **{n: v}).key for n, v in (("seed", 1), ("lr", 0.1), ("ghn", "x"), ("amp", True))}) == 4
+    assert Trial("resnet18", "rand").key == "dbb8ecc602d87106"  # stays, or results on disk lose their names
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"weight_decay": float("inf")},
+        {"epochs": 0},
+        {"opt": "adam"},
+        {"seed": -1},
+        {"drop_path": 1.0},
+        {"validation": -1},
+        {"stage": "x"},
+    ],
+    ids=str,
+)
+def test_values_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        replace(TINY, **wrong)
+
+
+def test_the_initialisation_is_spelled_out(ghn_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from timm_ghn_init.download import sha256
+
+    monkeypatch.setenv("TIMM_GHN_DEFAULT", f"file:{ghn_file}")
+    trial = settled(Trial("resnet18", f"file:{ghn_file}_orth?beta=0.00003"))
+    assert trial.init == f"file:{ghn_file}-orth"
+    assert trial.ghn == sha256(ghn_file)
+    assert settled(trial) is trial
+    assert settled(Trial("resnet18", "orth?layer=auto")).init == "orth"
+    assert settled(Trial("resnet18", "pretrained")).ghn == ""
+    with pytest.raises(ValueError, match="Unknown initialisation 'foo'"):
+        settled(Trial("resnet18", "foo"))
+
+
+# -- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_few_takes_as_many_of_each_class() -> None:
+    classes = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2, 1])
+    assert few(classes, 6).tolist() == [0, 1, 4, 5, 6, 7]
+    assert few(classes, 4).tolist() == [0, 1, 4, 6]
+    assert few(classes, 10).tolist() == list(range(10))
+
+
+def test_digits_are_cut_without_overlap_and_the_same_for_every_run() -> None:
+    data = load(replace(TINY, labels=100, validation=200))
+    parts = [data.train, data.validation, data.test]
+    assert [len(p) for p in parts] == [100, 200, 1497]
+    assert data.classes == 10
+    for part in parts[:2]:
+        assert part.classes.bincount().tolist() == [len(part) // 10] * 10
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+    digits = datasets.load("digits")
+    chosen = split_off(torch.cat([digits.train.labels, digits.test.labels]), order, 100, 200, False, "digits")
+    assert torch.cat(chosen).sort().values.tolist() == list(range(1797))
+    images = torch.cat([digits.train.images, digits.test.images])
+    assert all(torch.equal(images[which], part.images) for which, part in zip(chosen, parts, strict=True))
+    again = load(replace(TINY, labels=1000, validation=200, seed=3))
+    assert torch.equal(again.validation.images, data.validation.images)
+    assert not torch.equal(load(replace(TINY, validation=200, data_seed=1)).validation.images, data.validation.images)
+    assert len(load(replace(TINY, labels=1000, validation=None)).test) == 597
+
+
+def test_more_labels_than_there_are() -> None:
+    with pytest.raises(ValueError, match="1797 images to choose from: 1700 labels and 100 for validation"):
+        load(replace(TINY, labels=1700, validation=100))
+    with pytest.raises(ValueError, match="no images are left to test on"):
+        load(replace(TINY, labels=0, validation=100))
+
+
+def test_cifar10_is_cut_as_in_the_authors_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    part = datasets.Split(images, torch.arange(60) % 10)
+    monkeypatch.setattr(datasets, "load", lambda *_: datasets.Dataset("cifar10", part, part, tuple("0123456789"), True))
+    from timm_ghn_init.finetune import data as module
+
+    module._read.cache_clear()
+    try:
+        data = load(replace(TINY, data="cifar10", labels=20, validation=15))
+        assert data.train.images[:, 0, 0, 0].tolist() == list(range(20))
+        assert data.validation.images[:, 0, 0, 0].tolist() == list(range(45, 60))
+        assert len(data.test) == 60
+        assert data.train.flip
+        other = load(replace(TINY, data="cifar10", labels=20, validation=15, data_seed=1))
+        assert not torch.equal(other.train.images, data.train.images)
+    finally:
+        module._read.cache_clear()
+
+
+def small_images(n: int, flip: bool = False, size: int = 32) -> InMemory:
+    images = torch.randint(1, 255, (n, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1) / 255
+    return InMemory(images, torch.arange(n), size, mean, std, 4, flip)
+
+
+def test_batches_are_of_one_size_and_hold_every_image_once() -> None:
+    sizes, seen = [], []
+    for x, y in small_images(97).batches(96, training=True):
+        assert x.shape == (len(y), 3, 32, 32)
+        sizes.append(len(y))
+        seen += y.tolist()
+    assert sizes == [49, 48]
+    assert sorted(seen) == list(range(97)) != seen
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_training_images_are_shifted_over_black(flip: bool) -> None:
+    data = small_images(300, flip)
+    padded = nn.functional.pad(data.images, [4] * 4)
+    places, mirrored = set(), 0
+    for x, y in data.batches(300, training=True):
+        for image, i in zip(x.round().to(torch.uint8), y.tolist(), strict=True):
+            candidates = [image, image.flip(2)][: 1 + flip]
+            found = [
+                (dy, dx, m)
+                for m, candidate in enumerate(candidates)
+                for dy in range(9)
+                for dx in range(9)
+                if torch.equal(padded[i, :, dy : dy + 32, dx : dx + 32], candidate)
+            ]
+            assert len(found) == 1
+            places.add(found[0][:2])
+            mirrored += found[0][2]
+    assert len(places) > 70
+    assert (100 < mirrored < 200) if flip else mirrored == 0
+
+
+def test_images_to_test_on_are_as_they_are_but_for_their_size() -> None:
+    data = small_images(5)
+    assert torch.equal(torch.cat([x for x, _ in data.batches(2, training=False)]).round().byte(), data.images)
+    assert next(small_images(5, size=64).batches(5, training=False))[0].shape == (5, 3, 64, 64)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classes of coloured images, in two parts."""
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for part, n in (("train", 12), ("val", 4)):
+        for channel, name in enumerate(("red", "green", "blue")):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = draw.integers(0, 100, (40, 48, 3), dtype=np.uint8)
+                pixels[..., channel] += 150
+                Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_a_folder_of_images(folder: Path) -> None:
+    trial = replace(TINY, data=str(folder), labels=24, validation=6, epochs=6, opt="adamw", lr=0.01, batch_size=9)
+    result = run(trial, device="cpu", workers=0, progress=False)
+    assert result["images"] == {"train": 24, "validation": 6, "test": 12}
+    assert result["classes"] == 3
+    assert result["test_accuracy"] > 0.8  # colours are easy: they are read, and with their classes
+    data = load(trial, workers=0)
+    assert [len(y) for _, y in data.train.batches(9, training=True)] == [8, 8, 8]
+    alone = load(replace(trial, data=str(folder / "train"), labels=9), workers=0)
+    assert [len(alone.train), len(alone.validation), len(alone.test)] == [9, 6, 7]
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="neither digits nor cifar10 nor a folder"):
+        load(replace(TINY, data=str(tmp_path / "nowhere")))
+    with pytest.raises(DatasetError, match="holds no folders of images"):
+        load(replace(TINY, data=str(tmp_path)))
+
+
+# -- the network -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "size"),
+    [
+        ("resnet18", {"conv1": "7x7/2 -> 3x3/1", "maxpool": "removed"}, 32),
+        ("resnet18d", {"conv1.0": "3x3/2 -> 3x3/1", "maxpool": "removed"}, 32),
+        ("convnext_atto", {"stem.0": "4x4/4 -> 4x4/1"}, 29),
+        ("convnext_atto_ols", {"stem.0": "3x3/2 -> 3x3/1", "stem.1": "3x3/2 -> 3x3/1"}, 32),
+    ],
+)
+def test_stems_keep_the_resolution(name: str, changes: dict[str, str], size: int) -> None:
+    model = timm.create_model(name, features_only=False)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    assert adapt_stem(model) == changes
+    first = {}
+    block = model.layer1 if hasattr(model, "layer1") else model.stages[0]
+    block.register_forward_pre_hook(lambda _, args: first.update(shape=args[0].shape))
+    with torch.no_grad():
+        assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
+    assert first["shape"][2:] == (size, size)
+    for n, p in model.named_parameters():
+        expected = before[n][:, :, 2:5, 2:5] if n == "conv1.weight" and name == "resnet18" else before[n]
+        assert torch.equal(p, expected), n
+    assert adapt_stem(model) == {}
+
+
+def test_other_stems_are_left() -> None:
+    assert adapt_stem(timm.create_model("test_vit")) == {}
+    model, facts = build(Trial("test_vit", "rand", image_size=32), 10)
+    assert facts["stem"] == {}
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_a_ghn_sees_the_network_that_will_be_trained(ghn_file: Path) -> None:
+    trial = Trial("resnet18", f"file:{ghn_file}", keep_stem=True)
+    kept, kept_facts = build(trial, 10)
+    model, facts = build(replace(trial, keep_stem=False), 10)
+    assert kept.conv1.weight.shape[2:] == (7, 7) and model.conv1.weight.shape[2:] == (3, 3)
+    assert facts["report"]["nodes"] == kept_facts["report"]["nodes"] - 1  # the max pooling
+    large, large_facts = build(replace(trial, keep_stem=False, image_size=64), 10)
+    assert large_facts["stem"] == {} and large.conv1.weight.shape[2:] == (7, 7)
+
+
+def test_trained_weights_are_loaded_before_the_stem_is_adapted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import save_file
+
+    weights = timm.create_model("resnet18")
+    save_file(weights.state_dict(), tmp_path / "w.safetensors")
+    config = timm.get_pretrained_cfg("resnet18", allow_unregistered=False)
+    local = replace(config, file=str(tmp_path / "w.safetensors"), hf_hub_id=None, url="")
+    registry = timm.models._registry._model_pretrained_cfgs
+    monkeypatch.setitem(registry, "resnet18", local)
+    monkeypatch.setitem(registry, f"resnet18.{config.tag}", local)
+    model, facts = build(Trial("resnet18", "pretrained"), 10)
+    assert torch.equal(model.conv1.weight, weights.conv1.weight[:, :, 2:5, 2:5])
+    assert torch.equal(model.layer4[1].conv2.weight, weights.layer4[1].conv2.weight)
+    assert model.fc.weight.shape == (10, 512)
+    assert "report" not in facts
+
+
+# -- a run -----------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_and_says_all_about_it() -> None:
+    trial = replace(TINY, labels=600, validation=100, epochs=4, opt="adamw", lr=0.01, sched_on_updates=True)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    result = run(trial, device="cpu", progress=False)
+    assert result["test_accuracy"] > 0.8
+    assert states[0] == random.getstate() and states[1] == np.random.get_state()[1].tolist()
+    assert torch.equal(states[2], torch.get_rng_state())
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    curves = result["curves"]
+    assert all(len(curve) == 4 for curve in curves.values())
+    assert curves["train_loss"][0] > curves["train_loss"][-1]
+    assert curves["train_accuracy"][-1] > curves["train_accuracy"][0]
+    assert result["validation_accuracy"] == curves["validation_accuracy"][-1]
+    assert curves["lr"][0] > curves["lr"][-1] > 0
+    assert result["images"] == {"train": 600, "validation": 100, "test": 1097}
+    assert result["report"]["source"] == "rand" and result["report"]["seed"] == trial.seed
+    assert result["versions"].keys() >= {"timm-ghn-init", "timm", "torch", "python"}
+    assert result["trial"]["arch"] == "test_resnet" and result["command"] and not result["diverged"]
+
+
+def test_the_schedule_is_the_authors() -> None:
+    curve = run(replace(TINY, epochs=4), device="cpu", progress=False)["curves"]["lr"]
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], TINY.lr), 4)
+    expected = []
+    for _ in range(4):
+        expected.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+    assert curve == pytest.approx(expected)
+
+
+def test_all_layers_are_trained_and_decayed_without_nesterov() -> None:
+    data = load(TINY)
+    for opt, kind in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):
+        model, _ = build(TINY, data.classes)
+        optimizer = train._Session(replace(TINY, opt=opt), model, data).optimizer
+        assert type(optimizer) is kind
+        assert {g["weight_decay"] for g in optimizer.param_groups} == {TINY.weight_decay}
+        assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+        assert not any(g.get("nesterov") for g in optimizer.param_groups)
+
+
+def test_seeds_differ_and_repeat() -> None:
+    first = run(TINY, device="cpu", progress=False)
+    assert same(first, run(TINY, device="cpu", progress=False))
+    assert (
+        first["curves"]["train_loss"]
+        != run(replace(TINY, seed=1), device="cpu", progress=False)["curves"]["train_loss"]
+    )
+
+
+def test_a_run_that_diverges_ends() -> None:
+    result = run(replace(TINY, lr=1e30, clip_grad=0.0, epochs=5), device="cpu", progress=False)
+    assert result["diverged"]
+    assert len(result["curves"]["train_loss"]) < 5 and result["curves"]["train_loss"][-1] is None
+    json.dumps(result, allow_nan=False)
+
+
+def test_bfloat16_and_moving_average() -> None:
+    plain = run(TINY, device="cpu", progress=False)
+    low = run(replace(TINY, amp=True), device="cpu", progress=False)
+    assert low["curves"]["train_loss"] != plain["curves"]["train_loss"]
+    assert low["curves"]["train_loss"] == pytest.approx(plain["curves"]["train_loss"], rel=0.05)
+    averaged = run(replace(TINY, ema_decay=0.9), device="cpu", progress=False)
+    assert averaged["curves"]["train_loss"] == plain["curves"]["train_loss"]
+    assert averaged["test_loss"] != plain["test_loss"]
+
+
+def test_unknown_architecture() -> None:
+    with pytest.raises(ValueError, match="Unknown architecture 'nope'"):
+        run(replace(TINY, arch="nope"), device="cpu")
+
+
+# -- stopping and going on -------------------------------------------------------------------------------------------
+
+# with everything that has a state: momentum, moving average, what is random in the network and in its training
+STATEFUL = Trial(
+    "test_convnext", "orth", labels=40, validation=20, epochs=4, batch_size=20, lr=0.002, keep_stem=True,
+    opt="adamw", drop_path=0.3, ema_decay=0.8,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("trial", [STATEFUL, TINY], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_run_that_was_stopped_gives_the_same_bits(
+    trial: Trial, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = replace(trial, epochs=4)
+    whole = run(trial, device="cpu", progress=False)
+    epoch = train._Session._epoch
+
+    def stop(self: Any) -> None:
+        if self.epoch == at:
+            raise KeyboardInterrupt
+        epoch(self)
+
+    path = tmp_path / "state.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Session, "_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(trial, device="cpu", checkpoint=path, checkpoint_seconds=0, progress=False)
+    result = run(trial, device="cpu", checkpoint=path, checkpoint_seconds=0, progress=False)
+    assert result["resumed_at_epochs"] == [at]
+    assert same(whole, result)
+
+
+def test_a_process_that_was_killed(tmp_path: Path) -> None:
+    trial = replace(TINY, epochs=400)
+    path = tmp_path / "state.pt"
+    code = f"""
+from timm_ghn_init.finetune import Trial, run
+import torch
+torch.set_num_threads({torch.get_num_threads()})
+run({trial!r}, device="cpu", checkpoint={str(path)!r}, checkpoint_seconds=0, progress=False)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not path.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    epochs = torch.load(path, weights_only=True)["epoch"]
+    assert 1 <= epochs < 400
+    # All 400 epochs would take a while: that it goes on from these bits is what is left to see.
+    session_epochs = []
+    original = train._Session._epoch
+
+    def few_epochs(self: Any) -> None:
+        session_epochs.append(self.epoch)
+        original(self)
+        if len(session_epochs) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train._Session, "_epoch", few_epochs)
+        with pytest.raises(KeyboardInterrupt):
+            run(trial, device="cpu", checkpoint=path, checkpoint_seconds=1e9, progress=False)
+    assert session_epochs == [epochs, epochs + 1]
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".tmp")) == ["state.pt"]
+
+
+@pytest.mark.parametrize("damage", ["garbage", "other"])
+def test_a_checkpoint_that_cannot_be_used_is_not(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "state.pt"
+    run(replace(TINY, seed=1) if damage == "other" else TINY, device="cpu", checkpoint=path, checkpoint_seconds=0)
+    if damage == "garbage":
+        path.write_bytes(path.read_bytes()[:1000])
+    result = run(TINY, device="cpu", checkpoint=path, progress=False)
+    assert result["resumed_at_epochs"] == []
+    assert "starts anew" in caplog.text
+    assert same(result, run(TINY, device="cpu", progress=False))
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+def record(trial: Trial, accuracy: float, loss: float = 1.0, seconds: float = 1.0) -> dict[str, Any]:
+    """A finished run that was not run."""
+    from dataclasses import asdict
+
+    scores = {"validation_accuracy": accuracy, "validation_loss": loss, "test_accuracy": accuracy}
+    return {"kind": "run", "key": trial.key, "trial": asdict(trial), "seconds": {"train": seconds}, **scores}
+
+
+def test_a_finished_trial_is_not_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def counted(trial: Trial, **_: Any) -> dict[str, Any]:
+        started.append(trial.seed)
+        return record(trial, 0.5)
+
+    monkeypatch.setattr(plans, "run", counted)
+    runs = Runs(tmp_path / "r.jsonl")
+    work(Each(TINY, 2), runs)
+    work(Each(TINY, 3), Runs(tmp_path / "r.jsonl"))
+    assert started == [0, 1, 2]
+    assert len(read(runs.path)) == 3
+    assert not (tmp_path / "r.jsonl.unfinished").exists()
+
+
+def test_a_line_that_was_cut_off_costs_that_line_only(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    runs = Runs(path)
+    trials = [replace(TINY, seed=s) for s in range(3)]
+    runs.append(record(trials[0], 0.5))
+    with path.open("a") as file:
+        file.write(json.dumps(record(trials[1], 0.5))[:50])
+    assert Runs(path).finished().keys() == {trials[0].key}
+    runs.append(record(trials[2], 0.5))
+    assert Runs(path).finished().keys() == runs.finished().keys() == {trials[0].key, trials[2].key}
+
+
+def test_a_run_that_another_process_does_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "run", lambda trial, **_: record(trial, 0.5))
+    path = tmp_path / "r.jsonl"
+    plan = Each(TINY, 3)
+    other = Runs(path)
+    with other.claim(plan.trials[0].key) as ours:
+        assert ours
+        worker = threading.Thread(target=work, args=(plan, Runs(path)), kwargs={"poll": 0.01})
+        worker.start()
+        while len(other.finished()) < 2:
+            time.sleep(0.01)
+        worker.join(0.2)
+        assert worker.is_alive()
+        assert other.finished().keys() == {t.key for t in plan.trials[1:]}
+        other.append(record(plan.trials[0], 0.5))
+    worker.join(10)
+    assert not worker.is_alive()
+    assert len(read(path)) == 3
+
+
+def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "r.jsonl")
+    with runs.claim("x") as ours:
+        assert ours
+    path = str(runs._lock("x"))
+    code = f"import filelock; lock = filelock.FileLock({path!r}); lock.acquire(); print(flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "\n"
+    with runs.claim("x") as ours:
+        assert not ours
+    process.kill()
+    process.wait()
+    with runs.claim("x") as ours:
+        assert ours
+
+
+def test_summary() -> None:
+    trials = [replace(TINY, seed=s) for s in range(3)]
+    records = [record(t, a) for t, a in zip(trials, (0.2, 0.4, 0.6), strict=True)]
+    records += [record(replace(TINY, init="orth"), 0.9), record(replace(TINY, stage="search", seed=9), 0.0)]
+    rows = summary([*records, {"kind": "other"}])
+    assert [(r["trial"]["init"], r["seeds"]) for r in rows] == [("rand", [0, 1, 2]), ("orth", [0])]
+    assert rows[0]["test_accuracy"] == pytest.approx((0.4, 0.2))
+    assert rows[1]["test_accuracy"] == (0.9, None)
+
+
+# -- choosing hyper-parameters ---------------------------------------------------------------------------------------
+
+
+def test_the_grid_is_the_papers() -> None:
+    trials = grid(Trial("resnet50", "rand"))
+    assert len(trials) == (5 + 4) * 4 * 5 * 2
+    assert {t.lr for t in trials if t.opt == "sgd"} == {0.025, 0.01, 0.005, 0.0025, 0.001}
+    assert {t.lr for t in trials if t.opt == "adamw"} == {0.004, 0.001, 0.0004, 0.0001}
+    assert GRID["weight_decay"] == (0.0001, 0.001, 0.01, 0.05, 0.1)
+    assert {t.epochs for t in trials} == {50, 100, 200, 300} and {t.image_size for t in trials} == {224, 32}
+    for name, preset in PRESETS.items():
+        if name.startswith("resnet50"):
+            chosen = [t for t in trials if all(getattr(t, n) == preset[n] for n in (*GRID, "lr"))]
+            assert len(chosen) == 1, name
+
+
+def test_axes_of_the_grid_can_be_given(ghn_file: Path) -> None:
+    small = {"opt": ["sgd"], "epochs": [1], "weight_decay": [0.0], "image_size": [32], "lr": [0.1, 0.2]}
+    assert [t.lr for t in grid(TINY, small)] == [0.1, 0.2]
+    layers = {**small, "lr": [0.1], "layer": [1, 5], "beta": [0.0, 0.5]}
+    found = [t.init for t in grid(replace(TINY, init=f"file:{ghn_file}-orth"), layers)]
+    assert found == [f"file:{ghn_file}-orth?layer={n}&beta={b}" for n in (1, 5) for b in (0.0, 0.5)]
+    assert [t.init for t in grid(replace(TINY, init="orth"), layers)] == ["orth?layer=1", "orth?layer=5"]
+    assert [t.init for t in grid(TINY, layers)] == ["rand"]
+    with pytest.raises(ValueError, match="no hyper-parameter 'foo'"):
+        grid(TINY, {"foo": [1]})
+    everything = grid(TINY)
+    assert sample(everything, 5) == sample(everything, 7)[:5] != everything[:5]
+    assert set(sample(everything, None)) == set(everything)
+
+
+def play(plan: Any, score: Any) -> tuple[dict[str, Any], list[Trial]]:
+    """Run a plan to its end without training; the order of its runs."""
+    results: dict[str, Any] = {}
+    order = []
+    while todo := plan(results):
+        assert todo[0].key not in results
+        results[todo[0].key] = record(todo[0], *score(todo[0]))
+        order.append(todo[0])
+    return results, order
+
+
+def test_the_best_on_the_validation_images_is_run_with_all_seeds() -> None:
+    candidates = [replace(TINY, lr=lr) for lr in (0.1, 0.2, 0.3, 0.4)]
+    scores = {0.1: (0.5, 0.9), 0.2: (0.7, 0.8), 0.3: (0.7, 0.6), 0.4: (0.1, 0.1)}
+    plan = Tuned(candidates, 3, epochs=9)
+    assert plan.final({}) == []
+    results, order = play(plan, lambda t: scores[t.lr])
+    assert [(t.stage, t.lr) for t in order[:4]] == [("search", lr) for lr in (0.1, 0.2, 0.3, 0.4)]
+    assert [(t.stage, t.lr, t.seed, t.epochs) for t in order[4:]] == [("final", 0.3, s, 9) for s in range(3)]
+    assert plan.final(results) == order[4:]
+    assert not {t.seed for t in order[:4]} & {0, 1, 2}
+    with pytest.raises(ValueError, match="validation images"):
+        Tuned([replace(TINY, validation=0)], 1)
+
+
+def test_successive_halving() -> None:
+    candidates = [replace(TINY, lr=lr / 100, epochs=27) for lr in range(1, 28)]
+    _, order = play(Halving(candidates, 2), lambda t: (t.lr,))
+    search, final = [t for t in order if t.stage == "search"], [t for t in order if t.stage == "final"]
+    assert [sum(t.epochs == e for t in search) for e in (1, 3, 9, 27)] == [27, 9, 3, 1]
+    assert {t.lr for t in search if t.epochs == 9} == {0.27, 0.26, 0.25}
+    assert [(t.lr, t.epochs, t.seed) for t in final] == [(0.27, 27, 0), (0.27, 27, 1)]
+
+
+def test_successive_halving_within_a_budget() -> None:
+    candidates = [replace(TINY, lr=lr / 100, epochs=9) for lr in range(1, 28)]
+    plan = Halving(candidates, 1, seconds=30.0)  # three rounds of ten seconds each
+    results, order = play(plan, lambda t: (t.lr, 1.0, float(t.epochs)))
+    search = [t for t in order if t.stage == "search"]
+    assert [sum(t.epochs == e for t in search) for e in (1, 3, 9)] == [10, 4, 2]
+    assert {t.lr for t in search} == {lr / 100 for lr in range(1, 11)}
+    assert plan.final(results)[0].lr == 0.1
+    one = Halving(candidates, 1, seconds=1e-9)
+    assert [t.epochs for t in play(one, lambda t: (t.lr,))[1]] == [1, 3, 9, 9]
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+SMALL = {"--labels": "40", "--validation": "20", "--epochs": "1", "-b": "20", "--lr": "0.02", "--device": "cpu"}
+OPTIONS = [*(text for pair in SMALL.items() for text in pair), "--keep-stem"]
+
+
+def test_command(tmp_path: Path, ghn_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("TIMM_GHN_DEFAULT", f"file:{ghn_file}")
+    output = tmp_path / "runs.jsonl"
+    command = ["finetune", "test_resnet", "--seeds", "2", "-o", str(output), *OPTIONS]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    inits = ["rand", "orth", f"file:{ghn_file}", f"file:{ghn_file}-orth"]
+    assert [line.split()[0] for line in printed.out.splitlines()[3:]] == inits
+    assert "stem: as it is" in printed.out
+    records = read(output)
+    assert [(r["trial"]["init"], r["trial"]["seed"]) for r in records] == [(i, s) for i in inits for s in (0, 1)]
+    assert all(r["trial"]["epochs"] == 1 and r["trial"]["labels"] == 40 for r in records)
+    assert main(command) == 0
+    assert capsys.readouterr().out == printed.out
+    assert read(output) == records
+
+
+def test_command_with_a_search_and_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "runs.jsonl"
+    command = ["finetune", "test_resnet", "--preset", "resnet50/orth", "--seeds", "1", "-o", str(output), *OPTIONS]
+    command += ["--opt", "sgd", "--img-size", "32", "--search", "grid", "--grid", "weight_decay=0.1,0.01", "layer=2,3"]
+    assert main(command) == 0
+    records = read(output)
+    assert {r["trial"]["init"] for r in records} == {"orth?layer=2", "orth?layer=3"}
+    assert [r["trial"]["stage"] for r in records] == ["search"] * 4 + ["final"]
+    assert {r["trial"]["batch_size"] for r in records} == {20}
+    best = max(records[:4], key=lambda r: (r["validation_accuracy"], -r["validation_loss"]))
+    assert records[4]["trial"]["weight_decay"] == best["trial"]["weight_decay"]
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--init", "foo"], "Unknown initialisation 'foo'"),
+        (["--init", "orth?layer=999"], "layer=999 is not a layer"),
+        (["--preset", "resnet50/foo"], "Unknown preset"),
+        (["--data", "nowhere"], "neither digits nor cifar10"),
+        (["--labels", "1790"], "too many"),
+        (["--lr", "-1"], "lr must be above 0"),
+        (["--trials", "3"], "--trials needs --search"),
+        (["--search", "random", "--grid", "foo=1"], "no hyper-parameter 'foo'"),
+        (["--search", "random", "--grid", "lr"], "is not NAME=A,B"),
+        (["--search", "grid", "--time-budget", "9"], "needs --search halving"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_mistakes(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "runs.jsonl"
+    assert main(["finetune", "test_resnet", "--init", "rand", "-o", str(output), *OPTIONS, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert read(output) == []
+
+
+def test_two_ranks_share_the_runs(tmp_path: Path) -> None:
+    """Two processes in the environment that torchrun gives them."""
+    output = tmp_path / "runs.jsonl"
+    command = ["-m", "timm_ghn_init", "finetune", "test_resnet", "--init", "rand", "--seeds", "3", "-o", str(output)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, *command, *OPTIONS],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+        )
+        for rank in (0, 1)
+    ]
+    printed = [process.communicate()[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0]
+    assert sorted(r["trial"]["seed"] for r in read(output)) == [0, 1, 2]
+    assert "initialisation" in printed[0] and printed[1] == ""
