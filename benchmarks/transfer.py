@@ -4,7 +4,7 @@
 
 Every initialisation gets the same budget: each learning rate once with the fewest labels, then, for each number of
 labels, five seeds of the one that was best on the validation images, tested after the last epoch on images that were
-not looked at before. An hour of one core, for all. Results are kept in a file, one line a run; the same command goes on
+not looked at before. Half an hour of one core, for all. Results are kept in a file, one line a run; the same command goes on
 where it was stopped, and `--inits`, `--models` and `--labels` do a part of it.
 """
 
@@ -33,11 +33,11 @@ LABELS = (100, 1000)
 INITS = ("rand", "orth", "ghn", "ghn-orth")
 TITLES = {"rand": "RAND", "orth": "ORTH", "ghn": "GHN", "ghn-orth": "GHN-ORTH"}
 COLOURS = {"rand": "#7f7f7f", "orth": "#0072b2", "ghn": "#d55e00", "ghn-orth": "#009e73"}  # Okabe and Ito
-# by model and labels: what an hour of one core allows
+# by model and labels: what half an hour of one core allows
 EPOCHS = {
-    "resnet18": {100: 25, 1000: 5},
-    "resnet50": {100: 15, 1000: 3},
-    "convnext_atto": {100: 25, 1000: 5},
+    "resnet18": {100: 12, 1000: 3},
+    "resnet50": {100: 8, 1000: 2},
+    "convnext_atto": {100: 15, 1000: 4},
 }
 LEARNING_RATES = {"sgd": (0.1, 0.03, 0.01, 0.003), "adamw": (0.004, 0.002, 0.001, 0.0005)}
 
