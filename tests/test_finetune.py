@@ -75,6 +75,7 @@ def test_presets_are_those_of_table_2() -> None:
 def test_a_key_is_what_decides_the_result() -> None:
     assert replace(TINY, stage="search").key == TINY.key
     assert len({replace(TINY, **{n: v}).key for n, v in (("seed", 1), ("lr", 0.1), ("ghn", "x"), ("amp", True))}) == 4
+    assert replace(TINY, lr=1).key == replace(TINY, lr=1.0).key
     assert Trial("resnet18", "rand").key == "dbb8ecc602d87106"  # stays, or results on disk lose their names
 
 
@@ -90,6 +91,10 @@ def test_a_key_is_what_decides_the_result() -> None:
         {"drop_path": 1.0},
         {"validation": -1},
         {"stage": "x"},
+        {"epochs": 1.5},
+        {"lr": "0.1"},
+        {"amp": 1},
+        {"validation": 0.5},
     ],
     ids=str,
 )

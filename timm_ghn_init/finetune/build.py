@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..initialize import init_model
@@ -10,8 +11,8 @@ from .protocol import PRETRAINED, Trial
 from .stem import LARGEST, adapt_stem
 
 
-def build(trial: Trial, classes: int) -> tuple[nn.Module, dict[str, Any]]:
-    """Create and initialise the network, on the CPU.
+def build(trial: Trial, classes: int, device: torch.device | str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Create and initialise the network. It stays on the CPU.
 
     First timm's weights, if they are wanted, then the stem, then the source: trained filters keep their centre where
     they get smaller, and a GHN predicts for the network and the image size that will be trained. The last layer has
@@ -20,6 +21,7 @@ def build(trial: Trial, classes: int) -> tuple[nn.Module, dict[str, Any]]:
     Args:
         trial: what is wanted. The global generators are taken as they are.
         classes: of the data.
+        device: where to predict, as in `init_model`.
 
     Returns:
         The model and what is to be known about it: "stem" (see `adapt_stem`), "parameters", and "report" of a source.
@@ -40,7 +42,7 @@ def build(trial: Trial, classes: int) -> tuple[nn.Module, dict[str, Any]]:
     if is_source(trial.init):
         own = parse_source(trial.init).seed
         seed = trial.seed if own is None else own
-        report = init_model(model, trial.init, input_size=trial.image_size, seed=seed, progress=False)
+        report = init_model(model, trial.init, input_size=trial.image_size, seed=seed, device=device, progress=False)
         wanted = ("source", "coverage", "layer", "seed", "nodes", "seconds")
         facts["report"] = {name: value for name, value in report.to_dict().items() if name in wanted}
     facts["parameters"] = sum(p.numel() for p in model.parameters())

@@ -74,9 +74,15 @@ class Trial:
     stage: Literal["final", "search"] = "final"
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is float and type(value) is int:
+                object.__setattr__(self, field.name, float(value))  # one spelling, one key
+            elif field.type in _TYPES and type(value) is not field.type:
+                raise ValueError(f"{field.name} must be {_TYPES[field.type]}, not {value!r}.")
         for name, (valid, wanted) in _VALID.items():
             value = getattr(self, name)
-            if (isinstance(value, float) and not math.isfinite(value)) or not valid(value):
+            if not valid(value):
                 raise ValueError(f"{name} must be {wanted}, not {value!r}.")
 
     @property
@@ -87,19 +93,20 @@ class Trial:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
+_TYPES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 _Rule = tuple[Callable[[Any], bool], str]
 
 
 def _at_least(least: float) -> _Rule:
-    return lambda value: value >= least, f"at least {least}"
+    return lambda value: least <= value < math.inf, f"at least {least}"
 
 
 _VALID: dict[str, _Rule] = {
     **{name: _at_least(1) for name in ("image_size", "epochs", "batch_size")},
     **{name: _at_least(0) for name in ("seed", "labels", "data_seed", "weight_decay", "clip_grad")},
     **{n: (lambda v: 0 <= v < 1, "from 0 up to 1") for n in ("momentum", "smoothing", "drop_path", "ema_decay")},
-    "lr": (lambda value: value > 0, "above 0"),
-    "validation": (lambda value: value is None or value >= 0, "at least 0"),
+    "lr": (lambda value: 0 < value < math.inf, "above 0"),
+    "validation": (lambda value: value is None or (type(value) is int and value >= 0), "a whole number from 0 on"),
     "opt": (lambda value: value in OPTIMIZERS, " or ".join(OPTIMIZERS)),
     "stage": (lambda value: value in ("final", "search"), "final or search"),
 }

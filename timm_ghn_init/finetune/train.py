@@ -71,7 +71,7 @@ def run(
     with _own_randomness(place):
         _seed(trial, "model")
         data = load(trial, data_dir, place, workers, *_statistics(trial.arch))
-        model, facts = build(trial, data.classes)
+        model, facts = build(trial, data.classes, place)
         model = model.to(place).to(memory_format=torch.channels_last)  # faster by a quarter, on the CPU too
         session = _Session(trial, model, data)
         saved = Checkpoint(Path(checkpoint), trial.key, checkpoint_seconds) if checkpoint else None
