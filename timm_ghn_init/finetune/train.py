@@ -1,7 +1,6 @@
 """One trial from its initialisation to its test accuracy."""
 
 import hashlib
-import logging
 import math
 import os
 import platform
@@ -24,8 +23,6 @@ from .build import build
 from .checkpoint import Checkpoint
 from .data import Data, Split, load
 from .protocol import OPTIMIZERS, Trial, settled
-
-_logger = logging.getLogger(__name__)
 
 _EVAL_BATCH = 256
 Curves = dict[str, list[float | None]]
@@ -89,7 +86,7 @@ def run(
         **facts,
         "images": {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
         "classes": data.classes,
-        "curves": session.curves,
+        "curves": dict(session.curves),
         **scores,
         "seconds": seconds,
         "resumed_at_epochs": resumed,
