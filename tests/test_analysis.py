@@ -137,11 +137,13 @@ def corrupted(data: dict[str, Any]) -> list[Any]:
         {**data, "bins": -1},
         {**data, "arch": None},
         {**data, "layers": [{}]},
+        {**data, "layers": data["layers"][1:]},
         {**data, "selected": [len(data["layers"]) + 1]},
         {**data, "selected": ["1"]},
         {**data, "inits": []},
         {**data, "inits": [{**row, "std": row["std"][1:]}]},
         {**data, "inits": [{**row, "std": ["x"] * len(row["std"])}]},
+        {**data, "inits": [{**row, "std": [1e308] * len(row["std"])}]},
         {**data, "inits": [{**row, "histogram": [[1]] * len(row["std"])}]},
     ]
 

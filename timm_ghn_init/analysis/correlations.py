@@ -153,7 +153,7 @@ def check_correlations(data: Any) -> None:
     rules: dict[str, Callable[[Any], bool]] = {
         "arch": lambda v: isinstance(v, str),
         "bins": lambda v: type(v) is int and 0 < v <= 10_000,
-        "layers": lambda v: isinstance(v, list) and all(map(_is_layer, v)),
+        "layers": lambda v: isinstance(v, list) and all(_is_layer(info, i) for i, info in enumerate(v, 1)),
         "selected": lambda v: isinstance(v, list) and all(type(i) is int and 1 <= i <= len(layers) for i in v),
         "inits": lambda v: isinstance(v, list) and len(v) > 0 and all(_is_row(r, len(layers), data["bins"]) for r in v),
     }
@@ -162,10 +162,10 @@ def check_correlations(data: Any) -> None:
             raise ValueError(f"its {name} cannot be read")
 
 
-def _is_layer(value: Any) -> bool:
+def _is_layer(value: Any, number: int) -> bool:
     return (
         isinstance(value, dict)
-        and type(value.get("layer")) is int
+        and value.get("layer") == number
         and isinstance(value.get("name"), str)
         and isinstance(value.get("shape"), list)
         and all(type(size) is int for size in value["shape"])
@@ -177,7 +177,7 @@ def _is_row(value: Any, n_layers: int, bins: int) -> bool:
         isinstance(value, dict)
         and isinstance(value.get("init"), str)
         and all(isinstance(value.get(f), list) and len(value[f]) == n_layers for f in ("std", "histogram"))
-        and all(v is None or (type(v) in (int, float) and math.isfinite(v)) for v in value["std"])
+        and all(v is None or (type(v) in (int, float) and 0 <= v <= 1) for v in value["std"])
         and all(v is None or _is_histogram(v, bins) for v in value["histogram"])
     )
 

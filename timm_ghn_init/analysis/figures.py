@@ -86,7 +86,8 @@ def distribution(axes: Axes, data: Mapping[str, Any], layer: int, looks: Mapping
             continue
         density = [c / max(1, sum(counts)) * bins / 2 for c in counts]
         highest = max(highest, *density)
-        axes.plot(centres, density, color=looks[row["init"]].colour, ls=looks[row["init"]].style, label=row["init"])
+        look = looks[row["init"]]
+        axes.plot(centres, density, color=look.colour, ls=look.style)
     axes.set_yscale("symlog", linthresh=0.1)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), ylim=(0, 1.6 * max(highest, 1)))
@@ -102,7 +103,7 @@ def deviation(axes: Axes, data: Mapping[str, Any], looks: Mapping[str, Line]) ->
         known = [(info["layer"], std) for info, std in zip(data["layers"], row["std"], strict=True) if std is not None]
         look = looks[row["init"]]
         x, y = zip(*known, strict=True) if known else ((), ())
-        axes.plot(x, y, color=look.colour, ls=look.style, marker="o", ms=2.5, label=row["init"])
+        axes.plot(x, y, color=look.colour, ls=look.style, marker="o", ms=2.5, label=clean(row["init"]))
     axes.set(xlabel="layer, in the order of the network", ylabel="std of the correlations")
     axes.set_ylim(bottom=0)
     _whole_numbers(axes)
