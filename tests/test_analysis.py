@@ -297,6 +297,7 @@ def test_command_embed(
         (["resnet51"], "Unknown architecture 'resnet51'"),
         (["test_resnet", "--reference", "imagenet"], "--reference imagenet"),
         (["test_resnet", "--values", "none.csv"], "none.csv"),
+        (["test_resnet", "--column", "top1"], "--column needs --values"),
         (["test_resnet", "--source", "rand"], "without a GHN"),
     ],
 )

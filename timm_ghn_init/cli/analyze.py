@@ -118,6 +118,8 @@ def embed(args: argparse.Namespace) -> int:
     source = read_source(args.source)
     if source.baseline:
         raise UserError(f"{source} is an initialisation without a GHN and embeds nothing. Name a GHN, e.g. ghn2.")
+    if args.column and not args.values:
+        raise UserError("--column needs --values.")
     with mistakes(ValueError, OSError):
         column, values = read_values(args.values, args.column) if args.values else (None, {})
         given, reference = _architectures(args)
