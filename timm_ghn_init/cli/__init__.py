@@ -12,13 +12,30 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import bake, cache, finetune, ghns, graph, inspect, predict, push, training, verify
+from . import (
+    analyze,
+    bake,
+    cache,
+    finetune,
+    ghns,
+    graph,
+    inspect,
+    predict,
+    push,
+    report,
+    training,
+    verify,
+)
 from .arguments import PROG, ArgumentParser, Run
 from .messages import is_mistake, logging_to_stderr, one_line
 
 _logger = logging.getLogger(__name__)
 
-FAMILIES = (predict, inspect, graph, ghns, finetune, training, cache, push, bake, verify)  # in the order of --help
+FAMILIES = (  # in the order of --help
+    *(predict, inspect, graph, ghns),
+    *(analyze, finetune, report, training),
+    *(cache, push, bake, verify),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

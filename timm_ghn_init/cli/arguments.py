@@ -18,6 +18,20 @@ class Command(Protocol):
     def __call__(self, name: str, run: Run) -> argparse.ArgumentParser: ...
 
 
+def nested(parser: argparse.ArgumentParser) -> Command:
+    """What declares the commands of a command; -v and -q may stand before them and after them."""
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Run) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        sub.set_defaults(run=run)
+        for option in ("-v", "--verbose"), ("-q", "--quiet"):
+            sub.add_argument(*option, action="count", default=argparse.SUPPRESS, help="as before the command")
+        return sub
+
+    return command
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """One line for a mistake, without the usage."""
 

@@ -1,0 +1,240 @@
+"""The report: what it says, that it needs nothing else, that it is legible, and that text from files stays text."""
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from timm_ghn_init.analysis import BINS, experiments
+from timm_ghn_init.analysis.page import _VARIABLES
+from timm_ghn_init.analysis.runs import curves
+from timm_ghn_init.cli import main
+
+pytest.importorskip("matplotlib")
+
+HOSTILE = '</text></style></script><script>alert("1")</script><img src=x onerror=alert(2)>'
+
+
+def a_run(**trial: Any) -> dict[str, Any]:
+    """A line as finetune writes it, of a short run."""
+    settings = {"arch": "resnet50", "init": "rand", "seed": 0, "data": "digits", "stage": "final", "lr": 0.01}
+    return {
+        "kind": "run",
+        "key": "k",
+        "trial": {**settings, "opt": "sgd", "epochs": 2, "ghn": "", **trial},
+        "stem": {"conv1": "7x7 -> 3x3"},
+        "images": {"train": 1000},
+        "curves": {"train_accuracy": [0.2, 0.6], "validation_accuracy": [0.1, 0.5], "train_loss": [2.0, None]},
+        "test_accuracy": 0.5,
+        "validation_accuracy": 0.5,
+        "command": ["timm-ghn-init", "finetune", "resnet50", "--init", "ghn-orth?layer=37"],
+        "versions": {"timm": "1.0"},
+        "machine": {"device": "cpu"},
+    }
+
+
+def measured(name: str = "conv1.weight") -> dict[str, Any]:
+    """A file of analyze correlations, of one layer."""
+    row = {"std": [0.1], "mean": [0.0], "histogram": [[1] * BINS]}
+    return {
+        "kind": "correlations",
+        "arch": name,
+        "bins": BINS,
+        "selected": [1],
+        "layers": [{"layer": 1, "name": name, "shape": [8, 3, 3, 3]}],
+        "inits": [{"init": "rand", **row}, {"init": name, **row}],
+    }
+
+
+@pytest.fixture
+def report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Write a results file and report on it: status, page, stderr."""
+
+    def report(records: list[Any], *correlations: Any) -> tuple[int, str, str]:
+        runs, page = tmp_path / "runs.jsonl", tmp_path / "r.html"
+        runs.write_text("".join(json.dumps(r) + "\n" for r in records))
+        argv = ["report", str(runs), "-o", str(page)]
+        for i, data in enumerate(correlations):
+            (tmp_path / f"c{i}.json").write_text(json.dumps(data))
+            argv += ["--correlations", str(tmp_path / f"c{i}.json")]
+        status = main(argv)
+        return status, page.read_text() if page.exists() else "", capsys.readouterr().err
+
+    return report
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def values(self, name: str) -> list[str]:
+        return [value or "" for n, value in self.attributes if n == name]
+
+
+def test_table_curves_and_commands(report: Callable[..., tuple[int, str, str]]) -> None:
+    runs = [a_run(seed=seed) | {"test_accuracy": accuracy} for seed, accuracy in enumerate((0.5, 0.6))]
+    runs += [a_run(init="ghn2-orth") | {"test_accuracy": 0.7}]
+    status, text, _ = report(runs, measured())
+    page = Page(text)
+    assert status == 0
+    assert "resnet50 on digits, 1000 labels" in page.text
+    assert "55.0 ± 7.1" in page.text
+    assert "<b>70.0</b>" in text
+    assert "conv1 7x7 -> 3x3" in page.text
+    assert "timm-ghn-init finetune resnet50 --init 'ghn-orth?layer=37'" in page.text
+    assert "3 runs" in page.text
+    labels = page.values("aria-label")
+    assert [label.split()[0] for label in labels] == ["Training", "Validation", "Distribution", "Standard"]
+
+
+def test_page_needs_nothing_else(report: Callable[..., tuple[int, str, str]]) -> None:
+    text = report([a_run()], measured())[1]
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "object", "image", "foreignobject", "a"} & set(page.tags)
+    assert "default-src 'none'" in text
+    assert re.findall(r"@import|url\((?!#)", text) == []
+    assert {re.sub(r"\W.*", "", v) for v in page.values("src") + page.values("href")} == set()
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {v.removeprefix("#") for v in page.values("xlink:href")} <= set(ids)
+    assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(ids)
+
+
+def test_colours_follow_the_scheme_and_can_be_seen(report: Callable[..., tuple[int, str, str]]) -> None:
+    text = report([a_run()], measured())[1]
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "prefers-color-scheme:dark" in style
+    assert set(re.findall(r"var\(--(\w+)\)", text)) <= set(_VARIABLES)
+    pictures = text[text.index("</style>") :]
+    assert set(re.findall(r"(?:stroke|fill): (#[0-9a-f]{6})", pictures)) == set()  # all are variables
+
+    def luminance(colour: str) -> float:
+        parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    for name, pair in _VARIABLES.items():
+        for colour, paper in zip(pair, _VARIABLES["paper"], strict=True):
+            low, high = sorted((luminance(colour), luminance(paper)))
+            least = {"paper": 1, "grid": 1, "ink": 7, "faint": 4.5}.get(name, 3)  # WCAG: text 4.5, lines 3
+            assert (high + 0.05) / (low + 0.05) >= least, (name, colour)
+
+
+def test_hostile_text_stays_text(report: Callable[..., tuple[int, str, str]]) -> None:
+    run = a_run(arch=HOSTILE, init=HOSTILE, data=HOSTILE, opt=HOSTILE)
+    run |= {
+        "stem": {HOSTILE: HOSTILE},
+        "command": [HOSTILE],
+        "versions": {HOSTILE: HOSTILE},
+        "machine": {HOSTILE: "\0"},
+    }
+    status, text, _ = report([run], measured(HOSTILE))
+    page = Page(text)
+    assert status == 0
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert "onerror" not in dict(page.attributes)
+    assert page.text.count("alert(2)") > 8
+    assert "\0" not in text
+
+
+def test_formulas_are_no_formulas(report: Callable[..., tuple[int, str, str]]) -> None:
+    status, text, _ = report([a_run()], measured("$\\frac{$"))
+    assert status == 0
+    assert "$\\frac{$" in text
+
+
+UNSOUND: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no trial": lambda r: r.pop("trial"),
+    "trial is a list": lambda r: r.update(trial=[]),
+    "no stage": lambda r: r["trial"].pop("stage"),
+    "seed is a word": lambda r: r["trial"].update(seed="0"),
+    "a list in the trial": lambda r: r["trial"].update(lr=[1]),
+    "NaN": lambda r: r["trial"].update(lr=float("nan")),
+    "accuracy is text": lambda r: r.update(test_accuracy="0.5"),
+    "accuracy in percent": lambda r: r.update(test_accuracy=50),
+    "no curves": lambda r: r.pop("curves"),
+    "words in a curve": lambda r: r["curves"].update(train_accuracy=["x"]),
+    "no images": lambda r: r.update(images=None),
+    "command is text": lambda r: r.update(command="rm"),
+}
+
+
+@pytest.mark.parametrize("name", UNSOUND)
+def test_what_is_no_run_is_left_out(name: str) -> None:
+    wrong = copy.deepcopy(a_run(seed=1))
+    UNSOUND[name](wrong)
+    found, left_out = experiments([a_run(), wrong, {"kind": "other"}])
+    assert left_out == 1
+    assert [len(row.runs) for e in found for row in e.rows] == [1]
+
+
+def test_runs_are_sorted() -> None:
+    records = [a_run(seed=1), a_run(seed=0), a_run(lr=0.1), a_run(arch="vgg11"), a_run(stage="search", seed=7)]
+    again = a_run(seed=1) | {"test_accuracy": 0.9}
+    found, left_out = experiments([*records, again])
+    assert left_out == 0
+    assert [(e.arch, [row.label for row in e.rows]) for e in found] == [
+        ("resnet50", ["rand, lr 0.01", "rand, lr 0.1"]),
+        ("vgg11", ["rand"]),
+    ]
+    row = found[0].rows[0]
+    assert [run["trial"]["seed"] for run in row.runs] == [0, 1]
+    assert row.test[0] == pytest.approx(0.7)
+
+
+def test_curves_of_runs_that_ended_early() -> None:
+    short = a_run(seed=1)
+    short["curves"] = {"train_accuracy": [0.4]}
+    row = experiments([a_run(), short])[0][0].rows[0]
+    curve = curves(row, "train_accuracy")
+    assert curve.mean == pytest.approx([0.3, 0.6])
+    assert (curve.least, curve.most) == ([0.2, 0.6], [0.4, 0.6])
+    assert curves(row, "train_loss").mean == [2.0, None]
+    assert curves(row, "nothing").mean == []
+
+
+def test_mistakes(report: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    for records, correlations, message in (
+        ([], (), "no finished run"),
+        ([{"kind": "run"}], (), "no finished run"),
+        ([a_run()], ([1],), "c0.json is not what analyze correlations writes"),
+        ([a_run()], ({**measured(), "bins": 0},), "its bins cannot be read"),
+    ):
+        status, text, err = report(records, *correlations)
+        assert (status, text, err.count("\n")) == (2, "", 1)
+        assert message in err
+    assert main(["report", str(tmp_path / "none.jsonl"), "-o", str(tmp_path / "r.html")]) == 2
+
+
+def test_lines_left_out_are_told(report: Callable[..., tuple[int, str, str]]) -> None:
+    assert "2 lines of the file" in Page(report([a_run(), {"kind": "run"}, {"kind": "run", "trial": 1}])[1]).text
+
+
+def test_deep_nesting_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs, deep = tmp_path / "runs.jsonl", tmp_path / "c.json"
+    runs.write_text(json.dumps(a_run()))
+    deep.write_text("[" * 200_000)
+    assert main(["report", str(runs), "--correlations", str(deep), "-o", str(tmp_path / "r.html")]) == 2
+    runs.write_text("[" * 200_000)
+    assert main(["report", str(runs), "-o", str(tmp_path / "r.html")]) == 2
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,177 @@
+"""`analyze`: what an initialisation looks like, before any training."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..sources import DEFAULT
+from .arguments import Command, add_architecture, nested, whole
+from .files import output_path, writing
+from .messages import UserError, mistakes, table
+from .models import build, create_architecture, read_source
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import nn
+
+    from ..analysis.embeddings import Architecture
+
+_OUTPUT = "a picture, and its numbers beside it as FILE.json; or FILE.json alone"
+
+
+def add(command: Command) -> None:
+    sub = nested(command("analyze", analyze))
+    _add_correlations(sub("correlations", correlations))
+    _add_embed(sub("embed", embed))
+
+
+def analyze(args: argparse.Namespace) -> int:
+    """Show how alike channels are, or where a GHN places architectures, without any training."""
+    raise AssertionError("its commands run instead")
+
+
+def _add_correlations(sub: argparse.ArgumentParser) -> None:
+    add_architecture(sub)
+    default = "rand,orth,ghn,ghn-orth"
+    sub.add_argument(
+        "--sources", default=default, metavar="A,B,...", help=f"also pretrained, timm (default: {default})"
+    )
+    sub.add_argument("--layers", default="", metavar="1,20,...", help="whose distribution is shown (default: four)")
+    sub.add_argument("--seed", type=whole(0), default=0, help="of what is random (default: %(default)s)")
+    sub.add_argument("-o", "--output", required=True, metavar="FILE.svg|png|json", help=_OUTPUT)
+
+
+def correlations(args: argparse.Namespace) -> int:
+    """Compare how much the channels of each layer correlate under several initialisations (the paper's Figure 2)."""
+    from ..analysis import compare, correlation_figure
+
+    output = _picture_path(args.output)
+    with mistakes(ValueError):
+        data = compare(
+            lambda pretrained: _with_weights(args) if pretrained else create_architecture(args),
+            [s.strip() for s in args.sources.split(",")],
+            name=args.arch,
+            seed=args.seed,
+            layers=_numbers(args.layers),
+            input_size=args.img_size,
+        )
+    _write(output, data, lambda: correlation_figure(data))
+    selected = [data["layers"][i - 1] for i in data["selected"]]
+    rows = [
+        (row["init"], *(_cell(row["std"][info["layer"] - 1]) for info in selected), _cell(_mean(row["std"])))
+        for row in data["inits"]
+    ]
+    print("Standard deviation of the correlations between channels\n")
+    print(table(("initialisation", *(f"layer {i['layer']}" for i in selected), "mean of all"), rows))
+    return 0
+
+
+def _with_weights(args: argparse.Namespace) -> "nn.Module":
+    """The architecture with timm's weights."""
+    import timm
+
+    return timm.create_model(args.arch, pretrained=True, **build(args)[1])
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise UserError(f"--layers {text}: is not a list of whole numbers such as 1,20,37.") from None
+
+
+def _add_embed(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("arch", nargs="+", metavar="ARCH", help="architectures of timm to point out")
+    sub.add_argument("--source", default=DEFAULT, help="which GHN, see list (default: %(default)s)")
+    sub.add_argument(
+        "--reference",
+        default="timm",
+        metavar="SET",
+        help="what to place them among: timm, timm:PATTERN,PATTERN... or networks, those that train-ghn holds out "
+        "(default: %(default)s)",
+    )
+    sub.add_argument("--size", type=whole(2), default=100, metavar="N", help="of the set (default: %(default)s)")
+    sub.add_argument("--seed", type=whole(0), default=0, help="of its choice (default: %(default)s)")
+    sub.add_argument("--values", metavar="FILE.csv", help="colour by a number, as in timm's tables, not by module")
+    sub.add_argument("--column", metavar="NAME", help="of the CSV (default: its first with numbers)")
+    sub.add_argument("-o", "--output", required=True, metavar="FILE.svg|png|json", help=_OUTPUT)
+
+
+def embed(args: argparse.Namespace) -> int:
+    """Project graph embeddings on two principal components, architectures among others (the paper's Figure 5)."""
+    from ..analysis import embedding_figure, place, read_values
+    from ..checkpoints import load_ghn, resolve_default
+
+    output = _picture_path(args.output)
+    source = read_source(args.source)
+    if source.baseline:
+        raise UserError(f"{source} is an initialisation without a GHN and embeds nothing. Name a GHN, e.g. ghn2.")
+    if args.column and not args.values:
+        raise UserError("--column needs --values.")
+    with mistakes(ValueError, OSError):
+        column, values = read_values(args.values, args.column) if args.values else (None, {})
+        given, reference = _architectures(args)
+    source = resolve_default(source)
+    with mistakes(ValueError):
+        data = place(load_ghn(source), given, reference, values=values)
+    data |= {"ghn": source.name, "reference": args.reference, "column": column}
+    _write(output, data, lambda: embedding_figure(data, column))
+    rows = [(p["name"], p["group"], p["nodes"], f"{p['x']:.3f}", f"{p['y']:.3f}") for p in data["points"] if p["given"]]
+    print(f"{len(data['points']) - len(rows)} architectures to compare with\n")
+    print(table(("architecture", "module", "nodes", "first component", "second"), rows))
+    return 0
+
+
+def _architectures(args: argparse.Namespace) -> "tuple[list[Architecture], list[Architecture]]":
+    from ..analysis.embeddings import sampled_reference, timm_architecture, timm_reference
+
+    given = [timm_architecture(name) for name in dict.fromkeys(args.arch)]
+    kind, _, patterns = args.reference.partition(":")
+    if kind == "timm":
+        return given, timm_reference(args.size, patterns.split(",") if patterns else ("*",), args.seed)
+    if args.reference == "networks":
+        return given, sampled_reference(args.size, args.seed)
+    raise UserError(f"--reference {args.reference}: is not timm, timm:PATTERN,... or networks.")
+
+
+def _picture_path(path: str) -> Path:
+    """Where to write; what makes pictures must be there before the work."""
+    from ..analysis import style
+
+    output = output_path(path, (".svg", ".png", ".json"))
+    if output.suffix.lower() != ".json":
+        with mistakes(ImportError), style():
+            pass
+    return output
+
+
+def _write(output: Path, data: dict[str, Any], figure: "Callable[[], Figure]") -> None:
+    import timm
+    import torch
+
+    from ..analysis import rendered, style
+
+    data |= {"versions": {"timm_ghn_init": __version__, "timm": timm.__version__, "torch": torch.__version__}}
+    numbers = output.with_suffix(".json")
+    with writing(numbers) as temporary:
+        temporary.write_text(json.dumps(data, allow_nan=False) + "\n", encoding="utf-8")
+    print(numbers)
+    if output != numbers:
+        with style():
+            picture = rendered(figure(), output.suffix.lower())
+        with writing(output) as temporary:
+            temporary.write_bytes(picture)
+        print(output)
+    print()

@@ -1,0 +1,54 @@
+"""`report`: fine-tuning runs as a page."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from .arguments import Command
+from .files import output_path, writing
+from .messages import UserError, mistakes
+
+
+def add(command: Command) -> None:
+    sub = command("report", report)
+    sub.add_argument("runs", metavar="RUNS.jsonl", help="results of finetune")
+    sub.add_argument(
+        "--correlations", action="append", default=[], metavar="FILE.json", help="of analyze correlations; repeatable"
+    )
+    sub.add_argument("-o", "--output", required=True, metavar="REPORT.html")
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write the results of finetune as one self-contained page: table, curves, correlations, commands."""
+    from ..analysis import experiments, page
+    from ..finetune.results import read
+
+    output = output_path(args.output, (".html",))
+    runs = Path(args.runs)
+    if not runs.is_file():
+        raise UserError(f"{runs}: there is no such file. finetune ... -o {runs} writes one.")
+    with mistakes(OSError, RecursionError):
+        found, left_out = experiments(read(runs))
+    if not found:
+        raise UserError(f"{runs} holds no finished run of finetune.")
+    measured = [_read_correlations(Path(path)) for path in args.correlations]
+    with mistakes(ImportError):
+        text = page(found, measured, left_out)
+    with writing(output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(output)
+    return 0
+
+
+def _read_correlations(path: Path) -> Any:
+    from ..analysis import check_correlations
+
+    with mistakes(OSError, RecursionError):
+        content = path.read_bytes()
+    try:
+        data = json.loads(content)
+        check_correlations(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not what analyze correlations writes: {error}") from error
+    return data

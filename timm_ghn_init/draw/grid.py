@@ -1,0 +1,144 @@
+"""Where the nodes are: rows (layers), lanes (branches side by side), and columns that the rows are folded into."""
+
+import math
+from bisect import bisect_right
+from collections import Counter
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+from ..graph import Graph
+from .scene import Point
+
+ASPECT = 1.6
+MARGIN = 28.0
+HEADER, LEGEND = 86.0, 60.0  # the y of the first row; about the height of the legend
+
+
+class Spacing(NamedTuple):
+    """Pixels between rows and between lanes, and the width left of a column's first lane for edges that skip."""
+
+    row: float
+    lane: float
+    bow: float
+
+
+class Fold(NamedTuple):
+    """Nodes on the grid: row (layer) and lane of each, and the first row of every column, with the end."""
+
+    row: list[int]
+    lane: list[int]
+    starts: list[int]
+
+    def column(self, node: int) -> int:
+        return bisect_right(self.starts, self.row[node]) - 1
+
+
+def _neighbours(graph: Graph) -> tuple[list[list[int]], list[list[int]]]:
+    """Predecessors and successors of each node."""
+    before: list[list[int]] = [[] for _ in graph.nodes]
+    after: list[list[int]] = [[] for _ in graph.nodes]
+    for u, v in graph.edges.tolist():
+        before[v].append(u)
+        after[u].append(v)
+    return before, after
+
+
+def rows(graph: Graph) -> list[int]:
+    """The layer of each node, its longest path from a source; sources other than the input just before their use."""
+    before, after = _neighbours(graph)
+    row: list[int] = []
+    for sources in before:
+        row.append(max((row[u] + 1 for u in sources), default=0))
+    for v, sources in enumerate(before):
+        if v and not sources and after[v]:
+            row[v] = max(0, min(row[w] for w in after[v]) - 1)
+    return row
+
+
+def lanes(graph: Graph, row: list[int]) -> list[int]:
+    """The lane of each node: that of a predecessor if it is free, the longest branch first, so that it runs straight.
+
+    A lane stays reserved from the end of a branch to the row where the branch joins the others.
+    """
+    before, after = _neighbours(graph)
+    n = len(row)
+    to_end = [0] * n
+    for v in reversed(range(n)):
+        to_end[v] = max((to_end[w] + 1 for w in after[v]), default=0)
+    lane = [0] * n
+    reserved: list[int] = []  # the last row that a lane is not free in
+    for v in sorted(range(n), key=lambda v: (row[v], -to_end[v], v)):
+        wanted = min((lane[u] for u in before[v]), default=0)
+        reserved.append(-1)  # one more lane is always free
+        lane[v] = min((i for i, until in enumerate(reserved) if until < row[v]), key=lambda i: abs(i - wanted))
+        reserved[lane[v]] = max(row[v], min((row[w] for w in after[v]), default=0) - 1)
+        if reserved[-1] < 0:
+            reserved.pop()
+    return lane
+
+
+def fold_rows(graph: Graph, row: list[int], lane: list[int], spacing: Spacing) -> Fold:
+    """Fold the rows into columns such that the picture is about ASPECT times as wide as it is high."""
+    n_rows = max(row) + 1
+    lanes = [0] * n_rows
+    for r, i in zip(row, lane, strict=True):
+        lanes[r] = max(lanes[r], i + 1)
+    crossing = _crossing(graph, row)
+
+    def off(starts: list[int]) -> float:
+        columns = list(pairwise(starts))
+        width = sum(max(lanes[a:b]) * spacing.lane + spacing.bow for a, b in columns)
+        height = max(b - a for a, b in columns) * spacing.row + HEADER + LEGEND
+        return abs(math.log(width / height / ASPECT))
+
+    column_width = sum(lanes) / n_rows * spacing.lane + spacing.bow
+    guess = math.sqrt(ASPECT * n_rows * spacing.row / column_width)
+    counts = {max(1, round(guess * factor / 10)) for factor in range(5, 14)}
+    return Fold(row, lane, min((_breaks(crossing, n_rows, c) for c in sorted(counts)), key=off))
+
+
+def _crossing(graph: Graph, row: list[int]) -> list[int]:
+    """[r]: how many nodes before row r have successors from row r on: what a break in front of r cuts apart."""
+    reach = list(row)
+    for u, v in graph.edges.tolist():
+        reach[u] = max(reach[u], row[v])
+    change = Counter(r + 1 for r in row)
+    change.subtract(r + 1 for r in reach)
+    return list(accumulate(change[r] for r in range(max(row) + 2)))
+
+
+def _breaks(crossing: list[int], n_rows: int, columns: int) -> list[int]:
+    """First rows of about that many columns, of about equal length, with few edges cut: dynamic programming."""
+    length = math.ceil(n_rows / columns)
+    shortest, longest = max(1, round(0.75 * length)), max(1, round(1.25 * length))
+    best = [0.0] + [math.inf] * n_rows  # [end]: the least cost of folding the rows before it
+    previous = [0] * (n_rows + 1)
+    for end in range(1, n_rows + 1):
+        last = end == n_rows
+        for start in range(max(0, end - longest), end - (1 if last else shortest) + 1):
+            uneven = ((end - start) / length - 1) ** 2 * 4
+            cost = best[start] + uneven + (0 if last else crossing[end])
+            if cost < best[end]:
+                best[end], previous[end] = cost, start
+    starts = [n_rows]
+    while starts[-1]:
+        starts.append(previous[starts[-1]])
+    return starts[::-1]
+
+
+def positions(fold: Fold, spacing: Spacing) -> list[Point]:
+    """Pixels of the nodes: even columns run down, odd ones up, and all but the last are stretched to one height."""
+    lengths = [b - a for a, b in pairwise(fold.starts)]
+    height = (max(lengths) - 1) * spacing.row
+    steps = [height / max(1, length - 1) for length in lengths]
+    steps[-1] = min(steps[-1], 1.3 * spacing.row)
+    lanes = [1] * len(lengths)
+    for node, lane in enumerate(fold.lane):
+        lanes[fold.column(node)] = max(lanes[fold.column(node)], lane + 1)
+    left = list(accumulate((n * spacing.lane + spacing.bow for n in lanes), initial=MARGIN))
+    xy = []
+    for node, (row, lane) in enumerate(zip(fold.row, fold.lane, strict=True)):
+        c = fold.column(node)
+        y = (row - fold.starts[c]) * steps[c]
+        xy.append((left[c] + spacing.bow + lane * spacing.lane, HEADER + (y if c % 2 == 0 else height - y)))
+    return xy
