@@ -18,7 +18,7 @@ INK, FAINT, GRID, PAPER = "#1f2933", "#66707a", "#d9dee3", "#ffffff"
 SERIES = ("#0072b2", "#d55e00", "#00805c", "#a8508a", "#8a6d00", "#4d4d4d")
 # Of dashes and gaps, in line widths; () is a solid line.
 DASHES = ((), (5.0, 1.5), (6.0, 1.5, 1.2, 1.5), (1.5, 1.2), (7.0, 1.5, 1.5, 1.5, 1.5, 1.5), (9.0, 3.0))
-_MARKERS = "osD^vPX*"
+_MARKERS = "osD^vPXh"  # a star is what is given
 _MOST_GROUPS = 8  # of a scatter plot; all others share one grey
 STYLE: Any = {  # matplotlib names the keys' type only in new versions
     "svg.fonttype": "none",  # text stays text
