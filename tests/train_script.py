@@ -82,7 +82,8 @@ def main() -> None:
         "losses": losses,
         "workers": workers,
     }
-    print(json.dumps(facts), flush=True)
+    sys.stdout.write(json.dumps(facts) + "\n")  # one write: ranks share the output
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
