@@ -4,8 +4,8 @@
 
 Every initialisation gets the same budget: each learning rate once with the fewest labels, then, for each number of
 labels, five seeds of the one that was best on the validation images, tested after the last epoch on images that were
-not looked at before. Half an hour of one core, for all. Results are kept in a file, one line a run; the same command goes on
-where it was stopped, and `--inits`, `--models` and `--labels` do a part of it.
+not looked at before. Half an hour of one core, for all. Results are kept in a file, one line a run; the same command
+goes on where it was stopped, and `--inits`, `--models` and `--labels` do a part of it.
 """
 
 import argparse
