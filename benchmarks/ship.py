@@ -62,6 +62,8 @@ timm-ghn-init eval-ghn {name} --networks {held_out}
 | networks | number | predicted | times chance | random |
 |---|---|---|---|---|
 {table}
+
+What it is worth for training on real images is in [transfer.md](transfer.md).
 """
 
 
