@@ -68,7 +68,7 @@ def initialise(
         ValueError: `layer` is not one of the model's layers, or a weight has no memory or is not floating point. The
             model is then as it was.
     """
-    seed = next(s for s in (seed, source.seed, 0) if s is not None)
+    seed = source.seed_or(seed)
     layer = 1 if source.layer == "auto" else source.layer
     check(model, layer=layer, beta=0.0, overwritten={n for n, _ in model.named_parameters()})
     writes = _plan(model, seed)

@@ -3,7 +3,6 @@
 All of them small images by today's standards, held as one uint8 tensor: there is nothing to wait for after the start.
 """
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-_logger = logging.getLogger(__name__)
 
 
 class DatasetError(RuntimeError):

@@ -56,7 +56,7 @@ def make_plan(model: nn.Module, name: str, graph: Graph, ghn: GHN, source: Sourc
     if not names:
         raise TraceError(f"{name}: {source} predicts none of its parameters: {skipped}")
     layer = auto_layer(name, len(list_layers(model))) if source.layer == "auto" else source.layer
-    seed = next(s for s in (seed, source.seed, 0) if s is not None)
+    seed = source.seed_or(seed)
     changed = to_process(model, layer) if source.orth else []
     predicted = {id(model.get_parameter(n)) for n in names if graph.targets[n].whole}
     rest = [t.name for t in changed if id(t.weight) not in predicted]

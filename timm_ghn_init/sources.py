@@ -272,6 +272,10 @@ class Source:
         """This source without the keys that change nothing about the weights."""
         return replace(self, **{key.field: _DEFAULTS[key.field] for key in KEYS.values() if not key.predicts})
 
+    def seed_or(self, seed: int | None) -> int:
+        """The caller's own seed, else the source's, else 0."""
+        return next(s for s in (seed, self.seed, 0) if s is not None)
+
     @property
     def known(self) -> KnownGHN | None:
         """The named GHN; None for "ghn" and for files."""

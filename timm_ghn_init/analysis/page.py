@@ -12,6 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..draw.words import clean
+from ..finetune.results import percent
 from ..version import __version__
 from .figures import FAINT, GRID, INK, SERIES, Line, curves, deviation, distribution, lines, panel, rendered, style
 from .runs import Experiment, Row
@@ -104,11 +105,11 @@ def _table(experiment: Experiment, looks: Mapping[str, Line]) -> str:
     best = max((row.test[0] for row in experiment.rows if row.test[0] is not None), default=None)
     body = []
     for row in experiment.rows:
-        score = _percent(row.test)
+        score = percent(row.test)
         diverged = sum(bool(run.get("diverged")) for run in row.runs)
         cells = (
             f"<b>{score}</b>" if row.test[0] == best else score,
-            _percent(row.validation),
+            percent(row.validation),
             f"{len(row.runs)}{f' ({diverged} diverged)' if diverged else ''}",
             _e(_settings(row)),
         )
@@ -116,13 +117,6 @@ def _table(experiment: Experiment, looks: Mapping[str, Line]) -> str:
         body.append(f"<tr><th scope=row>{_swatch(looks[row.label])} {_e(row.label)}</th>{named}</tr>")
     header = "".join(f"<th scope=col>{h}</th>" for h in ("initialisation", *_COLUMNS))
     return f"<div class=wide><table><thead><tr>{header}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-
-
-def _percent(score: tuple[float | None, float | None]) -> str:
-    mean, std = score
-    if mean is None:
-        return "-"
-    return f"{100 * mean:.1f}" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f}"
 
 
 _SHOWN = {

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..finetune.results import Record, mean_and_std
+from ..finetune.results import Record, mean_and_std, settings
 from .figures import Curve
 
 Score = tuple[float | None, float | None]  # mean and standard deviation
@@ -57,11 +57,11 @@ def experiments(records: Iterable[Record]) -> tuple[list[Experiment], int]:
         trial = run["trial"]
         if trial["stage"] == "final":
             compared = (trial["arch"], trial["data"], run["images"]["train"])
-            groups.setdefault(compared, {}).setdefault(_settings(trial), {})[trial["seed"]] = run
+            groups.setdefault(compared, {}).setdefault(settings(trial), {})[trial["seed"]] = run
     found = []
-    for (arch, data, labels), settings in groups.items():
-        trials = [next(iter(seeds.values()))["trial"] for seeds in settings.values()]
-        rows = tuple(_row(trial, trials, seeds) for trial, seeds in zip(trials, settings.values(), strict=True))
+    for (arch, data, labels), by_settings in groups.items():
+        trials = [next(iter(seeds.values()))["trial"] for seeds in by_settings.values()]
+        rows = tuple(_row(trial, trials, seeds) for trial, seeds in zip(trials, by_settings.values(), strict=True))
         found.append(Experiment(arch, data, labels, rows))
     return found, len(claimed) - len(sound)
 
@@ -83,11 +83,6 @@ def _row(trial: Mapping[str, Any], trials: list[Mapping[str, Any]], seeds: Mappi
     runs = tuple(seeds[seed] for seed in sorted(seeds))
     test, validation = (mean_and_std([r.get(f"{part}_accuracy") for r in runs]) for part in ("test", "validation"))
     return Row(_label(trial, trials), runs, test, validation)
-
-
-def _settings(trial: Mapping[str, Any]) -> tuple[Any, ...]:
-    """All that a seed does not change."""
-    return tuple(sorted((n, v) for n, v in trial.items() if n not in ("seed", "stage") and v))
 
 
 def _label(trial: Mapping[str, Any], trials: list[Mapping[str, Any]]) -> str:

@@ -88,3 +88,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--in-chans", type=whole(1), metavar="C")
     parser.add_argument("--img-size", type=whole(1), metavar="H", help="of models that are built for one size")
     parser.add_argument("--model-kwargs", nargs="*", default={}, action=KeyValue, metavar="KEY=VALUE")
+
+
+def add_prediction(parser: argparse.ArgumentParser) -> None:
+    """What predicts, from which seed, and where."""
+    parser.add_argument("--source", default="ghn-orth", help="which GHN, see list (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0), help="of all that is random (default: the source's own, else 0)")
+    parser.add_argument("--device", help="where to predict (default: CUDA if there is one, else CPU)")

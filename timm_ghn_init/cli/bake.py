@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..sources import Source, is_namespace
-from .arguments import Command, add_model_options, whole
+from .arguments import Command, add_model_options, add_prediction
 from .files import writing_folder
 from .messages import UserError, did_you_mean, one_line, table
 from .models import build_initialised, model_key, read_source
@@ -22,9 +22,7 @@ def add(command: Command) -> None:
     sub = command("bake", bake)
     sub.add_argument("--models", required=True, metavar="'A*,B'", help="architectures of timm, with * and ?")
     add_model_options(sub)
-    sub.add_argument("--source", default="ghn-orth", help="which GHN, see list (default: %(default)s)")
-    sub.add_argument("--seed", type=whole(0), help="of all that is random (default: the source's own, else 0)")
-    sub.add_argument("--device", help="where to predict (default: CUDA if there is one, else CPU)")
+    add_prediction(sub)
     where = sub.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, metavar="DIR", help="a folder in it for each, for timm's local-dir:")
     where.add_argument("--hub", type=_namespace, metavar="ORG", help="a repository there for each, for ?hub=ORG")

@@ -176,7 +176,7 @@ def _literal(text: str) -> Any:
 
 
 def _as_text(records: "list[dict[str, Any]]") -> str:
-    from ..finetune.results import summary
+    from ..finetune.results import percent, summary
 
     rows = []
     for row in summary(records):
@@ -185,8 +185,8 @@ def _as_text(records: "list[dict[str, Any]]") -> str:
         rows.append(
             (
                 t["init"],
-                _percent(row["validation_accuracy"]),
-                _percent(row["test_accuracy"]),
+                percent(row["validation_accuracy"]),
+                percent(row["test_accuracy"]),
                 len(row["seeds"]),
                 settings,
             )
@@ -196,10 +196,3 @@ def _as_text(records: "list[dict[str, Any]]") -> str:
     stem = ", ".join(f"{name} {change}" for name, change in first["stem"].items()) or "as it is"
     head = f"{first['trial']['arch']}, {first['trial']['data']}, {first['images']['train']} labels; stem: {stem}"
     return f"{one_line(head)}\n\n{table(header, rows)}"
-
-
-def _percent(score: tuple[float | None, float | None]) -> str:
-    mean, std = score
-    if mean is None:
-        return "-"
-    return f"{100 * mean:.1f}" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f}"

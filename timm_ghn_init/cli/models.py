@@ -96,7 +96,7 @@ def build_initialised(args: argparse.Namespace, source: Source) -> "tuple[nn.Mod
 
     from ..initialize import init_model
 
-    seed = next(s for s in (args.seed, source.seed, 0) if s is not None)
+    seed = source.seed_or(args.seed)
     device = read_device(args.device)
     torch.manual_seed(seed)  # of timm's own initialisation, which is kept by what is not predicted
     model, options = build(args)

@@ -3,7 +3,7 @@
 import argparse
 
 from ..weights import provenance, save, state_dict
-from .arguments import Command, add_architecture, whole
+from .arguments import Command, add_architecture, add_prediction
 from .files import is_folder, output_path, writing, writing_folder
 from .models import build_initialised, read_source
 
@@ -11,9 +11,7 @@ from .models import build_initialised, read_source
 def add(command: Command) -> None:
     sub = command("predict", predict)
     add_architecture(sub)
-    sub.add_argument("--source", default="ghn-orth", help="which GHN, see list (default: %(default)s)")
-    sub.add_argument("--seed", type=whole(0), help="of all that is random (default: the source's own, else 0)")
-    sub.add_argument("--device", help="where to predict (default: CUDA if there is one, else CPU)")
+    add_prediction(sub)
     sub.add_argument(
         "-o",
         "--output",

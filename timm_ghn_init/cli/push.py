@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import replace
 
-from .arguments import Command, add_architecture, whole
+from .arguments import Command, add_architecture, add_prediction
 from .messages import mistakes
 from .models import build_initialised, model_key, read_source
 
@@ -11,9 +11,7 @@ from .models import build_initialised, model_key, read_source
 def add(command: Command) -> None:
     sub = command("push", push)
     add_architecture(sub)
-    sub.add_argument("--source", default="ghn-orth", help="which GHN, see list (default: %(default)s)")
-    sub.add_argument("--seed", type=whole(0), help="of all that is random (default: the source's own, else 0)")
-    sub.add_argument("--device", help="where to predict (default: CUDA if there is one, else CPU)")
+    add_prediction(sub)
     sub.add_argument("--repo", required=True, metavar="ORG/NAME", help="created if it is not there")
     sub.add_argument("--private", action="store_true", help="if it is created")
     where = sub.add_mutually_exclusive_group()

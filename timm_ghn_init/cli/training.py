@@ -60,7 +60,7 @@ def train_ghn(args: argparse.Namespace) -> int:
         max_macs=args.max_macs or MAX_MACS,
         lr=args.lr,
         seed=args.seed,
-        ghn={"max_shape": [64, 64, 11, 11], "weight_norm": True, "ve": True, "layernorm": True, "hid": args.hid},
+        ghn=TrainConfig().ghn | {"hid": args.hid},
     )
     device = read_device(args.device)
     with mistakes(DatasetError, TrainingError):

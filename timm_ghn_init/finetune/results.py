@@ -4,7 +4,7 @@ import json
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,9 @@ def read(path: Path) -> list[Record]:
     return records
 
 
-# What the runs of one row of the summary have in common: all that a seed does not change.
-def _group(record: Record) -> tuple[Any, ...]:
-    return tuple(sorted((n, v) for n, v in record["trial"].items() if n not in ("seed", "stage") and v))
+def settings(trial: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the runs of one row of the summary have in common: all that a seed does not change."""
+    return tuple(sorted((n, v) for n, v in trial.items() if n not in ("seed", "stage") and v))
 
 
 def summary(records: Iterable[Record]) -> list[Record]:
@@ -111,7 +111,7 @@ def summary(records: Iterable[Record]) -> list[Record]:
     groups: dict[tuple[Any, ...], dict[int, Record]] = defaultdict(dict)
     for record in records:
         if record.get("kind") == "run" and record["trial"]["stage"] == "final":
-            groups[_group(record)][record["trial"]["seed"]] = record
+            groups[settings(record["trial"])][record["trial"]["seed"]] = record
     return [
         {
             "trial": next(iter(runs.values()))["trial"],
@@ -129,3 +129,11 @@ def mean_and_std(values: list[float | None]) -> tuple[float | None, float | None
         return None, None
     known = [v for v in values if v is not None]
     return statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None
+
+
+def percent(score: tuple[float | None, float | None]) -> str:
+    """A mean and its deviation, each from 0 to 1, as people read them; "-" where there is none."""
+    mean, std = score
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.1f}" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f}"

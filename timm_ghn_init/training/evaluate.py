@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..ghn import GHN
 from ..initialize import init_model
 from .images import Images
-from .networks import IMAGE, SPLITS, Network, network, sample
+from .networks import IMAGE, SPLITS, Network, network
 
 TIMM_MODELS = ("resnet18", "resnet50", "mobilenetv2_100", "densenet121", "convnext_atto", "vit_tiny_patch16_224")
 BATCH, BATCHES = 200, 4  # held-out images for each network
@@ -82,10 +82,9 @@ Batches = list[tuple[Tensor, Tensor]]
 def _sampled(ghn: GHN, batches: Batches, split: str, seed: int, index: int) -> Score:
     net, graph = network(split, seed, index, ghn.num_classes)
     predicted = ghn.predict(graph)
-    record = sample(split, seed, index)
     torch.manual_seed(seed + index)
-    initialised = Network(record, ghn.num_classes).to(ghn.device)
-    group = split if split != "test" else f"test: {record.kind}"
+    initialised = Network(net.record, ghn.num_classes).to(ghn.device)
+    group = split if split != "test" else f"test: {net.record.kind}"
     return Score(
         group,
         f"{split} {index}",

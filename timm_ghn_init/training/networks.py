@@ -62,6 +62,7 @@ class Network(nn.Module):
 
     def __init__(self, record: Record, num_classes: int) -> None:
         super().__init__()
+        self.record = record
         style, (kernel, stride) = record.style, record.stem
         channels, side = record.widths[0], IMAGE // stride
         layers: list[nn.Module] = [*conv(style, 3, channels, kernel, stride), activation(style)]
