@@ -1,11 +1,12 @@
 """GHN-1 and GHN-2: a gated graph neural network that follows the forward and the backward pass of the network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..graph import Graph
@@ -76,18 +77,16 @@ class GatedGNN(nn.Module):
 
     def _sweeps(self, x: Tensor, near: Tensor, far: Tensor) -> Tensor:
         """x (B, N, hid), near and far (B, N, N)."""
+        mlps = [self.mlp, self.mlp_ve] if self.ve else [self.mlp]
+        both = torch.stack([near, far][: len(mlps)], -1)  # (B, N, N, 1 or 2)
+        send = _joined(mlps)
         nodes = range(x.shape[1])
-        for order, direct, virtual in (
-            (nodes, near[..., None], far[..., None]),
-            (reversed(nodes), near.mT[..., None], far.mT[..., None]),
-        ):
+        for order, weights in ((nodes, both), (reversed(nodes), both.transpose(1, 2))):
             message = torch.zeros_like(x)  # what each node has received so far
-            states: dict[int, Tensor] = {}
+            before, states = x.unbind(1), {}
             for v in order:
-                h = states[v] = self.gru(message[:, v], x[:, v])
-                message = message + direct[:, v] * self.mlp(h)[:, None]
-                if self.ve:
-                    message = message + virtual[:, v] * self.mlp_ve(h)[:, None]
+                h = states[v] = self.gru(message[:, v], before[v])
+                message = torch.baddbmm(message, weights[:, v], send(h).unflatten(1, (len(mlps), -1)))
             x = torch.stack([states[v] for v in nodes], 1)
         return x
 
@@ -99,6 +98,14 @@ class GatedGNN(nn.Module):
         h = step.sweep(h, range(len(h)), np.ascontiguousarray(near.T), np.ascontiguousarray(far.T))
         h = step.sweep(h, range(len(h) - 1, -1, -1), near, far)
         return torch.from_numpy(h).to(x)
+
+
+def _joined(mlps: Sequence[MLP]) -> Callable[[Tensor], Tensor]:
+    """Several MLPs of one input as one: (B, hid) -> (B, len(mlps) * hid), with half the operations."""
+    first, last = ([m.fc[i] for m in mlps] for i in (0, 2))
+    w0, b0 = torch.cat([m.weight for m in first]), torch.cat([m.bias for m in first])
+    w2, b2 = torch.block_diag(*(m.weight for m in last)), torch.cat([m.bias for m in last])
+    return lambda h: F.relu(F.linear(F.relu(F.linear(h, w0, b0)), w2, b2))
 
 
 class _Step:

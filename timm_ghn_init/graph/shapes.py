@@ -26,6 +26,10 @@ def _elementwise(x: Tensor, *others: Any) -> Tensor | None:
     return torch.empty_like(x) if x.is_floating_point() else None
 
 
+def _elementwise_(x: Tensor, *others: Any) -> Tensor | None:
+    return x if x.is_floating_point() else None
+
+
 def _contiguous(x: Tensor, *others: Any) -> Tensor | None:
     return torch.empty_like(x, memory_format=torch.contiguous_format) if x.is_floating_point() else None
 
@@ -45,9 +49,19 @@ def _binary(x: Tensor, y: Any) -> Tensor | None:
     if x.shape == y.shape:
         return torch.empty_like(x) if x.stride() == y.stride() else None
     for whole, part in ((x, y), (y, x)):
-        if _broadcasts(part.shape, whole.shape) and whole.is_contiguous():
+        # What varies along one dimension only has no say in the result's memory layout, whatever the other's is.
+        if _broadcasts(part.shape, whole.shape) and (
+            whole.is_contiguous() or max(part.shape, default=1) == part.numel()
+        ):
             return torch.empty_like(whole)
     return None
+
+
+def _binary_(x: Tensor, y: Any) -> Tensor | None:
+    """The same in place: x stays what it is."""
+    if isinstance(y, Tensor) and not (y.dtype == x.dtype and y.device == x.device and _broadcasts(y.shape, x.shape)):
+        return None
+    return x if x.is_floating_point() and isinstance(y, (Tensor, int, float)) else None
 
 
 def _broadcasts(part: torch.Size, whole: torch.Size) -> bool:
@@ -64,6 +78,26 @@ def _mm(a: Tensor, b: Tensor) -> Tensor | None:
 def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
     out = _mm(a, b)
     return out if out is not None and bias.dtype == a.dtype and _broadcasts(bias.shape, out.shape) else None
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Tensor | None:
+    fits = x.dim() == 4 == weight.dim() and x.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
+    plain = fits and not transposed and x.dtype == weight.dtype and x.is_contiguous() and weight.is_contiguous()
+    if not plain or x.is_contiguous(memory_format=torch.channels_last) or not len(stride) == len(padding) == 2:
+        return None
+    spatial = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    size = [(n + 2 * pad - dil * (k - 1) - 1) // step + 1 for n, k, step, pad, dil in spatial]
+    return x.new_empty((x.shape[0], weight.shape[0], *size)) if min(size) > 0 else None
 
 
 def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
@@ -99,9 +133,12 @@ _RULES: dict[Any, Callable[..., Any]] = {
         ),
         _elementwise,
     ),
+    **dict.fromkeys((_aten.relu_.default, _aten.silu_.default, _aten.hardswish_.default), _elementwise_),
     **dict.fromkeys((_aten.add.Tensor, _aten.mul.Tensor, _aten.sub.Tensor), _binary),
+    **dict.fromkeys((_aten.add_.Tensor, _aten.mul_.Tensor, _aten.sub_.Tensor), _binary_),
     _aten._softmax.default: _softmax,
     _aten._safe_softmax.default: _softmax,
+    _aten.convolution.default: _convolution,
     _aten.mm.default: _mm,
     _aten.addmm.default: _addmm,
     _aten.native_layer_norm.default: _layer_norm,

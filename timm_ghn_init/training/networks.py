@@ -184,7 +184,7 @@ def _norm(rng: random.Random, kind: str) -> str:
 def _style(rng: random.Random, kind: str, norm: str) -> Style:
     large = kind == "convnext"
     return Style(
-        kernel=rng.choice((7, 7, 5, 3)) if large else rng.choice((3, 3, 3, 3, 5, 7, 1)),
+        kernel=rng.choice((7, 7, 5, 3)) if large else rng.choice((3, 3, 3, 3, 5, 7)),
         groups=rng.choice((1, 1, 1, 2, 4, 8, 0)),
         dilation=rng.choice((1, 1, 1, 1, 2)),
         norm=norm,
