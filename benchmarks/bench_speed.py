@@ -85,6 +85,7 @@ SWEEPS = {
         *("convnext_atto", "convnext_nano", "convnext_small", "convnext_base", "convnext_xlarge", "convnext_xxlarge"),
     ],
 }
+SWEEP_POST = 250e6  # parameters up to which the sweep post-processes: beyond, QR alone takes minutes on a CPU
 STAGES = ("trace", "embed", "decode + write", "post-process")
 PARTS = ("predict", "post", "create", "memory", "import")
 
@@ -499,12 +500,14 @@ def measure(case: Case, parts: Sequence[str], peer: Peer | None, other: GHN | No
 
 
 def sweep(kind: str, path: Path, repeats: int, models: Sequence[str], parts: Sequence[str]) -> Record:
-    """Stages over architectures; by parameters the post-processing as well, by nodes it says nothing."""
-    chosen = [p for p in parts if p == "predict" or (p == "post" and kind == "params")]
+    """Stages over architectures; by parameters the post-processing as well (see SWEEP_POST), by nodes it says nothing."""
     records = []
     for name in models:
         _logger.info("sweep over %s: %s", kind, name)
-        records.append(measure(make_case(name, path, torch.device("cpu")), chosen, None, None, repeats))
+        case = make_case(name, path, torch.device("cpu"))
+        post = kind == "params" and sum(p.numel() for p in case.model.parameters()) <= SWEEP_POST
+        chosen = [p for p in parts if p == "predict" or (p == "post" and post)]
+        records.append(measure(case, chosen, None, None, repeats))
     records.sort(key=lambda r: r[kind])
     return {"over": kind, "models": records, "growth": growth(records, kind)}
 
