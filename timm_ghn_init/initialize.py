@@ -166,6 +166,7 @@ class _Work:
             )
             if not self.downloaded:
                 self._predict()
+                self._postprocess(self.plan.final)  # by now the prediction's own memory is free again
             return not self.downloaded
 
         def fill() -> bool:
@@ -179,13 +180,12 @@ class _Work:
         return self._report(cached)
 
     def _predict(self) -> None:
-        """Sections 2 and 3 of the paper."""
+        """Section 2 of the paper."""
         ghn, plan, clock = self.ghn, self.plan, self.clock
         z = clock("embed", lambda: ghn.embed(plan.graph))
         tiles = clock("decode", lambda: ghn.decode(plan.graph, z, plan.names))
         assign.check_finite(tiles, f"{self.name}, {self.source}")
         clock("write", lambda: assign.write(self.model, tiles))
-        self._postprocess(plan.final)
 
     def _postprocess(self, names: list[str]) -> None:
         if not names:
