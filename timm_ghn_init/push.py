@@ -59,7 +59,8 @@ def push_model(
 
     Raises:
         HubError: the Hub cannot be reached or refuses; the repository is as it was.
-        ValueError, TypeError: not a model of timm's, options that JSON cannot hold, or `create_pr` with `revision`.
+        ValueError, TypeError: not a model of timm's, a baseline's report, options that JSON cannot hold, or `create_pr`
+            with `revision`.
 
     Example:
         >>> report = init_model(model, "ghn2-orth")
@@ -129,14 +130,16 @@ def write_folder(
             GHN of the user's own is left out.
 
     Raises:
-        ValueError, TypeError: not a model of timm's, or options that JSON cannot hold.
+        ValueError, TypeError: not a model of timm's, a baseline's report, or options that JSON cannot hold.
     """
     if "architecture" not in (model.__dict__.get("pretrained_cfg") or {}):
         raise ValueError(
             f"{type(model).__name__} is not a model that timm.create_model returns, so timm cannot load it."
         )
-    about = {**provenance(report.model, model, report, options, seed), "key": report.key}
     source = parse_source(report.source).prediction
+    if source.baseline:
+        raise ValueError(f"{report.model} was initialised by {source}, without a GHN: there is no prediction to share.")
+    about = {**provenance(report.model, model, report, options, seed), "key": report.key}
     if repo:
         source = _without_path(source)
         report = replace(report, source=str(source))
