@@ -4,7 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from .checkpoints import load_ghn, resolve_default
 from .ghn import GHN
 from .graph import model_name, trace
 from .key import ghn_digest
+from .own_init import materialise, on_meta, own_values, warn_unset
 from .plan import Plan, make_plan
 from .postprocessing import check, postprocess
 from .report import InitReport
@@ -36,12 +37,18 @@ def init_model(
     device: str | torch.device | None = None,
     progress: bool | None = None,
     cache: bool | None = None,
+    init_rest: bool | None = None,
+    timeout: float | None = None,
 ) -> InitReport:
     """Initialise a model in place with parameters predicted by a Graph HyperNetwork, or with one of the baselines.
 
     Everything that can be checked is checked before the first write: where this raises one of the errors below, the
     model is as it was. Parameter identity, dtypes, devices, `requires_grad`, buffers, modes and the global random
     state are never touched.
+
+    A model on the meta device gets memory, and its parameters stay the same objects. Where parameters are `DTensor`s
+    (FSDP2, any `Shard` and `Replicate` on a mesh of one or two dimensions), every rank of the mesh must call this; the
+    result is that of the unsharded model. The first rank of the mesh fetches the GHN for all.
 
     Args:
         model: any module that maps a batch of images to logits or features.
@@ -53,23 +60,28 @@ def init_model(
         device: where to decode and post-process. Default: CUDA where the model is there or one is present, else CPU.
         progress: show progress bars. Default: in a terminal, for what takes longer than two seconds.
         cache: keep the predicted parameters on disk, and read them from there the next time. Default: the source's own
-            choice, else TIMM_GHN_CACHE, else off. It changes none of them.
+            choice, else TIMM_GHN_CACHE, else off. It changes none of them. Not for sharded models.
+        init_rest: give what is not predicted, buffers included, the model's own initialisation (`reset_parameters`,
+            `init_weights`), drawn from `seed`. Default: what was on the meta device. True: all of it, for a model that
+            has been through `to_empty` already. False: none.
+        timeout: of sharded models, seconds to wait for another rank. Default: 600.
 
     Returns:
         What was predicted, what was not, and why.
 
     Raises:
-        ValueError: unknown source, bad option, a `layer` beyond the last one, parameters on the meta device or sharded,
-            a `ghn` for a baseline.
+        ValueError: unknown source, bad option, a `layer` beyond the last one, a `ghn` for a baseline; a baseline for
+            a model that is sharded or on the meta device; parameters sharded in part or in a way that is not supported.
         CheckpointError: the GHN cannot be fetched or read.
         TraceError: the model's forward pass fails or nothing in it is recognised.
-        RuntimeError: the prediction is not finite.
+        RuntimeError: the prediction is not finite. Of sharded models: a rank is gone, has failed or did not come, or
+            ranks differ in what they ask for.
 
     Example:
         >>> report = init_model(torchvision.models.resnet50(), "ghn2-orth?layer=37")
     """
     source = parse_source(source)
-    report = initialise(model, source, ghn, input_size, seed, device, progress, cache)
+    report = initialise(model, source, ghn, input_size, seed, device, progress, cache, None, init_rest, timeout)
     if source.push:
         from .push import push_predicted  # above this module, and seldom needed
 
@@ -87,6 +99,8 @@ def initialise(
     progress: bool | None = None,
     cache: bool | None = None,
     settle: Callable[[list[nn.Parameter]], object] | None = None,
+    init_rest: bool | None = None,
+    timeout: float | None = None,
 ) -> InitReport:
     """`init_model` for a model that may still be waiting for its own initialisation (see `deferred_init`).
 
@@ -95,7 +109,16 @@ def initialise(
             its first call counts.
     """
     name = model_name(model)
-    _refuse_unwritable(model, name)
+    if any(hasattr(p, "device_mesh") for p in model.parameters()):
+        from .sharded.initialise import initialise as initialise_sharded  # needs PyTorch's distributed engine
+
+        return initialise_sharded(model, source, ghn, input_size, seed, device, progress, cache, init_rest, timeout)
+    fresh = None
+    if init_rest or (settle is None and not source.baseline and on_meta(model)):
+        fresh = _Fresh(model, name, init_rest, source.seed_or(seed), device)
+        settle = fresh.settle
+    else:
+        _refuse_unwritable(model, name)
     if source.baseline:
         if ghn is not None:
             raise ValueError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
@@ -113,11 +136,13 @@ def initialise(
     elif ghn.device != target:
         ghn = copy.deepcopy(ghn).to(target)
 
-    clock = _Clock(target)
+    clock = Clock(target)
     with torch.no_grad(), torch.autocast(target.type, enabled=False):  # float32, whatever the caller is training in
         prepare = None if settle is None else lambda: settle([])
         graph = clock("trace", lambda: trace(model, input_size, ghn.dialect, prepare=prepare))
         plan = make_plan(model, name, graph, ghn, source, seed)
+        if fresh is not None and source.orth:  # before there is memory
+            check(model, plan.layer, source.beta, overwritten=plan.names, look_at=_without_values)
         if settle is not None:
             settle([model.get_parameter(n) for n in plan.names if graph.targets[n].whole])
         if source.orth:
@@ -125,8 +150,44 @@ def initialise(
         digest = ghn_digest(ghn, frozen) if use_cache or org else ""
         work = _Work(model, name, source, ghn, plan, target, clock, progress, digest, use_cache, org)
         report = work.carry_out()
+    if fresh is not None:
+        report = replace(report, own=fresh.own, unset=fresh.unset)
     _logger.info("%s", report)
     return report
+
+
+class _Fresh:
+    """Memory and the model's own initialisation for what of a model is on the meta device."""
+
+    def __init__(
+        self, model: nn.Module, name: str, init_rest: bool | None, seed: int, device: str | torch.device | None
+    ) -> None:
+        self._model, self._name, self._init_rest, self._seed = model, name, init_rest, seed
+        self._device = torch.device(device) if device is not None else torch.get_default_device()
+        self.own: tuple[str, ...] = ()
+        self.unset: tuple[str, ...] = ()
+        self._settled = False
+        if self._device.type == "meta":
+            raise ValueError(f'{name} and the default device are on meta: say device="cpu", or another.')
+
+    def settle(self, overwritten: list[nn.Parameter]) -> None:
+        """As `deferred_init.DeferredInit.settle`."""
+        if self._settled:
+            return
+        self._settled = True
+        model, lost, whole = self._model, set(on_meta(self._model)), {id(p) for p in overwritten}
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        wanted = [n for n, t in tensors.items() if id(t) not in whole and (self._init_rest or n in lost)]
+        materialise(model, self._device)
+        if self._init_rest is False:
+            return
+        values, self.unset = own_values(model, wanted, self._seed)
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        with torch.no_grad():
+            for n, value in values.items():
+                tensors[n].copy_(value)
+        self.own = tuple(n for n in values if n not in self.unset)
+        warn_unset(self._name, self.unset)
 
 
 @dataclass
@@ -143,7 +204,7 @@ class _Work:
     ghn: GHN
     plan: Plan
     device: torch.device
-    clock: "_Clock"
+    clock: "Clock"
     progress: bool | None
     digest: str  # of the GHN; "" where nothing is kept anywhere
     use_cache: bool
@@ -196,25 +257,43 @@ class _Work:
         self.clock("postprocess", lambda: postprocess(self.model, names=names, **options))
 
     def _report(self, cached: bool) -> InitReport:
-        source, plan = self.source, self.plan
-        return InitReport(
-            model=self.name,
-            source=str(source),
-            device=str(self.device),
-            nodes=len(plan.graph.nodes),
-            edges=len(plan.graph.edges),
-            predicted={n: plan.graph.targets[n].role for n in plan.names},
-            skipped=plan.skipped,
-            sizes={n: p.numel() for n, p in self.model.named_parameters()},
-            layer=plan.layer if source.orth else None,
-            postprocessed=tuple(plan.changed),
-            seed=plan.seed if source.orth else None,
-            seconds=self.clock.seconds,
+        return report_of(
+            self.model,
+            self.name,
+            self.source,
+            self.plan,
+            self.device,
+            self.clock,
             cached=cached,
             key=self.key,
             hub=self.repo,
             downloaded=self.downloaded,
         )
+
+
+def report_of(
+    model: nn.Module, name: str, source: Source, plan: Plan, device: torch.device, clock: "Clock", **more: Any
+) -> InitReport:
+    """The account of a plan that has been carried out.
+
+    Args:
+        more: further attributes of `InitReport`.
+    """
+    return InitReport(
+        model=name,
+        source=str(source),
+        device=str(device),
+        nodes=len(plan.graph.nodes),
+        edges=len(plan.graph.edges),
+        predicted={n: plan.graph.targets[n].role for n in plan.names},
+        skipped=plan.skipped,
+        sizes={n: p.numel() for n, p in model.named_parameters()},
+        layer=plan.layer if source.orth else None,
+        postprocessed=tuple(plan.changed),
+        seed=plan.seed if source.orth else None,
+        seconds=clock.seconds,
+        **more,
+    )
 
 
 def finished_key(
@@ -240,13 +319,12 @@ def finished_key(
     return plan.key(model, source, digest), hub.repo_name(name, source, digest)
 
 
+def _without_values(weight: torch.Tensor) -> torch.Tensor:
+    return weight.new_empty(0, device="cpu")
+
+
 def _refuse_unwritable(model: nn.Module, name: str) -> None:
     for parameter, p in model.named_parameters():
-        if hasattr(p, "device_mesh"):
-            raise ValueError(
-                f"{name}: {parameter} is sharded over several devices, which is not supported. "
-                "Initialise the model before sharding it."
-            )
         if p.is_meta:
             raise ValueError(
                 f"{name}: {parameter} is on the meta device, so there is no memory to initialise. "
@@ -265,7 +343,7 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
     return device
 
 
-class _Clock:
+class Clock:
     """Times stages; on CUDA each one to its end. A stage within another counts for itself alone."""
 
     def __init__(self, device: torch.device) -> None:

@@ -73,7 +73,14 @@ def auto_layer(architecture: str | None, n_layers: int) -> int:
     return layer if tuned_for == n_layers else n_layers - math.ceil(n_layers / 4) + 1
 
 
-def check(model: nn.Module, layer: int, beta: float = 3e-5, *, overwritten: Collection[str] = ()) -> None:
+def check(
+    model: nn.Module,
+    layer: int,
+    beta: float = 3e-5,
+    *,
+    overwritten: Collection[str] = (),
+    look_at: Callable[[Tensor], Tensor] = lambda weight: weight,
+) -> None:
     """Raises whatever `postprocess` would raise, and writes nothing.
 
     Args:
@@ -82,6 +89,7 @@ def check(model: nn.Module, layer: int, beta: float = 3e-5, *, overwritten: Coll
         beta: Scale of the noise.
         overwritten: Names of the weights whose present values do not matter, because they are going to be written
             before the post-processing. They may be NaN.
+        look_at: Gives what is there of a weight's values, in its dtype, e.g. its local shard.
 
     Raises:
         ValueError: As `postprocess`.
@@ -94,7 +102,7 @@ def check(model: nn.Module, layer: int, beta: float = 3e-5, *, overwritten: Coll
     if not (math.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta={beta!r}: the noise scale must be finite and not negative (the paper uses 3e-5)")
     for _, name, weight in to_process(model, layer):
-        problem = _problem(weight, values_matter=name not in overwritten)
+        problem = _problem(weight if is_lazy(weight) else look_at(weight), values_matter=name not in overwritten)
         if problem:
             raise ValueError(f"{kind}: {name} {problem}")
 
@@ -147,12 +155,12 @@ def postprocess(
     def process(target: _Target) -> Processed:
         number, name, weight = target
         where = _compute_device(weight, device)
-        sigma = _process_weight(weight, name, beta, orthogonal, seed, where)
+        sigma = process_weight(weight, name, beta, orthogonal, seed, where)
         return Processed(number, name, tuple(weight.shape), sigma)
 
-    targets.sort(key=_cost, reverse=True)  # the longest first, or it would end up alone on one thread
+    targets.sort(key=lambda t: cost(t.weight), reverse=True)  # else the longest might end up alone
     on_cpu = all(_compute_device(weight, device).type == "cpu" for _, _, weight in targets)
-    with _parallel_map(on_cpu) as map_, _progress_bar(progress, len(targets)) as advance:
+    with _parallel_map(on_cpu) as map_, progress_bar(progress, len(targets)) as advance:
         done = []
         for result in map_(process, targets):
             done.append(result)
@@ -216,7 +224,7 @@ def _gram_sum_of_squares(rows: Tensor) -> float:
     return total
 
 
-def _process_weight(weight: Tensor, name: str, beta: float, orthogonal: bool, seed: int, device: torch.device) -> float:
+def process_weight(weight: Tensor, name: str, beta: float, orthogonal: bool, seed: int, device: torch.device) -> float:
     """Eq. (1) and (2) on one weight, in place; returns sigma of Eq. (1)."""
     flat = weight.detach().reshape(len(weight), -1)
     wide = flat.shape[0] < flat.shape[1]
@@ -272,9 +280,9 @@ def to_process(model: nn.Module, layer: int) -> list[_Target]:
     return targets
 
 
-def _cost(target: _Target) -> int:
-    """Operations of its QR decomposition, up to a factor."""
-    k, rest = len(target.weight), target.weight[0].numel()
+def cost(weight: Tensor) -> int:
+    """Operations of a weight's QR decomposition, up to a factor."""
+    k, rest = weight.shape[0], math.prod(weight.shape[1:])
     return k * rest * min(k, rest)
 
 
@@ -320,7 +328,7 @@ def _parallel_map(on_cpu: bool) -> Iterator[Callable[..., Iterable[Any]]]:
 
 
 @contextmanager
-def _progress_bar(show: bool | None, total: int) -> Iterator[Callable[[], object]]:
+def progress_bar(show: bool | None, total: int) -> Iterator[Callable[[], object]]:
     """Yields what to call after each layer."""
     if show is False:
         yield lambda: None

@@ -26,6 +26,9 @@ class InitReport:
         key: of the predicted parameters, see `weights_key`; "" where neither the cache nor the Hub was asked for.
         hub: the Hub repository in which they were looked for; "" where that was not asked for.
         downloaded: whether they were there.
+        own: names of the parameters and buffers that were set by the model's own initialisation, for a model that came
+            from the meta device.
+        unset: names of those that nothing has set.
     """
 
     model: str
@@ -44,6 +47,8 @@ class InitReport:
     key: str = ""
     hub: str = ""
     downloaded: bool = False
+    own: tuple[str, ...] = ()
+    unset: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -65,7 +70,11 @@ class InitReport:
         if self.layer is not None:
             done = "post-processed" if self.nodes else "orthogonal"
             lines.append(f"  {done}: {len(self.postprocessed)} layers from layer {self.layer} on, seed {self.seed}")
+        for names, what in ((self.own, "by the model's own initialisation"), (self.unset, "set by nothing")):
+            if names:
+                lines.append(f"  {what}: {len(names)} parameters and buffers ({names[0]}{' ...' * (len(names) > 1)})")
+        left = "not predicted" if self.own else "left as they were"
         for reason, count in Counter(self.skipped.values()).most_common():
             example = next(name for name, r in self.skipped.items() if r == reason)
-            lines.append(f"  left as they were: {count} x {reason} ({example}{' ...' if count > 1 else ''})")
+            lines.append(f"  {left}: {count} x {reason} ({example}{' ...' if count > 1 else ''})")
         return "\n".join(lines)

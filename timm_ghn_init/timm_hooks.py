@@ -169,6 +169,13 @@ def write_config(model: nn.Module, path: Path, source: Source, options: dict[str
     path.write_text(json.dumps(config, indent=2))
 
 
+def note_source(model: nn.Module, report: InitReport) -> None:
+    """Have a model's `pretrained_cfg`, if it has one, say what has initialised it."""
+    config = getattr(model, "pretrained_cfg", None)
+    if isinstance(config, dict):
+        config.update(_cfg_fields(parse_source(report.source)))
+
+
 def _description(source: Source) -> str:
     if source.baseline:
         return source.baseline.description

@@ -4,6 +4,8 @@ A parameter larger than the block is the block repeated along output, then input
 the parameter's shape, so it is applied to the block, and the repetition is one pass over the parameter's memory.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +40,52 @@ class Tile:
                 _repeat(expert, self.block)
         else:
             _repeat(parameter, self.block, target.offset)
+
+    def write_part_(self, part: Tensor, offset: Sequence[int]) -> None:
+        """`write_` for a part of the parameter, which alone is in memory.
+
+        Args:
+            part: what there is of the parameter, its dimensions those of the whole.
+            offset: where in the whole it begins, one number for each dimension.
+        """
+        if part.numel() == 0:
+            return
+        target = self.target
+        if target.role == "pos_enc":
+            self._write_position_(part, offset)
+        elif target.kernel is not None:
+            self._write_experts_(part, offset)
+        else:
+            block = self.block
+            for dim in range(2, part.dim()):
+                if block.shape[dim] > 1:
+                    block = block.narrow(dim, offset[dim], part.shape[dim])
+            columns = -offset[1] % block.shape[1] if part.dim() > 1 else 0
+            _repeat(part, block.roll(columns, 1) if columns else block, target.offset + offset[0])
+
+    def _write_position_(self, part: Tensor, offset: Sequence[int]) -> None:
+        """Tokens come first, and where they are, only the positions after them are predicted."""
+        values = self.block.expand(self.target.part(torch.empty(self.target.shape, device="meta")).shape)
+        for dim in range(part.dim()):
+            start = offset[dim] - (self.target.shape[dim] - values.shape[dim])
+            if start < 0:
+                part, start = part.narrow(dim, min(-start, part.shape[dim]), max(0, part.shape[dim] + start)), 0
+            values = values.narrow(dim, start, part.shape[dim])
+        part.copy_(values)
+
+    def _write_experts_(self, part: Tensor, offset: Sequence[int]) -> None:
+        """All experts are alike, so one is enough to take parts of."""
+        kernel, shape = self.target.kernel or (), self.target.shape
+        rows = math.prod(shape) // math.prod(kernel)
+        if math.prod(shape[1:]) != math.prod(kernel):  # a vector that is written as a tensor of more dimensions
+            whole = self.full()
+        else:
+            one = self.block.new_empty(kernel)
+            _repeat(one, self.block)
+            whole = one.reshape(1, *shape[1:]).expand(rows, *shape[1:])
+        for dim, (start, length) in enumerate(zip(offset, part.shape, strict=True)):
+            whole = whole.narrow(dim, start, length)
+        part.copy_(whole)
 
     def to(self, device: torch.device) -> "Tile":
         return self if self.block.device == device else Tile(self.block.to(device), self.target)

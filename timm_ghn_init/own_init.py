@@ -1,0 +1,161 @@
+"""Memory for models from the meta device, and the model's own initialisation for what a prediction leaves.
+
+A model that was created on the meta device has lost what its constructor would have drawn and computed. Most of that
+comes back by the methods that its modules have for the purpose. They are run on stand-ins: real tensors, full of marks,
+for what is wanted, and meta tensors, which cost nothing, for all that is predicted anyway. So it is seen what was set,
+and a part of a sharded parameter is cut out of the same whole on every rank.
+"""
+
+import logging
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .stand_ins import meta_parameter, replaced
+
+_logger = logging.getLogger(__name__)
+
+_EACH = ("reset_parameters", "init_non_persistent_buffers")  # of a module, for its own tensors
+_WHOLE = "init_weights"  # of a model, for all that is in it
+
+
+class OwnValues(NamedTuple):
+    """Values by the model's own initialisation, and the names of what it has not set (see `leftover`)."""
+
+    values: dict[str, Tensor]
+    unset: tuple[str, ...]
+
+
+def on_meta(model: nn.Module) -> list[str]:
+    """Names of the parameters and buffers without memory."""
+    return [name for name, t in _tensors(model) if t.is_meta]
+
+
+def materialise(model: nn.Module, device: torch.device | str) -> None:
+    """Give memory to what has none, as `to_empty` does, and leave the rest alone. Parameters stay the same objects."""
+    made: dict[int, Tensor] = {}
+
+    def empty(t: Tensor) -> Tensor:
+        if not t.is_meta:
+            return t
+        if id(t) not in made:
+            made[id(t)] = torch.empty_like(t, device=device)
+        return made[id(t)]
+
+    with _swapping():
+        model._apply(empty)
+
+
+def own_values(model: nn.Module, wanted: Collection[str], seed: int) -> OwnValues:
+    """Values that a model's own initialisation gives to some of its parameters and buffers.
+
+    It is neither written to nor asked for any of its values; the global random state stays.
+
+    Args:
+        model: may be on the meta device, and sharded.
+        wanted: names.
+        seed: of what is drawn.
+
+    Returns:
+        A tensor on the CPU for each name, whole, in the dtype of the model's; NaN or zero where nothing has set it.
+    """
+    stand_ins: dict[str, Tensor] = {}
+
+    def stand_in(name: str, tensor: Tensor) -> Tensor:
+        if name in wanted:
+            stand_ins[name] = _marked(tensor)
+            return stand_ins[name]
+        if isinstance(tensor, nn.Parameter) or tensor.is_meta:
+            return meta_parameter(tensor)
+        return tensor.detach().cpu().clone()  # a buffer that stays, but may be reset with others
+
+    with replaced(model, stand_in), torch.no_grad(), torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
+        versions = {name: t._version for name, t in stand_ins.items()}
+        _initialise(model)
+        found = dict(_tensors(model))
+        now = {name: found.get(name, stand_ins[name]) for name in wanted}
+        unset = [n for n, t in now.items() if t is stand_ins[n] and not _is_set(t, versions[n])]
+        return OwnValues({n: now[n].detach() if n not in unset else leftover(now[n]) for n in now}, tuple(unset))
+
+
+def leftover(tensor: Tensor) -> Tensor:
+    """What a tensor holds that nothing has set: NaN, so that it is noticed, or 0 where there is no NaN."""
+    return torch.full_like(tensor, torch.nan if tensor.is_floating_point() else 0).detach()
+
+
+def warn_unset(name: str, unset: Collection[str]) -> None:
+    """One warning for a model's parameters and buffers that nothing has set."""
+    if unset:
+        some = ", ".join(list(unset)[:5]) + (" ..." if len(unset) > 5 else "")
+        _logger.warning(
+            "%s: %d parameters and buffers are neither predicted nor set by the model's own initialisation, and hold "
+            "NaN or 0: %s. Its constructor computes them: copy them from a model that was not created on the meta "
+            "device.",
+            name,
+            len(unset),
+            some,
+        )
+
+
+def _initialise(model: nn.Module) -> None:
+    for module in model.modules():
+        for method in _EACH:
+            _call(module, method)
+    for module in _outermost_with(model, _WHOLE):
+        _call(module, _WHOLE)
+
+
+def _outermost_with(module: nn.Module, method: str) -> Iterator[nn.Module]:
+    if callable(getattr(module, method, None)):
+        yield module
+        return
+    for child in module.children():
+        yield from _outermost_with(child, method)
+
+
+def _call(module: nn.Module, method: str) -> None:
+    call = getattr(module, method, None)
+    if not callable(call):
+        return
+    try:
+        call()
+    except Exception as error:  # the model's own code; what it has not set is reported
+        _logger.info("%s.%s: %s: %s", type(module).__name__, method, type(error).__name__, error)
+
+
+def _marked(tensor: Tensor) -> Tensor:
+    marked = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").fill_(_mark(tensor))
+    return nn.Parameter(marked, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else marked
+
+
+def _mark(tensor: Tensor) -> Any:
+    if tensor.is_floating_point() or tensor.is_complex():
+        return torch.nan
+    return False if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max
+
+
+def _is_set(tensor: Tensor, version: int) -> bool:
+    """Whether no mark is left; of whole numbers and flags a mark may be the value that was meant."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        return not bool(tensor.isnan().any())
+    return tensor._version != version or bool((tensor != _mark(tensor)).any())
+
+
+def _tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+@contextmanager
+def _swapping() -> Iterator[None]:
+    """Conversions keep a parameter's identity, and with it what is tied."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        yield
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)

@@ -1,0 +1,124 @@
+"""A model that no rank ever holds whole, in one call."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from ..deferred_init import DeferredInit
+from ..sources import Source, parse_source
+from ..timm_hooks import note_source
+from .initialise import initialise
+
+
+def create_sharded(
+    model_name: str,
+    source: str | Source,
+    mesh: DeviceMesh,
+    *,
+    fully_shard_kwargs: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+    timeout: float | None = None,
+    **timm_kwargs: Any,
+) -> nn.Module:
+    """Build one of timm's architectures on the meta device, shard it with FSDP2, and initialise it. All ranks call it.
+
+    Each of the model's `blocks_of`, and then the model, gets `fully_shard`. What a GHN does not predict has the values
+    of timm's own initialisation, the same on all ranks and for every mesh.
+
+    Args:
+        model_name: as in `timm.create_model`.
+        source: as in `init_model`; no baseline.
+        mesh: of one dimension (FSDP) or of two, the first of which replicates (HSDP).
+        fully_shard_kwargs: for `fully_shard`, e.g. `mp_policy` or `reshard_after_forward`.
+        seed: of all that is random. Default: the source's own, else 0.
+        device: where to decode and post-process. Default: that of the mesh.
+        timeout: seconds to wait for another rank. Default: 600.
+        timm_kwargs: for `timm.create_model`.
+
+    Returns:
+        The model, in training mode as timm gives it. `model.ghn_report` is the `InitReport`.
+
+    Raises:
+        As `init_model`.
+
+    Example:
+        >>> mesh = init_device_mesh("cuda", (64,))
+        >>> model = create_sharded("vit_giant_patch14_224", "ghn-orth", mesh)
+    """
+    import timm
+    from torch.distributed.fsdp import fully_shard
+
+    source = parse_source(source)
+    with torch.device("meta"):
+        model = timm.create_model(model_name, **timm_kwargs)
+    options = {**(fully_shard_kwargs or {}), "mesh": mesh}
+    for name in [*reversed(list(blocks_of(model))), ""]:  # from the inside out
+        fully_shard(model.get_submodule(name), **options)
+
+    def lost(names: Collection[str]) -> dict[str, Tensor]:
+        with torch.device("cpu"):
+            return _constructed(lambda: timm.create_model(model_name, **timm_kwargs), names, source.seed_or(seed))
+
+    report = initialise(model, source, seed=seed, device=device, timeout=timeout, lost=lost)
+    note_source(model, report)
+    model.ghn_report = report  # type: ignore[assignment]
+    return model
+
+
+def blocks_of(model: nn.Module) -> Iterator[str]:
+    """Names of the modules that are sharded, and gathered for a forward pass, each on its own.
+
+    Those are the numbered groups of parameters that timm's own `group_matcher` names, as far as they are modules
+    ("blocks.3", "stages.1.blocks.0"); where there are none, the elements of every outermost `nn.Sequential` or
+    `nn.ModuleList` that have parameters.
+    """
+    matcher = getattr(model, "group_matcher", None)
+    groups = matcher(coarse=False) if callable(matcher) else {}
+    patterns = [p for p in _patterns(list(groups.values())) if r"\d" in p]
+    with_parameters = {n: m for n, m in model.named_modules() if n and next(m.parameters(), None) is not None}
+    found = [n for n in with_parameters if any(_is_numbered(p, n) for p in patterns)]
+    yield from found or _elements(model, with_parameters)
+
+
+def _patterns(groups: Any) -> Iterator[str]:
+    if isinstance(groups, str):
+        yield groups
+    elif isinstance(groups, (list, tuple)):
+        for group in groups:
+            yield from _patterns(group)
+
+
+def _is_numbered(pattern: str, name: str) -> bool:
+    match = re.fullmatch(pattern, name)
+    return match is not None and any(g is not None and g.isdigit() for g in match.groups())
+
+
+def _elements(model: nn.Module, with_parameters: Mapping[str, nn.Module]) -> Iterator[str]:
+    outer: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Sequential, nn.ModuleList)) and not any(name.startswith(o) for o in outer):
+            outer.append(f"{name}." if name else "")
+            names = [f"{outer[-1]}{child}" for child, _ in module.named_children()]
+            yield from (n for n in names if n in with_parameters)
+
+
+def _constructed(build: Any, names: Collection[str], seed: int) -> dict[str, Tensor]:
+    """Values that a model's constructor gives to some of its parameters and buffers.
+
+    Of a model's memory only what they need is touched (see `deferred_init`).
+    """
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
+        deferred = DeferredInit() if DeferredInit.is_exact() else None
+        with deferred or nullcontext():
+            model = build()
+            tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+            if deferred is not None:
+                deferred.settle([t for n, t in tensors.items() if n not in names])
+    return {n: tensors[n].detach().clone() for n in names if n in tensors}
