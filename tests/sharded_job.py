@@ -7,10 +7,10 @@ and what it raises is written to FOLDER/WORLD/RANK.json by its name.
 import json
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ class Job:
         return init_device_mesh("cpu", (self.world,))
 
     def mesh_2d(self) -> DeviceMesh:
-        return init_device_mesh("cpu", (2, self.world // 2))
+        return init_device_mesh("cpu", (2, self.world // 2), mesh_dim_names=("replicate", "shard"))
 
     def expected(self, name: str) -> dict[str, torch.Tensor]:
         return torch.load(self.folder / f"{name}.pt")
@@ -238,8 +238,9 @@ def main(ghn: str, folder: Path, worlds: list[int]) -> int:
     assert status == 0, "the reference failed"
     for world in worlds:
         (folder / str(world)).mkdir()
-        store = tempfile.mktemp(dir=folder)
-        children = [fork(lambda rank=rank: run(Job(ghn, folder, rank, world), store)) for rank in range(world)]
+        store = str(folder / f"store-{world}")
+        jobs = [Job(ghn, folder, rank, world) for rank in range(world)]
+        children = [fork(partial(run, job, store)) for job in jobs]
         for child in children:
             os.waitpid(child, 0)
     return 0

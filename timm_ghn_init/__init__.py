@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .postprocessing import postprocess
     from .push import push_model
     from .report import InitReport
+    from .sharded.create import create_sharded
+    from .sharded.save import save_sharded
 
 from .version import __version__
 
@@ -36,6 +38,8 @@ _LAZY = {
     "postprocess": "postprocessing",
     "push_model": "push",
     "InitReport": "report",
+    "create_sharded": "sharded.create",
+    "save_sharded": "sharded.save",
 }
 
 __all__ = [
@@ -47,6 +51,7 @@ __all__ = [
     "Source",
     "TraceError",
     "__version__",
+    "create_sharded",
     "fetch",
     "init_model",
     "list_sources",
@@ -56,6 +61,7 @@ __all__ = [
     "push_model",
     "register",
     "save_ghn",
+    "save_sharded",
     "trace",
     "unregister",
 ]

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .safetensors_header import header
 from .unpickle import LazyTensor, read_joblib
 
 if TYPE_CHECKING:
@@ -107,31 +108,20 @@ def write_ghn(
 ) -> str:
     """Write our format, one tensor in memory at a time. Returns the file's sha256.
 
-    The layout is that of safetensors: the size of the header (8 bytes), the header as JSON, the values. Its own writer
-    wants all tensors at once, which for the largest GHN is 2.5 GB.
-
     Args:
         path: must not be a file that others read: it is not there until this returns, and half-written if it raises.
         config: keyword arguments of `GHN`; the shapes follow from it.
         tensors: one function per tensor of the GHN, that returns it as contiguous float32 on CPU.
         metadata: for the header; "config" and "format" are added.
     """
+    import torch
+
     shapes = _shapes(config, path)
-    header: dict[str, Any] = {
-        "__metadata__": {**metadata, "format": "pt", "config": json.dumps(dict(config), sort_keys=True)}
-    }
-    offset = 0
-    for name, shape in shapes.items():
-        end = offset + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # values begin aligned
-    digest = hashlib.sha256()
+    entries = {name: (shape, torch.float32) for name, shape in shapes.items()}
+    text, _ = header(entries, {**metadata, "config": json.dumps(dict(config), sort_keys=True)})
+    digest = hashlib.sha256(text)
     with open(path, "wb") as f:
-        for piece in (len(text).to_bytes(8, "little"), text):
-            digest.update(piece)
-            f.write(piece)
+        f.write(text)
         for name, shape in shapes.items():
             values = tensors[name]().numpy().astype("<f4", copy=False)
             if values.shape != shape:

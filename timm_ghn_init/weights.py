@@ -43,14 +43,23 @@ def plain(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 def digest(tensors: "Mapping[str, Tensor]") -> str:
     """sha256, in hex, over names, dtypes, shapes and values, whatever the order and the device."""
-    import torch
-
     total = hashlib.sha256()
     for name in sorted(tensors):
-        t = tensors[name].detach().cpu().contiguous()
-        total.update(json.dumps([name, str(t.dtype), list(t.shape)]).encode())
-        total.update(t.reshape(-1).view(torch.uint8).numpy().data)
+        add_to_digest(total, name, tensors[name].detach().cpu().contiguous())
     return total.hexdigest()
+
+
+def add_to_digest(total: Any, name: str, tensor: "Tensor") -> None:
+    """One more tensor, contiguous and on the CPU, for a `digest`; they come in the order of their names."""
+    import torch
+
+    total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+    total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def metadata_of(about: Mapping[str, Any], digest: str) -> dict[str, str]:
+    """The metadata of a file, as `save` writes them. One entry, because the order of several is not defined."""
+    return {METADATA_KEY: json.dumps({**about, "digest": digest})}
 
 
 def save(path: Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) -> None:
@@ -68,8 +77,7 @@ def save(path: Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) 
 
     path.touch()
     mode = path.stat().st_mode
-    # One entry in the metadata, because the order of several is not defined.
-    save_file(dict(tensors), path, {METADATA_KEY: json.dumps({**about, "digest": digest(tensors)})})
+    save_file(dict(tensors), path, metadata_of(about, digest(tensors)))
     path.chmod(mode)  # that of any new file; some versions of safetensors let nobody but the owner read theirs
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from .layout import Layout
 from .share import communication_device
@@ -35,7 +35,7 @@ class Exchange:
         self._group = layout.mesh.get_group() if layout.mesh.ndim == 1 else None  # of two dimensions: the whole job
         self._operations: list[tuple[dist.P2POp, str, Callable[[], object]]] = []
 
-    def gather(self, parameters: Mapping[str, tuple[nn.Parameter, int]]) -> Tensor | None:
+    def gather(self, parameters: Mapping[str, tuple[Tensor, int]]) -> Tensor | None:
         """Bring weights together, each on one rank.
 
         Args:
@@ -59,7 +59,7 @@ class Exchange:
         self.wait(self.start())
         return whole
 
-    def scatter(self, name: str, parameter: nn.Parameter, owner: int, whole: Tensor | None) -> None:
+    def scatter(self, name: str, parameter: Tensor, owner: int, whole: Tensor | None) -> None:
         """Have a weight that one rank has written into all ranks' parts, once `start` and `wait` have been called.
 
         Args:
@@ -139,6 +139,6 @@ class _Named:
             ) from error
 
 
-def local(parameter: nn.Parameter) -> Tensor:
+def local(parameter: Tensor) -> Tensor:
     """The part of a parameter that this process holds, to read and write."""
     return parameter.detach().to_local()  # type: ignore[attr-defined,no-any-return]

@@ -1,0 +1,55 @@
+"""The header of a safetensors file, for files that are written one tensor at a time.
+
+The library's own writer wants all tensors at once. The layout is the size of the header (8 bytes), the header as JSON,
+the values.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_CODES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+
+
+def header(
+    entries: "Mapping[str, tuple[tuple[int, ...], torch.dtype]]", metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
+    """What a file begins with, and where in the file the values of each tensor begin.
+
+    Args:
+        entries: shape and dtype by name. Values follow each other in this order.
+        metadata: "format" is added.
+
+    Raises:
+        ValueError: a dtype that the format does not know.
+    """
+    described: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
+    end = 0
+    for name, (shape, dtype) in entries.items():
+        code = _CODES.get(str(dtype).removeprefix("torch."))
+        if code is None:
+            raise ValueError(f"{name} is {dtype}, which safetensors files cannot hold.")
+        start, end = end, end + dtype.itemsize * math.prod(shape)
+        described[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)  # values begin aligned
+    size = 8 + len(text)
+    starts = {name: size + described[name]["data_offsets"][0] for name in entries}
+    return len(text).to_bytes(8, "little") + text, starts

@@ -1,0 +1,136 @@
+"""Sharded weights as one file, no rank ever holding more than one whole tensor."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ..graph import model_name
+from ..report import InitReport
+from ..safetensors_header import header
+from ..weights import add_to_digest, metadata_of, provenance
+from .exchange import Exchange
+from .initialise import TIMEOUT
+from .layout import layout_of
+from .meeting import Meeting
+
+
+def save_sharded(
+    model: nn.Module,
+    path: str | Path,
+    report: InitReport | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    timeout: float | None = None,
+) -> None:
+    """Write a sharded model's state dict to one safetensors file, tensor by tensor. All ranks of the mesh must call it.
+
+    The first rank of the mesh writes; it holds one whole tensor at a time. The file is what `timm-ghn-init predict`
+    writes, and timm's `--initial-checkpoint` or `load_state_dict` reads it. For checkpoints of a training run use
+    `torch.distributed.checkpoint`.
+
+    Args:
+        model: with DTensors for parameters.
+        path: should end in .safetensors. An older file there is replaced when the new one is complete.
+        report: what `init_model` returned, for the provenance in the file's metadata.
+        options: what `timm.create_model` was given, for the same.
+        seed: of timm's own initialisation, for the same.
+        timeout: seconds to wait for another rank. Default: 600.
+
+    Raises:
+        OSError: the file cannot be written; then no part of it is left.
+        ValueError: the model is sharded in part or in a way that is not supported, or a dtype that the format does
+            not know.
+        RuntimeError: another rank has failed, is gone or did not come.
+    """
+    name, path = model_name(model), Path(path)
+    seconds = TIMEOUT if timeout is None else timeout
+    layout = layout_of(model, name)
+    meeting = Meeting.of(layout, name, seconds)
+    tensors = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+
+    writer = _Writer(path, tensors) if layout.rank == 0 else None
+
+    def begin() -> None:
+        if writer is not None:
+            writer.begin({} if report is None else provenance(name, model, report, options or {}, seed))
+
+    try:
+        meeting(f"opening {path}", begin)
+        exchange = Exchange(layout, name, seconds)
+        for key in sorted(tensors):
+            tensor = tensors[key]
+            whole = exchange.gather({key: (tensor, 0)}) if isinstance(tensor, DTensor) else tensor
+            if writer is not None:
+                assert whole is not None
+                writer.add(key, whole)
+            del whole
+        meeting(f"writing {path}", lambda: None if writer is None else writer.finish())
+    finally:
+        if writer is not None:
+            writer.clean_up()
+
+
+class _Writer:
+    """A file that grows by one tensor at a time.
+
+    What goes wrong is raised at the end, so that no rank is kept waiting for this one.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        # Large dtypes first: each tensor begins at a multiple of its own.
+        ordered = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))
+        self._entries = {n: (tuple(tensors[n].shape), tensors[n].dtype) for n in ordered}
+        self._digest = hashlib.sha256()
+        self._file: BinaryIO
+        self._error: Exception | None = None
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Open a temporary file. What is told about the tensors goes into its metadata."""
+        self._about = about
+        text, self._starts = self._header("0" * 64)  # the digest is known at the end
+        self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed by `finish`)
+        self._file.write(text)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor. They come in the order of their names."""
+
+        def write() -> None:
+            values = tensor.detach().cpu().contiguous()
+            add_to_digest(self._digest, name, values)
+            self._file.seek(self._starts[name])
+            self._file.write(values.reshape(-1).view(torch.uint8).numpy().data)
+
+        self._try(write)
+
+    def finish(self) -> None:
+        """Close the file and give it its name, or raise what went wrong."""
+        text, _ = self._header(self._digest.hexdigest())
+        self._try(lambda: self._file.seek(0))
+        self._try(lambda: self._file.write(text))
+        self._try(self._file.close)
+        if self._error is None:
+            self._try(lambda: self._temporary.replace(self._path))
+        if self._error is not None:
+            raise self._error
+
+    def clean_up(self) -> None:
+        """Leave nothing behind but the finished file."""
+        self._temporary.unlink(missing_ok=True)
+
+    def _header(self, digest: str) -> tuple[bytes, dict[str, int]]:
+        return header(self._entries, metadata_of(self._about, digest))
+
+    def _try(self, step: Callable[[], object]) -> None:
+        if self._error is None:
+            try:
+                step()
+            except Exception as error:
+                self._error = error
