@@ -7,8 +7,10 @@ and what it raises is written to FOLDER/WORLD/RANK.json by its name.
 import json
 import os
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,12 +19,18 @@ from typing import Any
 import timm
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from timm_ghn_init import init_model
+import timm_ghn_init
+from timm_ghn_init import CheckpointError, TraceError, init_model, weights
+from timm_ghn_init.postprocessing import process_weight
+from timm_ghn_init.sharded import post
+from timm_ghn_init.sharded.exchange import local
 
 VIT = {"depth": 3, "img_size": 32, "patch_size": 8}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -71,7 +79,7 @@ def place(model: nn.Module, mesh: DeviceMesh, placements: list[Any]) -> nn.Modul
             if p is not None:
                 if id(p) not in made:
                     fitting = [x if x.is_replicate() or x.dim < p.dim() else Replicate() for x in placements]
-                    made[id(p)] = nn.Parameter(distribute_tensor(p.detach(), mesh, fitting))
+                    made[id(p)] = nn.Parameter(distribute_tensor(p.detach(), mesh, fitting, src_data_rank=None))
                 module._parameters[key] = made[id(p)]
     return model
 
@@ -102,7 +110,7 @@ class Job:
         self.ghn, self.folder, self.rank, self.world = ghn, folder, rank, world
 
     def mesh(self) -> DeviceMesh:
-        return init_device_mesh("cpu", (self.world,))
+        return init_device_mesh("cpu", (abs(self.world),))
 
     def mesh_2d(self) -> DeviceMesh:
         return init_device_mesh("cpu", (2, self.world // 2), mesh_dim_names=("replicate", "shard"))
@@ -120,7 +128,7 @@ class Job:
         return report
 
 
-CHECKS: dict[str, tuple[tuple[int, ...], Callable[[Job], None]]] = {}  # name -> sizes of worlds, check
+CHECKS: dict[str, tuple[tuple[int, ...], Callable[[Job], None]]] = {}  # name -> worlds, check; -2 ends with a death
 
 
 def check(*worlds: int, name: str = "") -> Callable[[Callable[[Job], None]], Callable[[Job], None]]:
@@ -148,6 +156,10 @@ def reference(job: Job) -> None:
         report = job.init(model, kind)
         assert not report.unset, report.unset
         torch.save(whole(model), job.folder / f"{kind}-meta.pt")
+    torch.manual_seed(3)
+    model = timm.create_model("convnext_atto", num_classes=10)
+    init_model(model, source_of(job.ghn, ORTH), seed=3)
+    torch.save(whole(model), job.folder / "convnext-created.pt")
 
 
 def placed(kind: str, placements: Callable[[Job], tuple[DeviceMesh, list[Any]]]) -> Callable[[Job], None]:
@@ -233,13 +245,183 @@ def meta_hsdp(job: Job) -> None:
     same(model, job.expected("resnet18-meta"))
 
 
+@check(2, 4)
+def create_and_save(job: Job) -> None:
+    """Layer scale, which only the constructor knows, included; and the file is that of the unsharded model."""
+    ghn, path = source_of(job.ghn, ORTH), job.folder / f"{job.world}.safetensors"
+    options = {"fully_shard_kwargs": {"reshard_after_forward": True}, "seed": 3, "timeout": 60}
+    model = timm_ghn_init.create_sharded("convnext_atto", ghn, job.mesh(), num_classes=10, **options)
+    assert isinstance(model.stages[2].blocks[1], FSDPModule) and isinstance(model, FSDPModule)
+    assert not model.ghn_report.unset and "stages.0.blocks.0.gamma" not in model.ghn_report.predicted
+    same(model, job.expected("convnext-created"))
+    timm_ghn_init.save_sharded(model, path, model.ghn_report, options={"num_classes": 10}, timeout=60)
+    tensors, about = weights.read(path)  # verifies the digest
+    expected = job.expected("convnext-created")
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(t, expected[n]) for n, t in tensors.items())
+    assert about["source"] == ghn and about["options"] == {"num_classes": 10}
+    plain = timm.create_model("convnext_atto", num_classes=10, checkpoint_path=str(path))
+    assert torch.equal(plain.head.fc.weight, expected["head.fc.weight"])
+
+
+@check(2)
+def distributed_checkpoint(job: Job) -> None:
+    """Saved with PyTorch's own means, read into a model that is sharded otherwise."""
+    model = shard_fully(build("vit"), job.mesh())
+    job.init(model, "vit")
+    dcp.save({"model": get_model_state_dict(model)}, checkpoint_id=str(job.folder / "dcp"))
+    other = place(build("vit"), job.mesh(), [Shard(1)])
+    state = {"model": other.state_dict()}
+    dcp.load(state, checkpoint_id=str(job.folder / "dcp"))
+    other.load_state_dict(state["model"])
+    same(other, job.expected("vit"))
+
+
+@check(2)
+def file_that_cannot_be_written(job: Job) -> None:
+    model = place(build("tied"), job.mesh(), [Shard(0)])
+    folder = job.folder / "nowhere"
+    kind, text = ((FileNotFoundError, "nowhere"), (RuntimeError, "rank 0 failed"))[job.rank]
+    fails(lambda: timm_ghn_init.save_sharded(model, folder / "x.safetensors", timeout=20), kind, text)
+
+
+def fails(work: Callable[[], object], kind: type[BaseException], *texts: str) -> None:
+    try:
+        work()
+    except kind as error:
+        assert all(text in str(error) for text in texts), str(error)
+    else:
+        raise AssertionError(f"{kind.__name__} was to be raised")
+
+
+def refused(model: nn.Module, work: Callable[[], object], kind: type[BaseException], *texts: str) -> None:
+    """An error, and nothing was written."""
+    before = {n: local(p).clone() if isinstance(p, DTensor) else p.clone() for n, p in model.named_parameters()}
+    fails(work, kind, *texts)
+    for n, p in model.named_parameters():
+        assert torch.equal(local(p) if isinstance(p, DTensor) else p, before[n]), n
+
+
+@check(2)
+def half_sharded(job: Job) -> None:
+    model = place(build("tied"), job.mesh(), [Shard(0)])
+    model.head = nn.Linear(6, 5)
+    refused(model, lambda: job.init(model, "tied"), ValueError, "Tied: head.weight", "half sharded")
+
+
+@check(2)
+def partial_placement(job: Job) -> None:
+    model = place(build("tied"), job.mesh(), [Shard(0)])
+    model.head.bias = nn.Parameter(DTensor.from_local(torch.ones(5), job.mesh(), [Partial()]))
+    refused(model, lambda: job.init(model, "tied"), ValueError, "Tied: head.bias", "Shard or Replicate")
+
+
+@check(4)
+def two_meshes(job: Job) -> None:
+    model = place(build("tied"), job.mesh(), [Shard(0)])
+    model.head = place(nn.Linear(6, 5), job.mesh_2d(), [Shard(0), Replicate()])
+    refused(model, lambda: job.init(model, "tied"), ValueError, "Tied: head.weight", "one mesh")
+
+
+@check(2)
+def what_sharded_models_cannot_have(job: Job) -> None:
+    model = place(build("tied"), job.mesh(), [Shard(0)])
+    for source, text in (("orth", "before sharding"), (PLAIN + "?cache=1", "cache="), (PLAIN + "?hub=me", "hub=")):
+        refused(model, lambda source=source: job.init(model, "tied", source), ValueError, "Tied", text)
+    refused(model, lambda: job.init(model, "tied", PLAIN, cache=True), ValueError, "save_sharded")
+
+
+@check(2, 4)
+def ranks_that_differ(job: Job) -> None:
+    model = place(build("tied"), job.mesh(), [Shard(0)])
+    source, last = source_of(job.ghn, ORTH), job.world - 1
+    seed = 1 if job.rank == last else 0
+    texts = (f"rank {last} and rank 0 differ in seed: 1 and 0", "Nothing was written")
+    refused(model, lambda: init_model(model, source, input_size=32, seed=seed, timeout=20), RuntimeError, *texts)
+    other = place(build("tied"), job.mesh(), [Shard(0) if job.rank != last else Replicate()])
+    refused(other, lambda: job.init(other, "tied"), RuntimeError, f"rank {last}", "placements")
+
+
+@check(2)
+def a_source_that_is_not_there(job: Job) -> None:
+    model = place(build("tied"), job.mesh(), [Shard(0)])
+    kind, text = ((CheckpointError, "nowhere.pt"), (RuntimeError, "rank 0 failed (rank 0 fetches file:"))[job.rank]
+    refused(model, lambda: job.init(model, "tied", "file:/nowhere.pt"), kind, text)
+
+
+@check(2)
+def a_source_that_only_rank_0_has(job: Job) -> None:
+    model = place(build("tied"), job.mesh(), [Shard(0)])
+    job.init(model, "tied", ORTH if job.rank == 0 else PLAIN.format(ghn="/nowhere.pt"))
+    same(model, job.expected("tied"))
+
+
+@check(2)
+def a_rank_that_fails_before(job: Job) -> None:
+    model = place(build("tied"), job.mesh(), [Shard(0)])
+    if job.rank == 1:
+        model.forward = lambda x: 1 / 0  # type: ignore[method-assign]
+        fails(lambda: job.init(model, "tied"), TraceError, "ZeroDivisionError")
+    else:
+        refused(model, lambda: job.init(model, "tied"), RuntimeError, "rank 1 failed", "ZeroDivisionError")
+
+
+@check(2)
+def a_rank_that_fails_to_compute(job: Job) -> None:
+    model = place(build("vit"), job.mesh(), [Shard(0)])
+    with failing_at("blocks.2.mlp.fc1.weight", MemoryError("full")):
+        kind = "MemoryError: full"
+        fails(lambda: job.init(model, "vit"), RuntimeError, "blocks.2.mlp.fc1.weight", kind, "in part")
+
+
+@check(-2)
+def a_rank_that_comes_late(job: Job) -> None:
+    model = place(build("tied"), job.mesh(), [Shard(0)])
+    if job.rank == 1:
+        time.sleep(2)
+    texts = ("rank 1 did not come within 1 s", "rank 0 fetches file:")
+    if job.rank == 1:
+        texts = ("rank 0 failed", *texts)
+    source = source_of(job.ghn, ORTH)
+    refused(model, lambda: init_model(model, source, input_size=32, timeout=1), RuntimeError, *texts)
+
+
+@check(-2)
+def a_rank_that_dies(job: Job) -> None:
+    model = place(build("vit"), job.mesh(), [Shard(0)])
+    start = time.monotonic()
+    if job.rank == 1:
+        with failing_at("", None):
+            job.init(model, "vit")
+    fails(lambda: job.init(model, "vit"), RuntimeError, "vit_tiny_patch16_224: blocks.", "rank 1", "gone")
+    assert time.monotonic() - start < 30
+
+
+@contextmanager
+def failing_at(name: str, error: Exception | None) -> Iterator[None]:
+    """Whoever post-processes a weight of this name raises the error; None is the end of the process."""
+
+    def fail(weight: torch.Tensor, which: str, *args: Any) -> float:
+        if error is None:
+            os._exit(0)
+        if which == name:
+            raise error
+        return process_weight(weight, which, *args)
+
+    post.process_weight = fail  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        post.process_weight = process_weight
+
+
 def main(ghn: str, folder: Path, worlds: list[int]) -> int:
     status = launch(lambda: reference(Job(ghn, folder, 0, 1)))
     assert status == 0, "the reference failed"
     for world in worlds:
         (folder / str(world)).mkdir()
         store = str(folder / f"store-{world}")
-        jobs = [Job(ghn, folder, rank, world) for rank in range(world)]
+        jobs = [Job(ghn, folder, rank, world) for rank in range(abs(world))]
         children = [fork(partial(run, job, store)) for job in jobs]
         for child in children:
             os.waitpid(child, 0)
@@ -248,7 +430,7 @@ def main(ghn: str, folder: Path, worlds: list[int]) -> int:
 
 def run(job: Job, store: str) -> None:
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=job.rank, world_size=job.world, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=job.rank, world_size=abs(job.world), timeout=timedelta(seconds=60)
     )
     results = {}
     for name, (worlds, function) in CHECKS.items():
@@ -259,7 +441,8 @@ def run(job: Job, store: str) -> None:
             except Exception:
                 results[name] = traceback.format_exc()
             (job.folder / str(job.world) / f"{job.rank}.json").write_text(json.dumps(results))
-            dist.barrier()
+            if job.world > 0:
+                dist.barrier()
     dist.destroy_process_group()
 
 

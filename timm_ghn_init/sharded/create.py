@@ -28,8 +28,8 @@ def create_sharded(
 ) -> nn.Module:
     """Build one of timm's architectures on the meta device, shard it with FSDP2, and initialise it. All ranks call it.
 
-    Each of the model's `blocks_of`, and then the model, gets `fully_shard`. What a GHN does not predict has the values
-    of timm's own initialisation, the same on all ranks and for every mesh.
+    Each of the model's `blocks_of`, and then the model, gets `fully_shard`. Buffers and what a GHN does not predict
+    have the values that `timm.create_model` gives them after `torch.manual_seed(seed)`, whatever the mesh.
 
     Args:
         model_name: as in `timm.create_model`.
@@ -61,11 +61,11 @@ def create_sharded(
     for name in [*reversed(list(blocks_of(model))), ""]:  # from the inside out
         fully_shard(model.get_submodule(name), **options)
 
-    def lost(names: Collection[str]) -> dict[str, Tensor]:
+    def constructed(names: Collection[str]) -> dict[str, Tensor]:
         with torch.device("cpu"):
             return _constructed(lambda: timm.create_model(model_name, **timm_kwargs), names, source.seed_or(seed))
 
-    report = initialise(model, source, seed=seed, device=device, timeout=timeout, lost=lost)
+    report = initialise(model, source, seed=seed, device=device, timeout=timeout, constructed=constructed)
     note_source(model, report)
     model.ghn_report = report  # type: ignore[assignment]
     return model

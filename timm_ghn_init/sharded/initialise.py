@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ _logger = logging.getLogger(__name__)
 
 TIMEOUT = 600.0  # seconds
 
-OwnValuesOf = Callable[[Sequence[str]], Mapping[str, Tensor]]
+ValuesOf = Callable[[Sequence[str]], dict[str, Tensor]]
 
 
 def initialise(
@@ -52,13 +52,13 @@ def initialise(
     cache: bool | None = None,
     init_rest: bool | None = None,
     timeout: float | None = None,
-    lost: OwnValuesOf | None = None,
+    constructed: ValuesOf | None = None,
 ) -> InitReport:
     """`init_model` for a model with DTensors among its parameters. All ranks of their mesh must call it.
 
     Args:
-        lost: gives whole values on the CPU, by name, of parameters and buffers that the model's own initialisation has
-            not set.
+        constructed: gives the values, whole and on the CPU, that the model's constructor would have given to parameters
+            and buffers of these names. Default: they get those of its `reset_parameters` and `init_weights`.
 
     Raises:
         As `init_model`.
@@ -85,7 +85,7 @@ def initialise(
     target = torch.device(device) if device is not None else communication_device(layout)
     source = parse_source(loaded[0]["source"]) if ghn is None else source.prediction
     clock = Clock(target)
-    work = _Work(model, name, layout, source, target, clock, init_rest, lost)
+    work = _Work(model, name, layout, source, target, clock, init_rest, constructed)
     with torch.no_grad(), torch.autocast(target.type, enabled=False):
         if ghn is None:
             first = load_ghn(source, target) if layout.rank == 0 else None
@@ -99,8 +99,8 @@ def initialise(
         work.write()
         if work.plan.changed:
             post = PostProcessing(model, work.plan, source, work.tiles, layout, target)
-            clock("postprocess", lambda: post.run(Exchange(layout, name, seconds), progress))
-            meeting("post-processing", lambda: _raise(post.failure))
+            exchange = Exchange(layout, name, seconds)
+            clock("postprocess", lambda: meeting("post-processing", lambda: post.run(exchange, progress)))
     report = work.report()
     _logger.log(logging.INFO if layout.rank == 0 else logging.DEBUG, "%s", report)
     return report
@@ -118,10 +118,10 @@ class _Work:
         device: torch.device,
         clock: Clock,
         init_rest: bool | None,
-        lost: OwnValuesOf | None,
+        constructed: ValuesOf | None,
     ) -> None:
         self.model, self.name, self.layout, self.source = model, name, layout, source
-        self.device, self.clock, self.init_rest, self.lost = device, clock, init_rest, lost
+        self.device, self.clock, self.init_rest, self.constructed = device, clock, init_rest, constructed
         self.plan: Plan
         self.tiles: dict[str, Tile]
         self.own: tuple[str, ...] = ()
@@ -172,10 +172,10 @@ class _Work:
         return [n for n in tensors if n not in whole]
 
     def _initialise_rest(self) -> None:
-        values, unset = own_values(self.model, self._rest, self.plan.seed)
-        if unset and self.lost is not None:
-            values |= self.lost(unset)
-            unset = tuple(n for n in unset if n not in values)
+        if self.constructed is not None:
+            values, self.unset = self.constructed(self._rest), ()
+        else:
+            values, self.unset = own_values(self.model, self._rest, self.plan.seed)
         tensors: dict[str, Tensor] = {**dict(self.model.named_buffers()), **dict(self.model.named_parameters())}
         for name, value in values.items():
             tensor = tensors[name]
@@ -183,9 +183,9 @@ class _Work:
                 local(tensor).copy_(self.layout.own_box(tensor).of(value))  # type: ignore[arg-type]
             else:
                 tensor.copy_(value)
-        self.own, self.unset = tuple(n for n in values if n not in unset), unset
+        self.own = tuple(n for n in values if n not in self.unset)
         if self.layout.rank == 0:
-            warn_unset(self.name, unset)
+            warn_unset(self.name, self.unset)
 
     def _write(self) -> None:
         final = set(self.plan.final)  # their owners build them anew
@@ -255,8 +255,3 @@ def _compare(name: str, said: list[dict[str, str]], members: list[int]) -> None:
                 f"{name}: rank {', '.join(map(str, others))} and rank {members[0]} differ in {what}: {examples[:80]} "
                 f"and {ours[:80]}. All ranks must initialise the same model in the same way. Nothing was written."
             )
-
-
-def _raise(error: Exception | None) -> None:
-    if error is not None:
-        raise error

@@ -53,8 +53,7 @@ class Meeting:
         try:
             said = work()
         except BaseException as error:
-            failure = {"rank": self._members[self._rank], "error": f"{type(error).__name__}: {error}", "topic": topic}
-            self._store.set(f"{self._prefix}/failed", json.dumps(failure))
+            self._tell(topic, error)
             raise
         keys = [f"{self._prefix}/{topic}/{member}" for member in self._members]
         self._store.set(keys[self._rank], json.dumps(said))
@@ -69,14 +68,21 @@ class Meeting:
                 left = end - time.monotonic()
                 if left <= 0:
                     missing = [m for k, m in zip(keys, self._members, strict=True) if not self._store.check([k])]
-                    raise RuntimeError(
+                    late = RuntimeError(
                         f"{self._model}: rank {', '.join(map(str, missing))} did not come within {self._timeout:g} s "
-                        f"({topic}). Look at what it says; all ranks of the mesh must initialise the model."
+                        f"({topic}). Look at what it says; all ranks of the mesh must do this together."
                     )
+                    self._tell(topic, late)  # or a rank that comes now would go on alone
+                    raise late
                 try:
                     self._store.wait([key], timedelta(seconds=min(_SLICE, left)))
                 except RuntimeError:  # the wait timed out
                     continue
+        self._raise_if_failed()
+
+    def _tell(self, topic: str, error: BaseException) -> None:
+        failure = {"rank": self._members[self._rank], "error": f"{type(error).__name__}: {error}", "topic": topic}
+        self._store.set(f"{self._prefix}/failed", json.dumps(failure))
 
     def _raise_if_failed(self) -> None:
         if self._store.check([f"{self._prefix}/failed"]):

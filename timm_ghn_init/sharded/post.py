@@ -50,13 +50,13 @@ class PostProcessing:
     ) -> None:
         self._model, self._plan, self._source, self._tiles = model, plan, source, tiles
         self._layout, self._device = layout, device
-        self.failure: Exception | None = None
+        self._failure: Exception | None = None
 
     @torch.no_grad()
     def run(self, exchange: Exchange, progress: bool | None) -> None:
         """Post-process all layers of the plan.
 
-        A rank whose computation fails goes on sending, so that no other waits for it; `failure` says so afterwards.
+        A rank whose computation fails goes on sending, so that no other waits for it, and raises at the end.
         """
         rounds, rest = owners(self._model, self._plan.changed, self._layout.size), set(self._plan.rest)
         show = progress if self._layout.rank == 0 else False
@@ -74,6 +74,8 @@ class PostProcessing:
                 del whole, gathered
                 under_way = exchange.start()
             exchange.wait(under_way)
+        if self._failure is not None:
+            raise self._failure
 
     def _compute(self, name: str, gathered: Tensor | None) -> Tensor:
         parameter, source = self._model.get_parameter(name), self._source
@@ -85,7 +87,9 @@ class PostProcessing:
             assert whole is not None
             process_weight(whole, name, source.beta, source.orthogonal, self._plan.seed, self._device)
         except Exception as error:  # out of memory, for one
-            self.failure = self.failure or RuntimeError(f"{name}: {type(error).__name__}: {error}")
+            self._failure = self._failure or RuntimeError(
+                f"{name}: {type(error).__name__}: {error}. The model is initialised in part: initialise it again."
+            )
             if whole is None:
                 whole = torch.zeros((), dtype=parameter.dtype, device=self._device).expand(parameter.shape)
         return whole
