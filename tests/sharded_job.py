@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import timm_ghn_init
-from timm_ghn_init import CheckpointError, TraceError, init_model, weights
+from timm_ghn_init import CheckpointError, TraceError, init_model, load_ghn, weights
 from timm_ghn_init.postprocessing import process_weight
-from timm_ghn_init.sharded import post
+from timm_ghn_init.sharded import initialise, post
 from timm_ghn_init.sharded.exchange import local
 
 VIT = {"depth": 3, "img_size": 32, "patch_size": 8}
@@ -109,9 +109,11 @@ class Job:
     def __init__(self, ghn: str, folder: Path, rank: int, world: int) -> None:
         self.ghn, self.folder, self.rank, self.world = ghn, folder, rank, world
 
+    @cached_property
     def mesh(self) -> DeviceMesh:
         return init_device_mesh("cpu", (abs(self.world),))
 
+    @cached_property
     def mesh_2d(self) -> DeviceMesh:
         return init_device_mesh("cpu", (2, self.world // 2), mesh_dim_names=("replicate", "shard"))
 
@@ -174,12 +176,12 @@ def placed(kind: str, placements: Callable[[Job], tuple[DeviceMesh, list[Any]]])
 
 
 _PLACEMENTS: dict[str, tuple[tuple[int, ...], Callable[[Job], tuple[DeviceMesh, list[Any]]]]] = {
-    "Shard(0)": ((1, 2, 4), lambda job: (job.mesh(), [Shard(0)])),
-    "Shard(1)": ((2, 4), lambda job: (job.mesh(), [Shard(1)])),
-    "Replicate": ((2,), lambda job: (job.mesh(), [Replicate()])),
-    "HSDP": ((4,), lambda job: (job.mesh_2d(), [Replicate(), Shard(0)])),
-    "Shard(0), Shard(1)": ((4,), lambda job: (job.mesh_2d(), [Shard(0), Shard(1)])),
-    "Shard(0), Shard(0)": ((4,), lambda job: (job.mesh_2d(), [Shard(0), Shard(0)])),
+    "Shard(0)": ((1, 2, 4), lambda job: (job.mesh, [Shard(0)])),
+    "Shard(1)": ((2, 4), lambda job: (job.mesh, [Shard(1)])),
+    "Replicate": ((2,), lambda job: (job.mesh, [Replicate()])),
+    "HSDP": ((4,), lambda job: (job.mesh_2d, [Replicate(), Shard(0)])),
+    "Shard(0), Shard(1)": ((4,), lambda job: (job.mesh_2d, [Shard(0), Shard(1)])),
+    "Shard(0), Shard(0)": ((4,), lambda job: (job.mesh_2d, [Shard(0), Shard(0)])),
 }
 for _name, (_worlds, _placement) in _PLACEMENTS.items():
     check(*_worlds, name=f"vit {_name}")(placed("vit", _placement))
@@ -191,14 +193,14 @@ check(2, 4, name="tied Shard(0)")(placed("tied", _PLACEMENTS["Shard(0)"][1]))
 
 @check(2)
 def without_post_processing(job: Job) -> None:
-    model = place(build("vit"), job.mesh(), [Shard(0)])
+    model = place(build("vit"), job.mesh, [Shard(0)])
     job.init(model, "vit", PLAIN)
     same(model, job.expected("vit-plain"))
 
 
 @check(2)
 def bfloat16(job: Job) -> None:
-    model = place(build("vit").bfloat16(), job.mesh(), [Shard(0)])
+    model = place(build("vit").bfloat16(), job.mesh, [Shard(0)])
     job.init(model, "vit")
     same(model, job.expected("vit-bf16"))
 
@@ -206,7 +208,7 @@ def bfloat16(job: Job) -> None:
 @check(1, 2, 4)
 def fsdp(job: Job) -> None:
     """Also between two forward passes, the first of which leaves whole parameters in the root."""
-    model = shard_fully(build("vit"), job.mesh())
+    model = shard_fully(build("vit"), job.mesh)
     x = torch.ones(2, 3, 32, 32)
     model(x)
     job.init(model, "vit")
@@ -223,7 +225,7 @@ def fsdp(job: Job) -> None:
 @check(2, 4)
 def meta_fsdp(job: Job) -> None:
     with torch.device("meta"):
-        model = shard_fully(build("vit-1000", "meta"), job.mesh())
+        model = shard_fully(build("vit-1000", "meta"), job.mesh)
     report = job.init(model, "vit-1000")
     assert "cls_token" in report.own and not report.unset
     same(model, job.expected("vit-1000-meta"))
@@ -232,7 +234,7 @@ def meta_fsdp(job: Job) -> None:
 
 @check(2)
 def meta_after_to_empty(job: Job) -> None:
-    model = shard_fully(build("resnet18", "meta"), job.mesh())
+    model = shard_fully(build("resnet18", "meta"), job.mesh)
     model.to_empty(device="cpu")
     job.init(model, "resnet18", init_rest=True)
     same(model, job.expected("resnet18-meta"))
@@ -240,7 +242,7 @@ def meta_after_to_empty(job: Job) -> None:
 
 @check(4)
 def meta_hsdp(job: Job) -> None:
-    model = shard_fully(build("resnet18", "meta"), job.mesh_2d())
+    model = shard_fully(build("resnet18", "meta"), job.mesh_2d)
     job.init(model, "resnet18")
     same(model, job.expected("resnet18-meta"))
 
@@ -250,7 +252,7 @@ def create_and_save(job: Job) -> None:
     """Layer scale, which only the constructor knows, included; and the file is that of the unsharded model."""
     ghn, path = source_of(job.ghn, ORTH), job.folder / f"{job.world}.safetensors"
     options = {"fully_shard_kwargs": {"reshard_after_forward": True}, "seed": 3, "timeout": 60}
-    model = timm_ghn_init.create_sharded("convnext_atto", ghn, job.mesh(), num_classes=10, **options)
+    model = timm_ghn_init.create_sharded("convnext_atto", ghn, job.mesh, num_classes=10, **options)
     assert isinstance(model.stages[2].blocks[1], FSDPModule) and isinstance(model, FSDPModule)
     assert not model.ghn_report.unset and "stages.0.blocks.0.gamma" not in model.ghn_report.predicted
     same(model, job.expected("convnext-created"))
@@ -267,10 +269,10 @@ def create_and_save(job: Job) -> None:
 @check(2)
 def distributed_checkpoint(job: Job) -> None:
     """Saved with PyTorch's own means, read into a model that is sharded otherwise."""
-    model = shard_fully(build("vit"), job.mesh())
+    model = shard_fully(build("vit"), job.mesh)
     job.init(model, "vit")
     dcp.save({"model": get_model_state_dict(model)}, checkpoint_id=str(job.folder / "dcp"))
-    other = place(build("vit"), job.mesh(), [Shard(1)])
+    other = place(build("vit"), job.mesh, [Shard(1)])
     state = {"model": other.state_dict()}
     dcp.load(state, checkpoint_id=str(job.folder / "dcp"))
     other.load_state_dict(state["model"])
@@ -279,7 +281,7 @@ def distributed_checkpoint(job: Job) -> None:
 
 @check(2)
 def file_that_cannot_be_written(job: Job) -> None:
-    model = place(build("tied"), job.mesh(), [Shard(0)])
+    model = place(build("tied"), job.mesh, [Shard(0)])
     folder = job.folder / "nowhere"
     kind, text = ((FileNotFoundError, "nowhere"), (RuntimeError, "rank 0 failed"))[job.rank]
     fails(lambda: timm_ghn_init.save_sharded(model, folder / "x.safetensors", timeout=20), kind, text)
@@ -304,28 +306,28 @@ def refused(model: nn.Module, work: Callable[[], object], kind: type[BaseExcepti
 
 @check(2)
 def half_sharded(job: Job) -> None:
-    model = place(build("tied"), job.mesh(), [Shard(0)])
+    model = place(build("tied"), job.mesh, [Shard(0)])
     model.head = nn.Linear(6, 5)
     refused(model, lambda: job.init(model, "tied"), ValueError, "Tied: head.weight", "half sharded")
 
 
 @check(2)
 def partial_placement(job: Job) -> None:
-    model = place(build("tied"), job.mesh(), [Shard(0)])
-    model.head.bias = nn.Parameter(DTensor.from_local(torch.ones(5), job.mesh(), [Partial()]))
+    model = place(build("tied"), job.mesh, [Shard(0)])
+    model.head.bias = nn.Parameter(DTensor.from_local(torch.ones(5), job.mesh, [Partial()]))
     refused(model, lambda: job.init(model, "tied"), ValueError, "Tied: head.bias", "Shard or Replicate")
 
 
 @check(4)
 def two_meshes(job: Job) -> None:
-    model = place(build("tied"), job.mesh(), [Shard(0)])
-    model.head = place(nn.Linear(6, 5), job.mesh_2d(), [Shard(0), Replicate()])
+    model = place(build("tied"), job.mesh, [Shard(0)])
+    model.head = place(nn.Linear(6, 5), job.mesh_2d, [Shard(0), Replicate()])
     refused(model, lambda: job.init(model, "tied"), ValueError, "Tied: head.weight", "one mesh")
 
 
 @check(2)
 def what_sharded_models_cannot_have(job: Job) -> None:
-    model = place(build("tied"), job.mesh(), [Shard(0)])
+    model = place(build("tied"), job.mesh, [Shard(0)])
     for source, text in (("orth", "before sharding"), (PLAIN + "?cache=1", "cache="), (PLAIN + "?hub=me", "hub=")):
         refused(model, lambda source=source: job.init(model, "tied", source), ValueError, "Tied", text)
     refused(model, lambda: job.init(model, "tied", PLAIN, cache=True), ValueError, "save_sharded")
@@ -333,32 +335,39 @@ def what_sharded_models_cannot_have(job: Job) -> None:
 
 @check(2, 4)
 def ranks_that_differ(job: Job) -> None:
-    model = place(build("tied"), job.mesh(), [Shard(0)])
+    model = place(build("tied"), job.mesh, [Shard(0)])
     source, last = source_of(job.ghn, ORTH), job.world - 1
     seed = 1 if job.rank == last else 0
     texts = (f"rank {last} and rank 0 differ in seed: 1 and 0", "Nothing was written")
     refused(model, lambda: init_model(model, source, input_size=32, seed=seed, timeout=20), RuntimeError, *texts)
-    other = place(build("tied"), job.mesh(), [Shard(0) if job.rank != last else Replicate()])
+    asked = source if job.rank != last else source_of(job.ghn, PLAIN)
+    refused(model, lambda: init_model(model, asked, input_size=32, timeout=20), RuntimeError, "differ in source")
+    other = place(build("tied"), job.mesh, [Shard(0) if job.rank != last else Replicate()])
     refused(other, lambda: job.init(other, "tied"), RuntimeError, f"rank {last}", "placements")
 
 
 @check(2)
 def a_source_that_is_not_there(job: Job) -> None:
-    model = place(build("tied"), job.mesh(), [Shard(0)])
+    model = place(build("tied"), job.mesh, [Shard(0)])
     kind, text = ((CheckpointError, "nowhere.pt"), (RuntimeError, "rank 0 failed (rank 0 fetches file:"))[job.rank]
     refused(model, lambda: job.init(model, "tied", "file:/nowhere.pt"), kind, text)
 
 
 @check(2)
 def a_source_that_only_rank_0_has(job: Job) -> None:
-    model = place(build("tied"), job.mesh(), [Shard(0)])
-    job.init(model, "tied", ORTH if job.rank == 0 else PLAIN.format(ghn="/nowhere.pt"))
+    model = place(build("tied"), job.mesh, [Shard(0)])
+    if job.rank != 0:
+        initialise.load_ghn = None  # type: ignore[assignment]
+    try:
+        job.init(model, "tied")
+    finally:
+        initialise.load_ghn = load_ghn
     same(model, job.expected("tied"))
 
 
 @check(2)
 def a_rank_that_fails_before(job: Job) -> None:
-    model = place(build("tied"), job.mesh(), [Shard(0)])
+    model = place(build("tied"), job.mesh, [Shard(0)])
     if job.rank == 1:
         model.forward = lambda x: 1 / 0  # type: ignore[method-assign]
         fails(lambda: job.init(model, "tied"), TraceError, "ZeroDivisionError")
@@ -368,7 +377,7 @@ def a_rank_that_fails_before(job: Job) -> None:
 
 @check(2)
 def a_rank_that_fails_to_compute(job: Job) -> None:
-    model = place(build("vit"), job.mesh(), [Shard(0)])
+    model = place(build("vit"), job.mesh, [Shard(0)])
     with failing_at("blocks.2.mlp.fc1.weight", MemoryError("full")):
         kind = "MemoryError: full"
         fails(lambda: job.init(model, "vit"), RuntimeError, "blocks.2.mlp.fc1.weight", kind, "in part")
@@ -376,7 +385,7 @@ def a_rank_that_fails_to_compute(job: Job) -> None:
 
 @check(-2)
 def a_rank_that_comes_late(job: Job) -> None:
-    model = place(build("tied"), job.mesh(), [Shard(0)])
+    model = place(build("tied"), job.mesh, [Shard(0)])
     if job.rank == 1:
         time.sleep(2)
     texts = ("rank 1 did not come within 1 s", "rank 0 fetches file:")
@@ -388,7 +397,7 @@ def a_rank_that_comes_late(job: Job) -> None:
 
 @check(-2)
 def a_rank_that_dies(job: Job) -> None:
-    model = place(build("vit"), job.mesh(), [Shard(0)])
+    model = place(build("vit"), job.mesh, [Shard(0)])
     start = time.monotonic()
     if job.rank == 1:
         with failing_at("", None):

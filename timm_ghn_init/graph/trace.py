@@ -30,6 +30,7 @@ def trace(
     dialect: Dialect = "ghn2",
     classifier: Iterable[str] | None = None,
     prepare: Callable[[], object] | None = None,
+    real: bool = True,
 ) -> Graph:
     """Read the primitive graph off a model.
 
@@ -44,6 +45,7 @@ def trace(
         classifier: names of the modules that yield the logits. Default: timm's `get_classifier()`, else the last
             layers of the graph, where the output is a matrix of logits.
         prepare: called before a forward pass on real values, for a model that does not have all of its values yet.
+        real: whether there may be a forward pass on real values.
 
     Returns:
         The graph, nodes in topological order.
@@ -56,7 +58,7 @@ def trace(
         raise TraceError(f"{name} has no parameters: there is nothing to initialise.")
     errors: list[str] = []
     for size in example_sizes(model, input_size):
-        for device in ("meta", "cpu"):
+        for device in ("meta", "cpu") if real else ("meta",):
             if device == "cpu" and prepare is not None:
                 prepare()
             recorder = Recorder(model)

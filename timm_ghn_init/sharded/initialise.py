@@ -83,6 +83,7 @@ def initialise(
     loaded = meeting(f"rank {members[0]} fetches {source}" if ghn is None else "checks", begin)
     layout = layout_of(model, name)
     target = torch.device(device) if device is not None else communication_device(layout)
+    asked = str(source.prediction)
     source = parse_source(loaded[0]["source"]) if ghn is None else source.prediction
     clock = Clock(target)
     work = _Work(model, name, layout, source, target, clock, init_rest, constructed)
@@ -94,7 +95,7 @@ def initialise(
         else:
             ghn = ghn if ghn.device == target else copy.deepcopy(ghn).to(target)
             digest = ghn_digest(ghn)
-        said = meeting("plan and checks", lambda: work.prepare(ghn, input_size, seed, digest))
+        said = meeting("plan and checks", lambda: {"source": asked, **work.prepare(ghn, input_size, seed, digest)})
         _compare(name, said, members)
         work.write()
         if work.plan.changed:
@@ -142,7 +143,6 @@ class _Work:
         placements = {n: [str(x) for x in p.placements] for n, p in model.named_parameters()}  # type: ignore[attr-defined]
         return {
             "model": self.name,
-            "source": str(source),
             "seed": str(plan.seed),
             "init_rest": str(self.init_rest),
             "plan (graph, shapes, dtypes, GHN)": plan.key(model, source, digest),
@@ -228,14 +228,11 @@ def _load(source: Source, progress: bool | None, rank: int) -> Any:
 
 
 def _trace(model: nn.Module, input_size: Any, ghn: GHN) -> Graph:
-    def refuse() -> None:
-        raise TraceError(
-            f"{model_name(model)}: the forward pass fails on the meta device, and on the CPU it would need the whole "
-            "model. Pass input_size=(C, H, W) as the model expects it, or initialise the model before sharding it."
-        )
-
-    with replaced(model, lambda name, tensor: meta_parameter(tensor)):
-        return trace(model, input_size, ghn.dialect, prepare=refuse)
+    try:
+        with replaced(model, lambda name, tensor: meta_parameter(tensor)):
+            return trace(model, input_size, ghn.dialect, real=False)
+    except TraceError as error:
+        raise TraceError(f"{error}. If it needs real values: initialise the model before sharding it.") from None
 
 
 def _look_at(weight: Tensor) -> Tensor:

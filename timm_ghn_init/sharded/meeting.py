@@ -31,6 +31,7 @@ class Meeting:
         # Ranks count their calls, so that what an earlier one has left in the store is not taken for this one's.
         number = self._store.add(f"timm_ghn_init/sharded/{group}/calls/{members[rank]}", 1)
         self._prefix = f"timm_ghn_init/sharded/{group}/{number}"
+        self._held = 0
 
     @classmethod
     def of(cls, layout: Layout, model: str, timeout: float) -> "Meeting":
@@ -41,7 +42,7 @@ class Meeting:
         """Do this rank's work, and wait until all others have done theirs.
 
         Args:
-            topic: what the work is, in words for messages. Another one for each meeting.
+            topic: what the work is, in words for messages.
             work: returns plain values for JSON. What it raises comes out, here and, as a RuntimeError, on the others.
 
         Returns:
@@ -55,7 +56,8 @@ class Meeting:
         except BaseException as error:
             self._tell(topic, error)
             raise
-        keys = [f"{self._prefix}/{topic}/{member}" for member in self._members]
+        self._held += 1
+        keys = [f"{self._prefix}/{self._held}/{member}" for member in self._members]
         self._store.set(keys[self._rank], json.dumps(said))
         self._wait(topic, keys)
         return [json.loads(self._store.get(key)) for key in keys]
