@@ -223,7 +223,7 @@ def refused() -> dict[str, tuple[nn.Module, dict[str, Any], type[Exception], str
         "size refused": (timm.create_model("test_vit"), {"input_size": 50}, TraceError, "input_size"),
         "bad size": (small(), {"input_size": (3, 0, 4)}, ValueError, "input_size"),
         "bug in forward": (NoForward(), {}, TraceError, "a bug of the model"),
-        "meta": (nn.Sequential(nn.Conv2d(3, 4, 1, device="meta")), {}, ValueError, "to_empty"),
+        "baseline on meta": (nn.Conv2d(3, 4, 1, device="meta"), {"source": "rand"}, ValueError, "to_empty"),
         "unpredicted weight is inf": (unused, {"source": "ghn2-orth?layer=1"}, ValueError, "aux.weight"),
     }
 
