@@ -4,6 +4,8 @@ import importlib
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -103,3 +105,21 @@ def test_import_is_measured_apart_from_timm(bench: ModuleType) -> None:
     assert 0 < found["timm_ghn_init"]["median"] < found["timm"]["median"]
     assert found["modules"] > 0
     assert found["not yet"] == []
+
+
+def test_sharded(tmp_path: Path, ghn_file: Path) -> None:
+    """What the table on paper says is sent is what two ranks really send."""
+    text, model = tmp_path / "sharded.md", "vit_tiny_patch16_224"
+    command = [sys.executable, BENCHMARKS / "bench_sharded.py", "--models", model, "--worlds", "2", "--repeat", "1"]
+    command += ["--paper", model, "--ranks", "2", "--tflops", "1", "--source", f"file:{ghn_file}-orth"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, "--markdown", text], capture_output=True, text=True, timeout=240, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [[c.strip() for c in line.strip("| ").split("|")] for line in text.read_text().splitlines() if "|" in line]
+    measured = next(dict(zip(rows[0], row, strict=True)) for row in rows if row[0] == model)
+    paper = dict(zip(rows[3], rows[5], strict=True))
+    sent = float(measured["sent, MB"])
+    assert sent > 1 and float(paper["send, GB"]) * 1e3 == pytest.approx(sent, abs=0.06)
+    assert float(paper["own parameters, GB"]) * 1e3 == pytest.approx(float(measured["own parameters, MB"]), rel=0.02)

@@ -64,7 +64,7 @@ def init_model(
         init_rest: give what is not predicted, buffers included, the model's own initialisation (`reset_parameters`,
             `init_weights`), drawn from `seed`. Default: what was on the meta device. True: all of it, for a model that
             has been through `to_empty` already. False: none.
-        timeout: of sharded models, seconds to wait for another rank. Default: 600.
+        timeout: of sharded models, seconds to wait for another rank. Default: 1800.
 
     Returns:
         What was predicted, what was not, and why.

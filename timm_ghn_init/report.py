@@ -21,7 +21,8 @@ class InitReport:
         layer: the first layer that was post-processed, counted from 1; None without post-processing.
         postprocessed: names of the weights that were post-processed.
         seed: of the post-processing's noise, or of what was drawn; None where nothing is random.
-        seconds: duration of each stage: "trace", "embed", "decode", "write", "postprocess", "cache", "hub"; "draw".
+        seconds: duration of each stage: "trace", "embed", "decode", "write", "postprocess", "cache", "hub"; "draw"; of
+            sharded models also "share" (the GHN, from rank to rank) and "own" (the model's own initialisation).
         cached: whether the predicted parameters were read from the cache.
         key: of the predicted parameters, see `weights_key`; "" where neither the cache nor the Hub was asked for.
         hub: the Hub repository in which they were looked for; "" where that was not asked for.

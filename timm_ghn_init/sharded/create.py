@@ -38,7 +38,7 @@ def create_sharded(
         fully_shard_kwargs: for `fully_shard`, e.g. `mp_policy` or `reshard_after_forward`.
         seed: of all that is random. Default: the source's own, else 0.
         device: where to decode and post-process. Default: that of the mesh.
-        timeout: seconds to wait for another rank. Default: 600.
+        timeout: seconds to wait for another rank. Default: 1800.
         timm_kwargs: for `timm.create_model`.
 
     Returns:

@@ -36,7 +36,7 @@ from .share import communication_device, share_ghn
 
 _logger = logging.getLogger(__name__)
 
-TIMEOUT = 600.0  # seconds
+TIMEOUT = 1800.0  # seconds; that of PyTorch itself, and longer than one rank computes at a layer
 
 ValuesOf = Callable[[Sequence[str]], dict[str, Tensor]]
 

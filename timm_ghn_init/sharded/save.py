@@ -41,7 +41,7 @@ def save_sharded(
         report: what `init_model` returned, for the provenance in the file's metadata.
         options: what `timm.create_model` was given, for the same.
         seed: of timm's own initialisation, for the same.
-        timeout: seconds to wait for another rank. Default: 600.
+        timeout: seconds to wait for another rank. Default: 1800.
 
     Raises:
         OSError: the file cannot be written; then no part of it is left.
