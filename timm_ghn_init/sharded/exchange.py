@@ -94,7 +94,7 @@ class Exchange:
         return [_Transfer(work, about, finish) for work, (_, about, finish) in zip(works, asked, strict=True)]
 
     def wait(self, transfers: list[_Transfer]) -> None:
-        """Wait until what was begun has been done.
+        """Wait until what was begun has been done, and let go of it.
 
         Raises:
             RuntimeError: a rank is gone or says nothing for too long; the message names it and the weight.
@@ -103,6 +103,7 @@ class Exchange:
             with self._named(about):
                 work.wait(timedelta(seconds=self._timeout))
             finish()
+        transfers.clear()  # they hold what was sent
 
     def _send(self, part: Tensor, to: int, name: str, numel: int) -> None:
         if numel:
