@@ -45,13 +45,14 @@ PLAIN = "file:{ghn}"
 
 
 class Tied(nn.Module):
-    """Two layers with one weight, and 5 rows for a bias."""
+    """Two layers with one weight, one that nothing predicts but post-processing changes, and 5 rows for a bias."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 6, 3)
         self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
         self.two.weight = self.one.weight
+        self.unused = nn.Linear(6, 9)
         self.head = nn.Linear(6, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -145,7 +146,8 @@ def reference(job: Job) -> None:
     """Unsharded models, each in a file."""
     for kind in (*MODELS, "tied"):
         model = build(kind)
-        job.init(model, kind)
+        report = job.init(model, kind)
+        assert kind != "tied" or set(report.postprocessed) - set(report.predicted) == {"unused.weight"}
         torch.save(whole(model), job.folder / f"{kind}.pt")
     model = build("vit")
     job.init(model, "vit", PLAIN)

@@ -21,6 +21,11 @@ from timm_ghn_init.sharded.create import blocks_of
 from timm_ghn_init.sharded.post import owners
 
 WORLDS = (1, 2, 4, -2)
+POSITIONS = {
+    "vit_tiny_patch16_224": {"tokens"},
+    "volo_d1_224": {"hwc"},
+    "pit_ti_224": {"chw"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,9 @@ def parts(shape: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[int, ...]
         ("resnet18", {}),
         ("condconv", {}),
         ("test_convnext", {"in_chans": 1}),
-        ("rdnet_tiny", {}),
+        ("volo_d1_224", {}),
+        ("pit_ti_224", {}),
+        ("beit_base_patch16_224", {}),
     ],
 )
 def test_parts_of_tiles(name: str, options: dict[str, int], seeded_ghn2: GHN) -> None:
@@ -96,6 +103,10 @@ def test_parts_of_tiles(name: str, options: dict[str, int], seeded_ghn2: GHN) ->
             expected = whole[tuple(slice(o, o + s) for o, s in zip(offset, size, strict=True))]
             assert torch.equal(part.nan_to_num(7.0), expected.nan_to_num(7.0)), (target, offset, size)
     assert seen
+    assert (name == "condconv") == any(kernel and len(kernel) > 1 for _, kernel, *_ in seen)
+    assert (name == "beit_base_patch16_224") == any(offset for _, _, offset, *_ in seen)
+    layouts = {layout for _, _, _, layout, *_ in seen} - {""}
+    assert layouts == POSITIONS.get(name, set())
 
 
 class Routed(nn.Module):
