@@ -81,7 +81,7 @@ def blocks_of(model: nn.Module) -> Iterator[str]:
     """
     matcher = getattr(model, "group_matcher", None)
     groups = matcher(coarse=False) if callable(matcher) else {}
-    patterns = [p for p in _patterns(list(groups.values())) if r"\d" in p]
+    patterns = [p for p in _patterns(list(groups.values())) if r"\d" in p] if isinstance(groups, dict) else []
     with_parameters = {n: m for n, m in model.named_modules() if n and next(m.parameters(), None) is not None}
     found = [n for n in with_parameters if any(_is_numbered(p, n) for p in patterns)]
     yield from found or _elements(model, with_parameters)
