@@ -500,7 +500,7 @@ def measure(case: Case, parts: Sequence[str], peer: Peer | None, other: GHN | No
 
 
 def sweep(kind: str, path: Path, repeats: int, models: Sequence[str], parts: Sequence[str]) -> Record:
-    """Stages over architectures; by parameters the post-processing as well (see SWEEP_POST), by nodes it says nothing."""
+    """Stages over architectures; by parameters with post-processing (up to SWEEP_POST), by nodes it says nothing."""
     records = []
     for name in models:
         _logger.info("sweep over %s: %s", kind, name)

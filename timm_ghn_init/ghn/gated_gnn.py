@@ -102,7 +102,8 @@ class GatedGNN(nn.Module):
 
 def _joined(mlps: Sequence[MLP]) -> Callable[[Tensor], Tensor]:
     """Several MLPs of one input as one: (B, hid) -> (B, len(mlps) * hid), with half the operations."""
-    first, last = ([m.fc[i] for m in mlps] for i in (0, 2))
+    first: list[Any] = [m.fc[0] for m in mlps]
+    last: list[Any] = [m.fc[2] for m in mlps]
     w0, b0 = torch.cat([m.weight for m in first]), torch.cat([m.bias for m in first])
     w2, b2 = torch.block_diag(*(m.weight for m in last)), torch.cat([m.bias for m in last])
     return lambda h: F.relu(F.linear(F.relu(F.linear(h, w0, b0)), w2, b2))
