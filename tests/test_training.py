@@ -66,6 +66,11 @@ def test_unusual_splits_are_unusual() -> None:
     assert {r.kind for r in train if r.style.norm == "none"} <= {"plain"}
 
 
+def test_every_network_mixes_pixels() -> None:
+    """A network of 1 x 1 kernels sees no more than its stem does."""
+    assert {sample("train", 0, i).style.kernel for i in range(64)} == {3, 5, 7}
+
+
 def test_the_primitives_that_occur() -> None:
     """All of the vocabulary but `cse`, which GHN-2's graphs never hold."""
     found: Counter[str] = Counter()
