@@ -33,14 +33,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from timm_ghn_init import init_model, load_ghn, save_ghn, trace
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.plan import make_plan
 from timm_ghn_init.postprocessing import auto_layer, list_layers, process_weight, to_process
 from timm_ghn_init.sharded import exchange, post
-from timm_ghn_init.sharded.create import blocks_of
+from timm_ghn_init.sharded.create import shard_blocks
 from timm_ghn_init.sharded.post import owners
 from timm_ghn_init.sources import parse_source
 
@@ -60,8 +59,7 @@ def measure(model: str, source: str, rank: int, world: int, store: Path, out: Pa
     mesh = init_device_mesh("cpu", (world,))
     with torch.device("meta"):
         built = timm.create_model(model)
-    for name in [*reversed(list(blocks_of(built))), ""]:
-        fully_shard(built.get_submodule(name), mesh=mesh)
+    shard_blocks(built, mesh=mesh)
     process_weight(torch.randn(512, 512), "warm up", 3e-5, True, 0, torch.device("cpu"))  # LAPACK's own pages
     sent, extra = count_bytes(), count_memory()
     dist.barrier()

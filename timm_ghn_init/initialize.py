@@ -21,6 +21,7 @@ from .plan import Plan, make_plan
 from .postprocessing import check, postprocess
 from .report import InitReport
 from .sources import Source, parse_source
+from .stand_ins import named_tensors
 
 _logger = logging.getLogger(__name__)
 
@@ -176,13 +177,13 @@ class _Fresh:
             return
         self._settled = True
         model, lost, whole = self._model, set(on_meta(self._model)), {id(p) for p in overwritten}
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        tensors = named_tensors(model)
         wanted = [n for n, t in tensors.items() if id(t) not in whole and (self._init_rest or n in lost)]
         materialise(model, self._device)
         if self._init_rest is False:
             return
         values, self.unset = own_values(model, wanted, self._seed)
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        tensors = named_tensors(model)
         with torch.no_grad():
             for n, value in values.items():
                 tensors[n].copy_(value)

@@ -7,14 +7,14 @@ and a part of a sharded parameter is cut out of the same whole on every rank.
 """
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .stand_ins import meta_parameter, replaced
+from .stand_ins import meta_parameter, named_tensors, replaced
 
 _logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class OwnValues(NamedTuple):
 
 def on_meta(model: nn.Module) -> list[str]:
     """Names of the parameters and buffers without memory."""
-    return [name for name, t in _tensors(model) if t.is_meta]
+    return [name for name, t in named_tensors(model).items() if t.is_meta]
 
 
 def materialise(model: nn.Module, device: torch.device | str) -> None:
@@ -76,7 +76,7 @@ def own_values(model: nn.Module, wanted: Collection[str], seed: int) -> OwnValue
         torch.default_generator.manual_seed(seed)
         versions = {name: t._version for name, t in stand_ins.items()}
         _initialise(model)
-        found = dict(_tensors(model))
+        found = named_tensors(model)
         now = {name: found.get(name, stand_ins[name]) for name in wanted}
         unset = [n for n, t in now.items() if t is stand_ins[n] and not _is_set(t, versions[n])]
         return OwnValues({n: now[n].detach() if n not in unset else leftover(now[n]) for n in now}, tuple(unset))
@@ -143,11 +143,6 @@ def _is_set(tensor: Tensor, version: int) -> bool:
     if tensor.is_floating_point() or tensor.is_complex():
         return not bool(tensor.isnan().any())
     return tensor._version != version or bool((tensor != _mark(tensor)).any())
-
-
-def _tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def replaced(model: nn.Module, stand_in: Callable[[str, Tensor], Tensor]) -> Ite
     modules = list(model.modules())
     saved = [(m, type(m), [(d, d.copy()) for d in _held(m)]) for m in modules]
     by_id: dict[int, Tensor] = {}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in named_tensors(model).items():
         by_id[id(tensor)] = stand_in(name, tensor)
     try:
         for m in modules:
@@ -43,6 +43,11 @@ def replaced(model: nn.Module, stand_in: Callable[[str, Tensor], Tensor]) -> Ite
             for changed, content in contents:
                 changed.clear()
                 changed.update(content)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters, then its buffers, by name; what has several names goes by the first."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def meta_parameter(tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """GHN-1 and GHN-2: a gated graph neural network that follows the forward and the backward pass of the network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -53,6 +53,11 @@ class GatedGNN(nn.Module):
             self.mlp_ve = MLP(hid, width, hid)
         self.gru = nn.GRUCell(hid, hid)
 
+    @property
+    def senders(self) -> list[MLP]:
+        """What makes the messages along edges and, if there are any, along virtual edges."""
+        return [self.mlp, self.mlp_ve] if self.ve else [self.mlp]
+
     def forward(self, x: Tensor, graph: Graph) -> Tensor:
         """Node embeddings (N, hid) -> (N, hid); differentiable where gradients are on, in NumPy where they are not."""
         if torch.is_grad_enabled() and (x.requires_grad or self.gru.weight_ih.requires_grad):
@@ -77,16 +82,17 @@ class GatedGNN(nn.Module):
 
     def _sweeps(self, x: Tensor, near: Tensor, far: Tensor) -> Tensor:
         """x (B, N, hid), near and far (B, N, N)."""
-        mlps = [self.mlp, self.mlp_ve] if self.ve else [self.mlp]
-        both = torch.stack([near, far][: len(mlps)], -1)  # (B, N, N, 1 or 2)
-        send = _joined(mlps)
+        kinds = len(self.senders)
+        both = torch.stack([near, far][:kinds], -1)  # (B, N, N, 1 or 2)
+        w0, b0, w2, b2 = _joined(self.senders)
         nodes = range(x.shape[1])
         for order, weights in ((nodes, both), (reversed(nodes), both.transpose(1, 2))):
             message = torch.zeros_like(x)  # what each node has received so far
             before, states = x.unbind(1), {}
             for v in order:
                 h = states[v] = self.gru(message[:, v], before[v])
-                message = torch.baddbmm(message, weights[:, v], send(h).unflatten(1, (len(mlps), -1)))
+                sent = F.relu(F.linear(F.relu(F.linear(h, w0, b0)), w2, b2)).unflatten(1, (kinds, -1))
+                message = torch.baddbmm(message, weights[:, v], sent)
             x = torch.stack([states[v] for v in nodes], 1)
         return x
 
@@ -100,13 +106,13 @@ class GatedGNN(nn.Module):
         return torch.from_numpy(h).to(x)
 
 
-def _joined(mlps: Sequence[MLP]) -> Callable[[Tensor], Tensor]:
-    """Several MLPs of one input as one: (B, hid) -> (B, len(mlps) * hid), with half the operations."""
+def _joined(mlps: Sequence[MLP]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weight and bias of the two layers that give the output of several such MLPs at once, one after the other."""
     first: list[Any] = [m.fc[0] for m in mlps]
     last: list[Any] = [m.fc[2] for m in mlps]
     w0, b0 = torch.cat([m.weight for m in first]), torch.cat([m.bias for m in first])
     w2, b2 = torch.block_diag(*(m.weight for m in last)), torch.cat([m.bias for m in last])
-    return lambda h: F.relu(F.linear(F.relu(F.linear(h, w0, b0)), w2, b2))
+    return w0, b0, w2, b2
 
 
 class _Step:
@@ -116,17 +122,10 @@ class _Step:
         def array(t: Any) -> np.ndarray:
             return t.detach().float().cpu().numpy()
 
-        mlps = [gnn.mlp, gnn.mlp_ve] if gnn.ve else [gnn.mlp]
-        self.w0 = np.concatenate([array(m.fc[0].weight) for m in mlps])
-        self.b0 = np.concatenate([array(m.fc[0].bias) for m in mlps])
-        width, hid = len(self.w0) // len(mlps), gnn.gru.hidden_size
-        self.w2 = np.zeros((hid * len(mlps), len(self.w0)), dtype=np.float32)
-        for i, m in enumerate(mlps):
-            self.w2[i * hid : (i + 1) * hid, i * width : (i + 1) * width] = array(m.fc[2].weight)
-        self.b2 = np.concatenate([array(m.fc[2].bias) for m in mlps])
+        self.w0, self.b0, self.w2, self.b2 = (array(t) for t in _joined(gnn.senders))
         self.w_ih, self.b_ih = array(gnn.gru.weight_ih), array(gnn.gru.bias_ih)
         self.w_hh, self.b_hh = array(gnn.gru.weight_hh), array(gnn.gru.bias_hh)
-        self.hid, self.ve = hid, gnn.ve
+        self.hid, self.ve = gnn.gru.hidden_size, gnn.ve
 
     def sweep(self, h: np.ndarray, order: range, near: np.ndarray, far: np.ndarray) -> np.ndarray:
         """One sweep; near[v], far[v] weigh the messages that v receives. Overwrites and returns `h`."""

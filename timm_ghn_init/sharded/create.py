@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ..deferred_init import DeferredInit
 from ..sources import Source, parse_source
+from ..stand_ins import named_tensors
 from ..timm_hooks import note_source
 from .initialise import initialise
 
@@ -53,14 +54,11 @@ def create_sharded(
         >>> model = create_sharded("vit_giant_patch14_224", "ghn-orth", mesh)
     """
     import timm
-    from torch.distributed.fsdp import fully_shard
 
     source = parse_source(source)
     with torch.device("meta"):
         model = timm.create_model(model_name, **timm_kwargs)
-    options = {**(fully_shard_kwargs or {}), "mesh": mesh}
-    for name in [*reversed(list(blocks_of(model))), ""]:  # from the inside out
-        fully_shard(model.get_submodule(name), **options)
+    shard_blocks(model, **{**(fully_shard_kwargs or {}), "mesh": mesh})
 
     def constructed(names: Collection[str]) -> dict[str, Tensor]:
         with torch.device("cpu"):
@@ -70,6 +68,14 @@ def create_sharded(
     note_source(model, report)
     model.ghn_report = report  # type: ignore[assignment]
     return model
+
+
+def shard_blocks(model: nn.Module, **options: Any) -> None:
+    """Apply `fully_shard` to each of a model's `blocks_of`, then to the model."""
+    from torch.distributed.fsdp import fully_shard
+
+    for name in [*reversed(list(blocks_of(model))), ""]:  # from the inside out
+        fully_shard(model.get_submodule(name), **options)
 
 
 def blocks_of(model: nn.Module) -> Iterator[str]:
@@ -119,7 +125,7 @@ def _constructed(build: Any, names: Collection[str], seed: int) -> dict[str, Ten
         deferred = DeferredInit() if DeferredInit.is_exact() else None
         with deferred or nullcontext():
             model = build()
-            tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+            tensors = named_tensors(model)
             if deferred is not None:
                 deferred.settle([t for n, t in tensors.items() if n not in names])
     return {n: tensors[n].detach().clone() for n in names if n in tensors}

@@ -1,6 +1,7 @@
 """Whole weights between the ranks that hold parts of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -120,23 +121,15 @@ class Exchange:
         peer = self._layout.global_rank(rank)
         self._operations.append((dist.P2POp(kind, tensor, peer, self._group), f"{about} rank {peer}", finish))
 
-    def _named(self, about: str) -> "_Named":
-        return _Named(f"{self._model}: {about}: not transferred")
-
-
-class _Named:
-    """Errors of the communication library say what was being sent."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if isinstance(error, RuntimeError):
+    @contextmanager
+    def _named(self, about: str) -> Iterator[None]:
+        """Errors of the communication library say what was being sent."""
+        try:
+            yield
+        except RuntimeError as error:
             raise RuntimeError(
-                f"{self._what}: that rank is gone, or too slow ({error}). The model is initialised in part: initialise "
-                "it again."
+                f"{self._model}: {about}: not transferred: that rank is gone, or too slow ({error}). The model is "
+                "initialised in part: initialise it again."
             ) from error
 
 

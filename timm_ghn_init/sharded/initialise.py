@@ -26,7 +26,7 @@ from ..plan import Plan, make_plan
 from ..postprocessing import check
 from ..report import InitReport
 from ..sources import Source, parse_source
-from ..stand_ins import meta_parameter, replaced
+from ..stand_ins import meta_parameter, named_tensors, replaced
 from ..threads import one_thread
 from .exchange import Exchange, local
 from .layout import Layout, layout_of, mesh_of
@@ -168,7 +168,7 @@ class _Work:
         if self.init_rest is False:
             return []
         whole = {n for n in plan.names if plan.graph.targets[n].whole}
-        tensors = on_meta(self.model) if self.init_rest is None else _names(self.model)
+        tensors = on_meta(self.model) if self.init_rest is None else list(named_tensors(self.model))
         return [n for n in tensors if n not in whole]
 
     def _initialise_rest(self) -> None:
@@ -176,7 +176,7 @@ class _Work:
             values, self.unset = self.constructed(self._rest), ()
         else:
             values, self.unset = own_values(self.model, self._rest, self.plan.seed)
-        tensors: dict[str, Tensor] = {**dict(self.model.named_buffers()), **dict(self.model.named_parameters())}
+        tensors = named_tensors(self.model)
         for name, value in values.items():
             tensor = tensors[name]
             if hasattr(tensor, "device_mesh"):
@@ -237,10 +237,6 @@ def _trace(model: nn.Module, input_size: Any, ghn: GHN) -> Graph:
 
 def _look_at(weight: Tensor) -> Tensor:
     return weight.new_empty(0, device="cpu") if weight.is_meta else local(weight)  # type: ignore[arg-type]
-
-
-def _names(model: nn.Module) -> list[str]:
-    return [*(n for n, _ in model.named_parameters()), *(n for n, _ in model.named_buffers())]
 
 
 def _compare(name: str, said: list[dict[str, str]], members: list[int]) -> None:
