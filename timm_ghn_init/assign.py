@@ -21,7 +21,8 @@ def check_finite(tiles: Mapping[str, Tile], what: str) -> None:
     """
     if not tiles:
         return
-    sums = torch.stack([tile.block.sum() for tile in tiles.values()])  # NaN and infinity survive a sum
+    with one_thread():  # small sums, for which threads would wait longer than they work
+        sums = torch.stack([tile.block.sum() for tile in tiles.values()])  # NaN and infinity survive a sum
     bad = [name for name, finite in zip(tiles, sums.isfinite().tolist(), strict=True) if not finite]
     if bad:
         raise RuntimeError(

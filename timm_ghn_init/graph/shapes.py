@@ -116,9 +116,12 @@ def _batch_norm(
     training: bool,
     *_: Any,
 ) -> Any:
-    if training or any(p is not None and (p.dtype != x.dtype or len(p) != x.shape[1]) for p in (weight, bias, mean)):
+    if training and mean is not None:
         return None
-    return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
+    if any(p is not None and (p.dtype != x.dtype or len(p) != x.shape[1]) for p in (weight, bias, mean)):
+        return None
+    statistics = x.shape[1] if training else 0
+    return torch.empty_like(x), x.new_empty(statistics), x.new_empty(statistics)
 
 
 def _roll(x: Tensor, *others: Any) -> Tensor:
@@ -128,7 +131,13 @@ def _roll(x: Tensor, *others: Any) -> Tensor:
 _RULES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(
         (
-            *(_aten.gelu.default, _aten.silu.default, _aten.hardswish.default, _aten.hardsigmoid.default),
+            *(
+                _aten.relu.default,
+                _aten.gelu.default,
+                _aten.silu.default,
+                _aten.hardswish.default,
+                _aten.hardsigmoid.default,
+            ),
             *(_aten.leaky_relu.default, _aten.elu.default, _aten.hardtanh.default, _aten.mish.default),
         ),
         _elementwise,

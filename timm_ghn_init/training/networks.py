@@ -120,7 +120,7 @@ def cost(network: Network) -> float:
 @lru_cache(maxsize=8192)
 def network(split: str, seed: int, index: int, num_classes: int, max_macs: float = MAX_MACS) -> tuple[Network, Graph]:
     """A sampled network and its graph; those that were asked for lately are kept."""
-    built = build(sample(split, seed, index, max_macs), num_classes)
+    built = _sampled(split, seed, index, num_classes, max_macs)
     return built, trace(built, IMAGE)
 
 
@@ -132,14 +132,18 @@ def sample(split: str, seed: int, index: int, max_macs: float = MAX_MACS) -> Rec
         seed, index: which network of the split.
         max_macs: of the networks for training; those held out as unusual ("deep", "wide") may have eight times that.
     """
+    return _sampled(split, seed, index, 1, max_macs).record
+
+
+def _sampled(split: str, seed: int, index: int, num_classes: int, max_macs: float) -> Network:
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}; there are {', '.join(SPLITS)}.")
     rng = random.Random(f"{split} {seed} {index}")  # seeded by the string's SHA-512, the same everywhere
     limit = max_macs * (8 if split in ("deep", "wide") else 1)
     while True:
-        record = _draw(rng, KINDS[index % len(KINDS)], split)
-        if cost(build(record, 1)) <= limit:
-            return record
+        built = build(_draw(rng, KINDS[index % len(KINDS)], split), num_classes)
+        if cost(built) <= limit:
+            return built
 
 
 def _draw(rng: random.Random, kind: str, split: str) -> Record:
