@@ -20,6 +20,7 @@ tokens = meta(2, 10, 8).transpose(1, 2)
 half = meta(2, 8, dtype=torch.float16)
 CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     **{f"gelu {i}": (aten.gelu.default, (t,)) for i, t in enumerate((x, last, tokens, half))},
+    "relu": (aten.relu.default, (last,)),
     "silu": (aten.silu.default, (last,)),
     "hardswish": (aten.hardswish.default, (x,)),
     "hardsigmoid": (aten.hardsigmoid.default, (x,)),
@@ -46,6 +47,10 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         aten.convolution.default,
         (x, meta(16, 2, 1, 1), meta(16), [1, 1], [0, 0], [1, 1], False, [0, 0], 4),
     ),
+    "convolution of channels last": (
+        aten.convolution.default,
+        (last, meta(6, 8, 3, 3), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
+    ),
     "softmax": (aten._softmax.default, (tokens, -1, False)),
     "safe softmax": (aten._safe_softmax.default, (x, -1)),
     "mm": (aten.mm.default, (meta(3, 4), meta(4, 5))),
@@ -55,6 +60,10 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "batch norm": (
         aten.native_batch_norm.default,
         (last, meta(8), meta(8), meta(8), meta(8), False, 0.1, 1e-5),
+    ),
+    "batch norm by the batch's own statistics": (
+        aten.native_batch_norm.default,
+        (last, meta(8), meta(8), None, None, True, 0.1, 1e-5),
     ),
     "roll": (aten.roll.default, (x, [1, 1], [2, 3])),
 }
@@ -74,10 +83,6 @@ NOT_PLAIN: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "kernel too large": (
         aten.convolution.default,
         (x, meta(6, 8, 7, 7), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),
-    ),
-    "convolution of channels last": (
-        aten.convolution.default,
-        (last, meta(6, 8, 3, 3), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
     ),
     "sizes do not fit": (aten.mm.default, (meta(3, 4), meta(5, 6))),
     "training": (aten.native_batch_norm.default, (x, meta(8), meta(8), meta(8), meta(8), True, 0.1, 1e-5)),

@@ -92,8 +92,7 @@ def _convolution(
     groups: int,
 ) -> Tensor | None:
     fits = x.dim() == 4 == weight.dim() and x.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
-    plain = fits and not transposed and x.dtype == weight.dtype and x.is_contiguous() and weight.is_contiguous()
-    if not plain or x.is_contiguous(memory_format=torch.channels_last) or not len(stride) == len(padding) == 2:
+    if not fits or transposed or x.dtype != weight.dtype or not len(stride) == len(padding) == 2:
         return None
     spatial = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     size = [(n + 2 * pad - dil * (k - 1) - 1) // step + 1 for n, k, step, pad, dil in spatial]
