@@ -82,7 +82,7 @@ def init_model(
         >>> report = init_model(torchvision.models.resnet50(), "ghn2-orth?layer=37")
     """
     source = parse_source(source)
-    report = initialise(model, source, ghn, input_size, seed, device, progress, cache, None, init_rest, timeout)
+    report = initialise(model, source, Options(ghn, input_size, seed, device, progress, cache, init_rest, timeout))
     if source.push:
         from .push import push_predicted  # above this module, and seldom needed
 
@@ -90,18 +90,25 @@ def init_model(
     return report
 
 
+@dataclass(frozen=True)
+class Options:
+    """The keyword arguments of `init_model`, which says what they are."""
+
+    ghn: GHN | None = None
+    input_size: int | Sequence[Any] | None = None
+    seed: int | None = None
+    device: str | torch.device | None = None
+    progress: bool | None = None
+    cache: bool | None = None
+    init_rest: bool | None = None
+    timeout: float | None = None
+
+
 def initialise(
     model: nn.Module,
     source: Source,
-    ghn: GHN | None = None,
-    input_size: int | Sequence[Any] | None = None,
-    seed: int | None = None,
-    device: str | torch.device | None = None,
-    progress: bool | None = None,
-    cache: bool | None = None,
+    options: Options = Options(),
     settle: Callable[[list[nn.Parameter]], object] | None = None,
-    init_rest: bool | None = None,
-    timeout: float | None = None,
 ) -> InitReport:
     """`init_model` for a model that may still be waiting for its own initialisation (see `deferred_init`).
 
@@ -109,30 +116,30 @@ def initialise(
         settle: called before anything reads or writes a parameter, with those that will be overwritten whole. Only
             its first call counts.
     """
-    name = model_name(model)
+    name, ghn = model_name(model), options.ghn
     if any(hasattr(p, "device_mesh") for p in model.parameters()):
         from .sharded.initialise import initialise as initialise_sharded  # needs PyTorch's distributed engine
 
-        return initialise_sharded(model, source, ghn, input_size, seed, device, progress, cache, init_rest, timeout)
-    fresh = None
-    if init_rest or (settle is None and not source.baseline and on_meta(model)):
-        fresh = _Fresh(model, name, init_rest, source.seed_or(seed), device)
+        return initialise_sharded(model, source, options)
+    fresh, without_memory = None, on_meta(model)
+    if options.init_rest or (settle is None and not source.baseline and without_memory):
+        fresh = _Fresh(model, name, source, options)
         settle = fresh.settle
-    else:
+    elif without_memory:
         _refuse_unwritable(model, name)
     if source.baseline:
         if ghn is not None:
             raise ValueError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
-        report = baselines.initialise(model, source, seed, device, progress, settle)
+        report = baselines.initialise(model, source, options.seed, options.device, options.progress, settle)
         _logger.info("%s", report)
         return report
-    use_cache = weights_cache.is_on(source.cache if cache is None else cache)
+    use_cache = weights_cache.is_on(source.cache if options.cache is None else options.cache)
     org = hub.organisation(source) if ghn is None else None  # a GHN that nobody else has is not looked for
     source = source.prediction
-    target = _device(model, device)
+    target = _device(model, options.device)
     frozen = ghn is None
     if ghn is None:
-        source = resolve_default(source, progress)
+        source = resolve_default(source, options.progress)
         ghn = load_ghn(source, target)
     elif ghn.device != target:
         ghn = copy.deepcopy(ghn).to(target)
@@ -140,8 +147,8 @@ def initialise(
     clock = Clock(target)
     with torch.no_grad(), torch.autocast(target.type, enabled=False):  # float32, whatever the caller is training in
         prepare = None if settle is None else lambda: settle([])
-        graph = clock("trace", lambda: trace(model, input_size, ghn.dialect, prepare=prepare))
-        plan = make_plan(model, name, graph, ghn, source, seed)
+        graph = clock("trace", lambda: trace(model, options.input_size, ghn.dialect, prepare=prepare))
+        plan = make_plan(model, name, graph, ghn, source, options.seed)
         if fresh is not None and source.orth:  # before there is memory
             check(model, plan.layer, source.beta, overwritten=plan.names, look_at=_without_values)
         if settle is not None:
@@ -149,7 +156,7 @@ def initialise(
         if source.orth:
             check(model, layer=plan.layer, beta=source.beta, overwritten=plan.names)
         digest = ghn_digest(ghn, frozen) if use_cache or org else ""
-        work = _Work(model, name, source, ghn, plan, target, clock, progress, digest, use_cache, org)
+        work = _Work(model, name, source, ghn, plan, target, clock, options.progress, digest, use_cache, org)
         report = work.carry_out()
     if fresh is not None:
         report = replace(report, own=fresh.own, unset=fresh.unset)
@@ -160,11 +167,10 @@ def initialise(
 class _Fresh:
     """Memory and the model's own initialisation for what of a model is on the meta device."""
 
-    def __init__(
-        self, model: nn.Module, name: str, init_rest: bool | None, seed: int, device: str | torch.device | None
-    ) -> None:
-        self._model, self._name, self._init_rest, self._seed = model, name, init_rest, seed
-        self._device = torch.device(device) if device is not None else torch.get_default_device()
+    def __init__(self, model: nn.Module, name: str, source: Source, options: Options) -> None:
+        self._model, self._name = model, name
+        self._init_rest, self._seed = options.init_rest, source.seed_or(options.seed)
+        self._device = torch.get_default_device() if options.device is None else torch.device(options.device)
         self.own: tuple[str, ...] = ()
         self.unset: tuple[str, ...] = ()
         self._settled = False
@@ -220,7 +226,8 @@ class _Work:
 
     def carry_out(self) -> InitReport:
         targets = self.plan.graph.targets
-        parts = {n: targets[n].part(self.model.get_parameter(n)) for n in self.plan.names}
+        parameters = dict(self.model.named_parameters())
+        parts = {n: targets[n].part(parameters[n]) for n in self.plan.names}
 
         def make() -> bool:
             self.downloaded = bool(self.repo) and self.clock(

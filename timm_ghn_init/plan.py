@@ -18,7 +18,7 @@ class Plan(NamedTuple):
         graph: of the model.
         names: parameters to predict.
         skipped: the others -> why not.
-        layer: the first to post-process, counted from 1.
+        layer: the first to post-process, counted from 1; 0 without post-processing.
         seed: of the post-processing's noise.
         changed: names of the weights to post-process.
         rest: those of `changed` whose result follows from the model's own values as well.
@@ -55,9 +55,11 @@ def make_plan(model: nn.Module, name: str, graph: Graph, ghn: GHN, source: Sourc
     names, skipped = _choose(graph, ghn, source)
     if not names:
         raise TraceError(f"{name}: {source} predicts none of its parameters: {skipped}")
-    layer = auto_layer(name, len(list_layers(model))) if source.layer == "auto" else source.layer
     seed = source.seed_or(seed)
-    changed = to_process(model, layer) if source.orth else []
+    if not source.orth:
+        return Plan(graph, names, skipped, 0, seed, [], [])
+    layer = auto_layer(name, len(list_layers(model))) if source.layer == "auto" else source.layer
+    changed = to_process(model, layer)
     predicted = {id(model.get_parameter(n)) for n in names if graph.targets[n].whole}
     rest = [t.name for t in changed if id(t.weight) not in predicted]
     return Plan(graph, names, skipped, layer, seed, [t.name for t in changed], rest)

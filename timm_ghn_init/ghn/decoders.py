@@ -4,12 +4,16 @@ Every entry of a block is independent of the others, so only the part that a par
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .gated_gnn import MLP
+
+Shape = tuple[int, int, int, int]
 
 
 def crop(size: int, kernel: int, centre: bool) -> slice:
@@ -42,20 +46,30 @@ class ConvDecoder(nn.Module):
         self.conv = nn.Sequential(pointwise(4 * hid, 8 * hid), nn.ReLU(), pointwise(8 * hid, m0 * m1))
         self.class_layer_predictor = nn.Sequential(nn.ReLU(), pointwise(m0, num_classes))
 
-    def forward(self, z: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    def forward(self, z: Tensor, shape: Shape) -> Tensor:
         """(n, hid) -> (n, K, C, kh, kw), each extent at most that of `max_shape`."""
-        k, c, kh, kw = (min(s, m) for s, m in zip(shape, self.max_shape, strict=True))
+        return next(self.many([z], [shape]))
+
+    def many(self, zs: Sequence[Tensor], shapes: Sequence[Shape]) -> Iterator[Tensor]:
+        """`forward` for several groups of embeddings, each with its shape."""
         m0, m1, m2, m3 = self.max_shape
         # a kernel of the full size or more is all there is, wherever it would be centred
-        rows, columns = crop(m2, min(shape[2], m2), self.centre), crop(m2, min(shape[3], m3), self.centre)
+        kernels = [
+            (slice(None), crop(m2, min(h, m2), self.centre), crop(m2, min(w, m3), self.centre)) for _, _, h, w in shapes
+        ]
+        channels = [(slice(min(k, m0)), slice(min(c, m1))) for k, c, _, _ in shapes]
         fc, first, last = (_weights(layer) for layer in (self.fc[0], self.conv[0], self.conv[2]))
-        weight = fc[0].unflatten(0, (-1, m2, m3))[:, rows, columns].flatten(0, 2)
-        bias = fc[1].unflatten(0, (-1, m2, m3))[:, rows, columns].flatten()
-        a = F.relu(F.linear(z, weight, bias)).unflatten(1, (-1, kh * kw)).transpose(1, 2)  # (n, positions, 4 hid)
-        b = F.relu(F.linear(a, *first))
-        weight = last[0].unflatten(0, (m0, m1))[:k, :c].flatten(0, 1)
-        bias = last[1].unflatten(0, (m0, m1))[:k, :c].flatten()
-        return F.linear(b, weight, bias).transpose(1, 2).unflatten(2, (kh, kw)).unflatten(1, (k, c))
+        parts = zip(
+            *(_parts(p.unflatten(0, (-1, m2, m3)), kernels) for p in fc),
+            *(_parts(p.unflatten(0, (m0, m1)), channels) for p in last),
+            strict=True,
+        )
+        for z, (weight, bias, last_weight, last_bias) in zip(zs, parts, strict=True):
+            kernel, block = bias.shape[1:], last_bias.shape
+            a = F.relu(F.linear(z, weight.flatten(0, 2), bias.flatten())).unflatten(1, (-1, kernel.numel()))
+            b = F.relu(F.linear(a.transpose(1, 2), *first))  # (n, positions, 8 hid)
+            values = F.linear(b, last_weight.flatten(0, 1), last_bias.flatten())
+            yield values.transpose(1, 2).unflatten(2, kernel).unflatten(1, block)
 
     def classifier(self, z: Tensor, in_features: int) -> Tensor:
         """(n, hid) -> (n, num_classes, C): weights of the layer that yields the logits."""
@@ -72,10 +86,13 @@ class MLPDecoder(nn.Module):
         self.mlp = MLP(hid, 2 * hid, math.prod(max_shape), last_activation=False)
         self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Linear(2 * hid, num_classes * max_shape[0]))
 
-    def forward(self, z: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    def forward(self, z: Tensor, shape: Shape) -> Tensor:
         block = self.mlp(z).unflatten(1, self.max_shape)
         k, c, kh, kw = shape
         return block[:, :k, :c, :kh, :kw]
+
+    def many(self, zs: Sequence[Tensor], shapes: Sequence[Shape]) -> Iterator[Tensor]:
+        return map(self, zs, shapes)
 
     def classifier(self, z: Tensor, in_features: int) -> Tensor:
         hidden = F.relu(self.mlp.fc[0](z))
@@ -92,3 +109,26 @@ def resize(block: Tensor, kernel: tuple[int, int]) -> Tensor:
 def _weights(layer: Any) -> tuple[Tensor, Tensor]:
     """Weight, as a matrix, and bias of a linear layer or 1 x 1 convolution."""
     return layer.weight.flatten(1), layer.bias
+
+
+def _parts(whole: Tensor, indices: Sequence[tuple[slice, ...]]) -> Iterator[Tensor]:
+    """whole[i] for every i."""
+    if torch.is_grad_enabled() and whole.requires_grad:
+        return iter(_Parts.apply(whole, indices))
+    return (whole[index] for index in indices)
+
+
+class _Parts(torch.autograd.Function):
+    """Several parts of a tensor. Indexing would make a gradient of the whole tensor for each of them."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, indices: Sequence[tuple[slice, ...]]) -> tuple[Tensor, ...]:
+        ctx.shape, ctx.indices = whole.shape, indices
+        return tuple(whole[index] for index in indices)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        total = grads[0].new_zeros(ctx.shape)
+        for index, grad in zip(ctx.indices, grads, strict=True):
+            total[index] += grad
+        return total, None

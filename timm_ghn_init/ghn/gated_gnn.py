@@ -82,19 +82,11 @@ class GatedGNN(nn.Module):
 
     def _sweeps(self, x: Tensor, near: Tensor, far: Tensor) -> Tensor:
         """x (B, N, hid), near and far (B, N, N)."""
-        kinds = len(self.senders)
-        both = torch.stack([near, far][:kinds], -1)  # (B, N, N, 1 or 2)
-        w0, b0, w2, b2 = _joined(self.senders)
-        nodes = range(x.shape[1])
-        for order, weights in ((nodes, both), (reversed(nodes), both.transpose(1, 2))):
-            message = torch.zeros_like(x)  # what each node has received so far
-            before, states = x.unbind(1), {}
-            for v in order:
-                h = states[v] = self.gru(message[:, v], before[v])
-                sent = F.relu(F.linear(F.relu(F.linear(h, w0, b0)), w2, b2)).unflatten(1, (kinds, -1))
-                message = torch.baddbmm(message, weights[:, v], sent)
-            x = torch.stack([states[v] for v in nodes], 1)
-        return x
+        weights = torch.stack([near, far][: len(self.senders)], -1)  # (B, N, N, 1 or 2)
+        gru = (self.gru.weight_ih, self.gru.bias_ih, self.gru.weight_hh, self.gru.bias_hh)
+        mlp = _joined(self.senders)
+        x = _Sweep.apply(x, weights.transpose(1, 2).contiguous(), *gru, *mlp)
+        return _Sweep.apply(x.flip(1), weights.flip(1, 2), *gru, *mlp).flip(1)
 
     @torch.no_grad()
     def _sweeps_numpy(self, x: Tensor, near: np.ndarray, far: np.ndarray) -> Tensor:
@@ -113,6 +105,62 @@ def _joined(mlps: Sequence[MLP]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     w0, b0 = torch.cat([m.weight for m in first]), torch.cat([m.bias for m in first])
     w2, b2 = torch.block_diag(*(m.weight for m in last)), torch.cat([m.bias for m in last])
     return w0, b0, w2, b2
+
+
+class _Sweep(torch.autograd.Function):
+    """One sweep from the first node to the last, and its gradient.
+
+    Autograd would record a dozen small operations for each node. Here the factors of the backward pass are computed
+    for all nodes at once, and so are the gradients of the parameters.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, *parameters: Tensor) -> Tensor:
+        """x (B, N, hid); weights (B, N, N, kinds) of what v hears from u < v; those of the GRU cell and the MLPs."""
+        w_ih, b_ih, w_hh, b_hh, w0, b0, w2, b2 = parameters
+        (batch, count, hid), kinds = x.shape, weights.shape[3]
+        recurrent = F.linear(x, w_hh, b_hh)
+        message, state, new = (torch.empty_like(x) for _ in range(3))
+        gates, hidden = x.new_empty(batch, count, 2 * hid), x.new_empty(batch, count, len(b0))
+        sent = x.new_empty(batch, count, kinds * hid)
+        received, by_kind = weights.flatten(2), sent.view(batch, count * kinds, hid)
+        for v in range(count):
+            past = v * kinds
+            torch.bmm(received[:, v, None, :past], by_kind[:, :past], out=message[:, v, None])
+            i, r = torch.addmm(b_ih, message[:, v], w_ih.t()), recurrent[:, v]
+            gate = gates[:, v] = torch.sigmoid_(i[:, : 2 * hid].add_(r[:, : 2 * hid]))
+            n = new[:, v] = torch.tanh_(i[:, 2 * hid :].addcmul_(gate[:, :hid], r[:, 2 * hid :]))
+            h = state[:, v] = torch.lerp(n, x[:, v], gate[:, hid:])
+            a = hidden[:, v] = torch.addmm(b0, h, w0.t()).relu_()
+            sent[:, v] = torch.addmm(b2, a, w2.t()).relu_()
+        ctx.save_for_backward(x, weights, recurrent, message, state, new, gates, hidden, sent, *parameters)
+        return state
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        x, weights, recurrent, message, state, new, gates, hidden, sent, *parameters = ctx.saved_tensors
+        w_ih, _, w_hh, _, w0, _, w2, _ = parameters
+        _, count, hid = x.shape
+        reset, update = gates.split(hid, 2)
+        # d (input of the GRU's three non-linearities) / d (new state)
+        to_new = (1 - update) * (1 - new * new)
+        to_reset = to_new * recurrent[..., 2 * hid :] * reset * (1 - reset)
+        factor = torch.stack((to_reset, (x - new) * update * (1 - update), to_new), 2)  # (B, N, 3, hid)
+        heard, alive, active = weights.permute(0, 2, 3, 1).contiguous(), (sent > 0).to(x), (hidden > 0).to(x)
+        d_state, d_message = torch.empty_like(x), torch.empty_like(x)
+        d_input, d_hidden, d_sent = torch.empty_like(factor), torch.empty_like(hidden), torch.empty_like(sent)
+        for v in reversed(range(count)):
+            ds = torch.bmm(heard[:, v, :, v + 1 :], d_message[:, v + 1 :]).flatten(1).mul_(alive[:, v])
+            da = torch.mm(ds, w2).mul_(active[:, v])
+            dh = torch.addmm(grad[:, v], da, w0)
+            di = dh[:, None] * factor[:, v]
+            d_message[:, v] = torch.mm(di.flatten(1), w_ih)
+            d_sent[:, v], d_hidden[:, v], d_state[:, v], d_input[:, v] = ds, da, dh, di
+        d_recurrent = torch.cat((d_input[:, :, :2], (d_input[:, :, 2] * reset)[:, :, None]), 2).flatten(2)
+        d_x = d_state * update + d_recurrent @ w_hh
+        pairs = ((d_input.flatten(2), message), (d_recurrent, x), (d_hidden, state), (d_sent, hidden))
+        d_parameters = (d for out, into in pairs for d in (out.flatten(0, 1).t() @ into.flatten(0, 1), out.sum((0, 1))))
+        return d_x, None, *d_parameters
 
 
 class _Step:

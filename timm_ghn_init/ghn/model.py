@@ -179,8 +179,11 @@ class GHN(nn.Module):
     def _decode(self, z: Tensor, targets: Sequence[Target]) -> list[Tile]:
         """A tile for each target; those of one group are decoded together."""
         tiles: dict[int, Tile] = {}
-        for (kind, shape), group in self._groups(targets).items():
-            blocks = _DECODE[kind](self, z[[targets[i].node for i in group]], shape)
+        groups = {key: (group, z[[targets[i].node for i in group]]) for key, group in self._groups(targets).items()}
+        weights = [(zs, shape) for (kind, shape), (_, zs) in groups.items() if kind == "weight"]
+        decoded = self.decoder.many(*zip(*weights, strict=True)) if weights else iter(())
+        for (kind, shape), (group, zs) in groups.items():
+            blocks = next(decoded) if kind == "weight" else _DECODE[kind](self, zs, shape)
             tiles.update((i, self._tile(targets[i], block)) for i, block in zip(group, blocks, strict=True))
         return [tiles[i] for i in range(len(targets))]
 
@@ -216,7 +219,6 @@ class GHN(nn.Module):
 
 # How each kind of target is decoded from embeddings z (n, hid); `shape` is the part of the block that is needed.
 _DECODE: dict[str, Callable[[GHN, Tensor, Any], Tensor]] = {
-    "weight": lambda ghn, z, shape: ghn.decoder(z, shape),
     "class_weight": lambda ghn, z, shape: ghn.decoder.classifier(z, *shape),
     "norm": lambda ghn, z, shape: ghn.decoder_1d(z).unflatten(1, (2, -1))[:, 0],
     "bias": lambda ghn, z, shape: ghn.decoder_1d(z).unflatten(1, (2, -1))[:, 1],

@@ -5,7 +5,7 @@ a forward pass on meta. Here only the plain case is answered: float operands of 
 else, a mistake in the model's code included, `infer` gives None, and PyTorch is asked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,16 @@ def infer(func: Any, args: Any) -> Any:
     return rule(*args)
 
 
+def _new(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=x.dtype, device=x.device)  # a third of the time of `x.new_empty(shape)`
+
+
+def _like(x: Tensor) -> Tensor:
+    return _new(x, x.shape) if x.is_contiguous() else torch.empty_like(x)  # the general case takes ten times as long
+
+
 def _elementwise(x: Tensor, *others: Any) -> Tensor | None:
-    return torch.empty_like(x) if x.is_floating_point() else None
+    return _like(x) if x.is_floating_point() else None
 
 
 def _elementwise_(x: Tensor, *others: Any) -> Tensor | None:
@@ -31,7 +39,7 @@ def _elementwise_(x: Tensor, *others: Any) -> Tensor | None:
 
 
 def _contiguous(x: Tensor, *others: Any) -> Tensor | None:
-    return torch.empty_like(x, memory_format=torch.contiguous_format) if x.is_floating_point() else None
+    return _new(x, x.shape) if x.is_floating_point() else None
 
 
 def _softmax(x: Tensor, dim: int, to_float: bool = False) -> Tensor | None:
@@ -43,17 +51,17 @@ def _binary(x: Tensor, y: Any) -> Tensor | None:
     if not x.is_floating_point():
         return None
     if isinstance(y, (int, float)):
-        return torch.empty_like(x)
+        return _like(x)
     if not isinstance(y, Tensor) or y.dtype != x.dtype or y.device != x.device:
         return None
     if x.shape == y.shape:
-        return torch.empty_like(x) if x.stride() == y.stride() else None
+        return _like(x) if x.stride() == y.stride() else None
     for whole, part in ((x, y), (y, x)):
         # What varies along one dimension only has no say in the result's memory layout, whatever the other's is.
         if _broadcasts(part.shape, whole.shape) and (
             whole.is_contiguous() or max(part.shape, default=1) == part.numel()
         ):
-            return torch.empty_like(whole)
+            return _like(whole)
     return None
 
 
@@ -72,7 +80,7 @@ def _broadcasts(part: torch.Size, whole: torch.Size) -> bool:
 def _mm(a: Tensor, b: Tensor) -> Tensor | None:
     if a.dtype != b.dtype or a.device != b.device or a.shape[1] != b.shape[0]:
         return None
-    return a.new_empty((a.shape[0], b.shape[1]))
+    return _new(a, (a.shape[0], b.shape[1]))
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
@@ -96,14 +104,14 @@ def _convolution(
         return None
     spatial = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     size = [(n + 2 * pad - dil * (k - 1) - 1) // step + 1 for n, k, step, pad, dil in spatial]
-    return x.new_empty((x.shape[0], weight.shape[0], *size)) if min(size) > 0 else None
+    return _new(x, (x.shape[0], weight.shape[0], *size)) if min(size) > 0 else None
 
 
 def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
     if any(p is not None and p.dtype != x.dtype for p in (weight, bias)) or list(x.shape[-len(shape) :]) != list(shape):
         return None
-    statistics = x.new_empty((*x.shape[: -len(shape)], *(1 for _ in shape)))
-    return _contiguous(x), statistics, torch.empty_like(statistics)
+    statistics = _new(x, (*x.shape[: -len(shape)], *(1 for _ in shape)))
+    return _contiguous(x), statistics, _like(statistics)
 
 
 def _batch_norm(
@@ -117,14 +125,14 @@ def _batch_norm(
 ) -> Any:
     if training and mean is not None:
         return None
-    if any(p is not None and (p.dtype != x.dtype or len(p) != x.shape[1]) for p in (weight, bias, mean)):
+    if any(p is not None and (p.dtype != x.dtype or p.shape[0] != x.shape[1]) for p in (weight, bias, mean)):
         return None
-    statistics = x.shape[1] if training else 0
-    return torch.empty_like(x), x.new_empty(statistics), x.new_empty(statistics)
+    statistics = (x.shape[1] if training else 0,)
+    return _like(x), _new(x, statistics), _new(x, statistics)
 
 
 def _roll(x: Tensor, *others: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return _new(x, x.shape)
 
 
 _RULES: dict[Any, Callable[..., Any]] = {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..deferred_init import DeferredInit
+from ..initialize import Options
 from ..sources import Source, parse_source
 from ..stand_ins import named_tensors
 from ..timm_hooks import note_source
@@ -64,7 +65,7 @@ def create_sharded(
         with torch.device("cpu"):
             return _constructed(lambda: timm.create_model(model_name, **timm_kwargs), names, source.seed_or(seed))
 
-    report = initialise(model, source, seed=seed, device=device, timeout=timeout, constructed=constructed)
+    report = initialise(model, source, Options(seed=seed, device=device, timeout=timeout), constructed)
     note_source(model, report)
     model.ghn_report = report  # type: ignore[assignment]
     return model

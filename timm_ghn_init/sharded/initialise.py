@@ -19,7 +19,7 @@ from .. import cache as weights_cache
 from ..checkpoints import load_ghn, resolve_default
 from ..ghn import GHN, Tile
 from ..graph import Graph, TraceError, model_name, trace
-from ..initialize import Clock, report_of
+from ..initialize import Clock, Options, report_of
 from ..key import ghn_digest
 from ..own_init import materialise, on_meta, own_values, warn_unset
 from ..plan import Plan, make_plan
@@ -41,19 +41,7 @@ TIMEOUT = 1800.0  # seconds; that of PyTorch itself, and longer than one rank co
 ValuesOf = Callable[[Sequence[str]], dict[str, Tensor]]
 
 
-def initialise(
-    model: nn.Module,
-    source: Source,
-    ghn: GHN | None = None,
-    input_size: int | Sequence[Any] | None = None,
-    seed: int | None = None,
-    device: str | torch.device | None = None,
-    progress: bool | None = None,
-    cache: bool | None = None,
-    init_rest: bool | None = None,
-    timeout: float | None = None,
-    constructed: ValuesOf | None = None,
-) -> InitReport:
+def initialise(model: nn.Module, source: Source, options: Options, constructed: ValuesOf | None = None) -> InitReport:
     """`init_model` for a model with DTensors among its parameters. All ranks of their mesh must call it.
 
     Args:
@@ -64,7 +52,7 @@ def initialise(
         As `init_model`.
         RuntimeError: another rank has failed, did not come, or has another model or other arguments.
     """
-    name = model_name(model)
+    name, ghn = model_name(model), options.ghn
     _bring_back_shards(model)
     mesh = mesh_of(model)
     assert mesh is not None
@@ -72,21 +60,21 @@ def initialise(
     here = members.index(torch.distributed.get_rank()) if torch.distributed.get_rank() in members else -1
     if here < 0:
         layout_of(model, name)  # raises
-    seconds = TIMEOUT if timeout is None else timeout
+    seconds = TIMEOUT if options.timeout is None else options.timeout
     meeting = Meeting(name, members, here, seconds)
 
     def begin() -> Any:
         layout_of(model, name)
-        _refuse(name, source, cache)
-        return _load(source, progress, here) if ghn is None else None
+        _refuse(name, source, options.cache)
+        return _load(source, options.progress, here) if ghn is None else None
 
     loaded = meeting(f"rank {members[0]} fetches {source}" if ghn is None else "checks", begin)
     layout = layout_of(model, name)
-    target = torch.device(device) if device is not None else communication_device(layout)
+    target = communication_device(layout) if options.device is None else torch.device(options.device)
     asked = str(source.prediction)
     source = parse_source(loaded[0]["source"]) if ghn is None else source.prediction
     clock = Clock(target)
-    work = _Work(model, name, layout, source, target, clock, init_rest, constructed)
+    work = _Work(model, name, layout, source, target, clock, options.init_rest, constructed)
     with torch.no_grad(), torch.autocast(target.type, enabled=False):
         if ghn is None:
             first = load_ghn(source, target) if layout.rank == 0 else None
@@ -95,13 +83,16 @@ def initialise(
         else:
             ghn = ghn if ghn.device == target else copy.deepcopy(ghn).to(target)
             digest = ghn_digest(ghn)
-        said = meeting("plan and checks", lambda: {"source": asked, **work.prepare(ghn, input_size, seed, digest)})
+        said = meeting(
+            "plan and checks",
+            lambda: {"source": asked, **work.prepare(ghn, options.input_size, options.seed, digest)},
+        )
         _compare(name, said, members)
         work.write()
         if work.plan.changed:
             post = PostProcessing(model, work.plan, source, work.tiles, layout, target)
             exchange = Exchange(layout, name, seconds)
-            clock("postprocess", lambda: meeting("post-processing", lambda: post.run(exchange, progress)))
+            clock("postprocess", lambda: meeting("post-processing", lambda: post.run(exchange, options.progress)))
     report = work.report()
     _logger.log(logging.INFO if layout.rank == 0 else logging.DEBUG, "%s", report)
     return report
