@@ -24,6 +24,7 @@ def add(command: Command) -> None:
     sub.add_argument("--pool", type=whole(1), default=1000, help="different networks in all (default: %(default)s)")
     sub.add_argument("--max-macs", type=float, help="multiplications per image of a network (default: 2e6)")
     sub.add_argument("--lr", type=float, default=1e-3, help="default: %(default)s")
+    sub.add_argument("--clip", type=float, default=0.3, help="largest norm of the gradient (default: %(default)s)")
     sub.add_argument("--hid", type=whole(4), default=32, help="width of node embeddings (default: %(default)s)")
     sub.add_argument("--seed", type=whole(0), default=0)
     sub.add_argument("--device", help="default: CUDA if there is one, else CPU")
@@ -59,6 +60,7 @@ def train_ghn(args: argparse.Namespace) -> int:
         pool=args.pool,
         max_macs=args.max_macs or MAX_MACS,
         lr=args.lr,
+        clip=args.clip,
         seed=args.seed,
         ghn=TrainConfig().ghn | {"hid": args.hid},
     )

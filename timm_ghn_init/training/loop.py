@@ -54,7 +54,7 @@ class TrainConfig:
         pool: how many different networks there are, shared out among the processes.
         max_macs: most multiplications per image of a network, see `networks.sample`.
         lr, weight_decay: of AdamW; the learning rate rises over the first `warmup` steps.
-        clip: largest norm of the gradient.
+        clip: largest norm of the gradient. Small: unlucky networks have gradients ten times as large as the others.
         label_smoothing: of the cross-entropy.
         seed: of networks, images and the GHN's first weights.
         ghn: keyword arguments of `GHN`, without `num_classes`.
@@ -70,7 +70,7 @@ class TrainConfig:
     lr: float = 1e-3
     weight_decay: float = 1e-2
     warmup: int = 100
-    clip: float = 5.0
+    clip: float = 0.3
     label_smoothing: float = 0.1
     seed: int = 0
     ghn: dict[str, Any] = field(
