@@ -46,6 +46,7 @@ from torch import Tensor, nn
 import timm_ghn_init
 from timm_ghn_init import Source, assign, init_model, load_ghn, save_ghn, trace
 from timm_ghn_init.ghn import GHN
+from timm_ghn_init.graph.inputs import example_sizes
 from timm_ghn_init.postprocessing import auto_layer, list_layers
 
 _logger = logging.getLogger("bench_speed")
@@ -91,6 +92,7 @@ PARTS = ("predict", "post", "create", "memory", "import")
 
 # name -> what is divided by what, each a sum of figures
 RATIOS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "trace / forward on meta": (("trace",), ("forward on meta",)),
     "decode + write / fill_": (("decode + write",), ("fill_",)),
     "post-process / bare QR": (("post-process",), ("bare QR",)),
     "create_model with GHN / without": (("create_model with GHN",), ("create_model",)),
@@ -245,6 +247,8 @@ def contenders(case: Case, parts: Sequence[str], peer: Peer | None, other: GHN |
         yield lambda: our_stages(case)
         yield lambda: our_prediction(case, "graph + prediction")
         yield lambda: fill(case)
+        skeleton = copy.deepcopy(case.model).to("meta").eval()
+        yield lambda: forward_on_meta(case, skeleton)
         if other is not None:
             rival = case._replace(ghn=other)
             yield lambda: our_prediction(rival, "GHN-2 graph + prediction")
@@ -298,6 +302,15 @@ def fill(case: Case) -> Seconds:
             parameter.fill_(0.1)
 
     clock("fill_", work)
+    return clock.seconds
+
+
+@torch.no_grad()
+def forward_on_meta(case: Case, skeleton: nn.Module) -> Seconds:
+    """One forward pass without data by PyTorch itself, nothing recorded: what reading a graph off it begins with."""
+    clock = Clock(torch.device("cpu"))
+    images = torch.empty(2, *next(example_sizes(case.model, None))[0], device="meta")
+    clock("forward on meta", lambda: skeleton(images))
     return clock.seconds
 
 

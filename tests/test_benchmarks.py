@@ -16,7 +16,7 @@ import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 STAGES = {"trace", "embed", "decode + write", "graph + prediction", "post-process", "total"}
-FLOORS = {"fill_", "bare QR", "create_model", "create_model with GHN"}
+FLOORS = {"forward on meta", "fill_", "bare QR", "create_model", "create_model with GHN"}
 
 
 @pytest.fixture
@@ -40,6 +40,7 @@ def test_table(bench: ModuleType, tmp_path: Path, ghn_file: Path) -> None:
     for figure in (*record["seconds"].values(), *record["ratios"].values()):
         assert 0 < figure["min"] <= figure["median"] <= figure["max"] < math.inf
     assert record["ratios"].keys() == {
+        "trace / forward on meta",
         "decode + write / fill_",
         "post-process / bare QR",
         "create_model with GHN / without",

@@ -213,8 +213,9 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     assert data.train.images[data.train.labels == 0].unique().tolist() == [10]
 
 
-def test_a_folder_with_a_validation_folder(tmp_path: Path) -> None:
-    for part, n in (("train", 3), ("val", 2)):
+@pytest.mark.parametrize("held_out", ["test", "validation", "val"])
+def test_a_folder_with_a_part_to_test_on(tmp_path: Path, held_out: str) -> None:
+    for part, n in (("train", 3), (held_out, 2)):
         for label in "ab":
             for i in range(n):
                 picture(tmp_path / part / label / f"{i}.png", i)

@@ -53,8 +53,8 @@ def load(name: str, size: int = 32, folder: str | Path | None = None) -> Dataset
     """Load a data set.
 
     Args:
-        name: "digits", "cifar10", or the path of a folder that holds train/CLASS/*.png and val/CLASS/*.png (or test/),
-            or CLASS/*.png, of which every fifth image is then held out.
+        name: "digits", "cifar10", or the path of a folder that holds train/CLASS/*.png and test/CLASS/*.png (or
+            validation/, or val/), or CLASS/*.png, of which every fifth image is then held out.
         size: height and width to which images are brought, in pixels.
         folder: where CIFAR-10 lies or is downloaded to. Default: `data`.
 
@@ -101,14 +101,20 @@ def _cifar10(size: int, folder: Path) -> Dataset:
 
 
 def _folder(folder: Path, size: int) -> Dataset:
-    train, held_out = folder / "train", next((folder / n for n in ("val", "test") if (folder / n).is_dir()), None)
-    if train.is_dir() and held_out is not None:
+    train, held_out = folder / "train", held_out_part(folder)
+    if held_out is not None:
         classes = _classes(train)
         return Dataset(str(folder), _read(train, classes, size), _read(held_out, classes, size), classes, True)
     classes = _classes(folder)
     everything = _read(folder, classes, size)
     fifth = torch.arange(len(everything)) % 5 == 4
     return Dataset(str(folder), everything.take(~fifth), everything.take(fifth), classes, True)
+
+
+def held_out_part(folder: Path) -> Path | None:
+    """Of a folder with a part "train", the part to test on, by any of its usual names."""
+    parts = [folder / name for name in ("train", "test", "validation", "val")]
+    return next((p for p in parts[1:] if p.is_dir()), None) if parts[0].is_dir() else None
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..datasets import DatasetError
+from ..datasets import DatasetError, held_out_part
 from .data import Batches, Data, few, others, split_off
 from .protocol import Trial
 
@@ -77,16 +77,15 @@ def load_folder(trial: Trial, device: torch.device, workers: int, mean: Sequence
     root = Path(trial.data)
     if not root.is_dir():
         raise DatasetError(f"{trial.data!r} is neither digits nor cifar10 nor a folder of images.")
-    test_part = next((p for p in ("test", "validation", "val") if (root / p).is_dir()), None)
-    has_parts = (root / "train").is_dir() and test_part is not None
-    pool = _read(root / "train" if has_parts else root)
+    test_part = held_out_part(root)
+    pool = _read(root if test_part is None else root / "train")
     samples, names = pool.reader.samples, list(pool.reader.class_to_idx)
     classes = torch.tensor([c for _, c in samples])
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(trial.data_seed))
-    if has_parts:
-        test = _read(root / str(test_part))
+    if test_part is not None:
+        test = _read(test_part)
         if list(test.reader.class_to_idx) != names:
-            raise DatasetError(f"{trial.data}: train and {test_part} have different classes.")
+            raise DatasetError(f"{trial.data}: train and {test_part.name} have different classes.")
     else:
         held = few(classes[order], len(order) // _TEST_SHARE)
         test = _part(pool, order[held])

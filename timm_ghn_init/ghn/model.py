@@ -184,6 +184,8 @@ class GHN(nn.Module):
         decoded = self.decoder.many(*zip(*weights, strict=True)) if weights else iter(())
         for (kind, shape), (group, zs) in groups.items():
             blocks = next(decoded) if kind == "weight" else _DECODE[kind](self, zs, shape)
+            if self.weight_norm and kind in _VECTORS:  # of any length the same, so all at once
+                blocks = normalise(blocks, (), _VECTORS[kind])
             tiles.update((i, self._tile(targets[i], block)) for i, block in zip(group, blocks, strict=True))
         return [tiles[i] for i in range(len(targets))]
 
@@ -210,7 +212,7 @@ class GHN(nn.Module):
             shape = _as_kernel(target)
         if block.dim() == 4:
             block = resize(block, _as_kernel(target)[2:])
-        if self.weight_norm:
+        if self.weight_norm and target.role not in ("norm", "bias"):
             block = normalise(block, shape, target.role)
         if target.role == "pos_enc":
             return Tile(_as_position(block, target), target)
@@ -224,6 +226,8 @@ _DECODE: dict[str, Callable[[GHN, Tensor, Any], Tensor]] = {
     "bias": lambda ghn, z, shape: ghn.decoder_1d(z).unflatten(1, (2, -1))[:, 1],
     "class_bias": lambda ghn, z, shape: ghn.bias_class(ghn.decoder_1d(z).unflatten(1, (2, -1))[:, 1]),
 }
+
+_VECTORS = {"norm": "norm", "bias": "bias", "class_bias": "bias"}  # kind -> role
 
 
 def _target(graph: Graph, name: str) -> Target:

@@ -40,9 +40,8 @@ def isolated(
         for m in modules:
             held: tuple[dict[str, Any], ...] = (m.__dict__, m._parameters, m._buffers)
             for tensors in held:
-                for key, t in tensors.items():
-                    if isinstance(t, Tensor):
-                        tensors[key] = stand_in(t)
+                for key in [k for k, t in tensors.items() if isinstance(t, Tensor)]:
+                    tensors[key] = stand_in(tensors[key])
         modules[0].eval()
         with torch.random.fork_rng(devices=()):  # a forward on the CPU might draw numbers
             yield names
@@ -65,12 +64,10 @@ def _stand_in(tensor: Tensor, device: str) -> Tensor:
 
 def _containers(values: Iterable[Any]) -> list[tuple[Any, Any]]:
     """The containers among values and in each other, with a copy of their content (most are empty and need none)."""
-    found: list[tuple[Any, Any]] = []
-    for v in values:
-        if isinstance(v, (dict, list, set)):
-            found.append((v, v.copy() if v else ()))
-            if v and not isinstance(v, set):
-                found += _containers(v.values() if isinstance(v, dict) else v)
+    found: list[tuple[Any, Any]] = [(v, v.copy() if v else ()) for v in values if isinstance(v, (dict, list, set))]
+    for v, content in found.copy():
+        if content and not isinstance(v, set):
+            found += _containers(v.values() if isinstance(v, dict) else v)
     return found
 
 
