@@ -93,8 +93,9 @@ class GatedGNN(nn.Module):
         """The same for one graph, without PyTorch's overhead per operation: a node is a few matrix-vector products."""
         step = _Step(self)
         h = x.detach().float().cpu().numpy().copy()
-        h = step.sweep(h, range(len(h)), np.ascontiguousarray(near.T), np.ascontiguousarray(far.T))
-        h = step.sweep(h, range(len(h) - 1, -1, -1), near, far)
+        weights = np.stack([near, far][: len(self.senders)], -1)  # (N, N, 1 or 2)
+        h = step.sweep(h, range(len(h)), weights.transpose(1, 0, 2))
+        h = step.sweep(h, range(len(h) - 1, -1, -1), weights)
         return torch.from_numpy(h).to(x)
 
 
@@ -164,34 +165,54 @@ class _Sweep(torch.autograd.Function):
 
 
 class _Step:
-    """The weights of a `GatedGNN` as arrays, the two MLPs of a node joined into one."""
+    """The weights of a `GatedGNN` as arrays, the two MLPs of a node joined into one.
+
+    What goes into the gates is halved: sigmoid(x) is (1 + tanh(x / 2)) / 2, which cannot overflow.
+    """
 
     def __init__(self, gnn: GatedGNN) -> None:
         def array(t: Any) -> np.ndarray:
             return t.detach().float().cpu().numpy()
 
         self.w0, self.b0, self.w2, self.b2 = (array(t) for t in _joined(gnn.senders))
-        self.w_ih, self.b_ih = array(gnn.gru.weight_ih), array(gnn.gru.bias_ih)
-        self.w_hh, self.b_hh = array(gnn.gru.weight_hh), array(gnn.gru.bias_hh)
-        self.hid, self.ve = gnn.gru.hidden_size, gnn.ve
+        self.hid = gnn.gru.hidden_size
+        half = np.repeat(np.array([0.5, 0.5, 1], dtype=np.float32), self.hid)
+        self.w_ih, self.w_hh = (array(w) * half[:, None] for w in (gnn.gru.weight_ih, gnn.gru.weight_hh))
+        self.b_ih, self.b_hh = (array(b) * half for b in (gnn.gru.bias_ih, gnn.gru.bias_hh))
 
-    def sweep(self, h: np.ndarray, order: range, near: np.ndarray, far: np.ndarray) -> np.ndarray:
-        """One sweep; near[v], far[v] weigh the messages that v receives. Overwrites and returns `h`."""
-        hid = self.hid
+    def sweep(self, h: np.ndarray, order: range, weights: np.ndarray) -> np.ndarray:
+        """One sweep; weights[v], (N, kinds), are those of the messages that v receives. Overwrites and returns `h`."""
+        hid, w0, b0, w2, b2, w_ih, b_ih = self.hid, self.w0, self.b0, self.w2, self.b2, self.w_ih, self.b_ih
         recurrent = h @ self.w_hh.T + self.b_hh  # depends on the state before the sweep only
-        sent = np.zeros((len(h), len(self.b2)), dtype=np.float32)
-        first, last = _extent(far)
-        for v in order:
-            window = slice(first[v], last[v])  # nobody outside of it is near enough
-            message = near[v, window] @ sent[window, :hid]
-            if self.ve:
-                message += far[v, window] @ sent[window, hid:]
-            i = self.w_ih @ message + self.b_ih
-            r = recurrent[v]
-            gates = 0.5 * np.tanh(0.5 * (i[: 2 * hid] + r[: 2 * hid])) + 0.5  # a sigmoid that cannot overflow
-            new = np.tanh(i[2 * hid :] + gates[:hid] * r[2 * hid :])
-            state = h[v] = new + gates[hid:] * (h[v] - new)
-            sent[v] = np.maximum(self.w2 @ np.maximum(self.w0 @ state + self.b0, 0) + self.b2, 0)
+        to_gates, to_new = recurrent[:, : 2 * hid].copy(), recurrent[:, 2 * hid :].copy()
+        weights = weights.reshape(len(h), -1)
+        rows = np.zeros((len(h), len(b2)), dtype=np.float32)  # what each node sends
+        sent = rows.reshape(-1, hid)
+        message, new, hidden, i = (np.empty(n, dtype=np.float32) for n in (hid, hid, len(b0), 3 * hid))
+        gates, reset, update, candidate = i[: 2 * hid], i[:hid], i[hid : 2 * hid], i[2 * hid :]
+        zero, half = np.zeros_like(b2), np.full_like(gates, 0.5)  # arrays: NumPy takes longer to convert a scalar
+        zero_hidden = np.zeros_like(hidden)
+        first, last = _extent(weights)  # nobody outside of it is near enough
+        for v, start, stop in zip(order, first[order].tolist(), last[order].tolist(), strict=True):
+            state, out = h[v], rows[v]
+            np.dot(w_ih, np.dot(weights[v, start:stop], sent[start:stop], message), i)
+            i += b_ih
+            gates += to_gates[v]
+            np.tanh(gates, gates)
+            gates *= half
+            gates += half
+            np.multiply(to_new[v], reset, new)
+            new += candidate
+            np.tanh(new, new)
+            state -= new
+            state *= update
+            state += new
+            np.dot(w0, state, hidden)
+            hidden += b0
+            np.maximum(hidden, zero_hidden, out=hidden)
+            np.dot(w2, hidden, out)
+            out += b2
+            np.maximum(out, zero, out=out)
         return h
 
 
