@@ -26,7 +26,7 @@ from timm_ghn_init.training.evaluate import Score, evaluate, summary
 from timm_ghn_init.training.formula import FormulaImages
 from timm_ghn_init.training.images import DatasetImages, open_images
 from timm_ghn_init.training.loop import TrainConfig, Trainer, TrainingError
-from timm_ghn_init.training.networks import KINDS, MAX_MACS, SPLITS, Record, build, cost, network, sample
+from timm_ghn_init.training.networks import KINDS, MAX_MACS, SPLITS, Record, build, network, sample, within
 
 TINY = {"max_shape": [8, 8, 3, 3], "weight_norm": True, "ve": True, "layernorm": True, "hid": 8}
 CONFIG = TrainConfig(num_classes=4, steps=6, networks=2, batch_size=8, pool=6, max_macs=3e5, warmup=2, ghn=TINY)
@@ -83,10 +83,23 @@ def test_the_primitives_that_occur() -> None:
 def test_networks_are_small_and_wholly_predicted() -> None:
     for index in range(24):
         net, graph = network("train", 0, index, 10)
-        assert cost(net) <= MAX_MACS
+        assert within(net.record, MAX_MACS)
         assert set(graph.targets) == dict(net.named_parameters()).keys()
         assert not list(net.buffers())
         assert graph.targets["fc.weight"].classifier
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_what_a_network_costs(split: str) -> None:
+    """Of every part, its parameters times the pixels of what it really puts out."""
+    for index in range(2 * len(KINDS)):
+        record = sample(split, 1, index)
+        net, total = build(record, 10), 0
+        x = torch.empty(2, 3, 32, 32, device="meta")
+        for part in (net.stem, *net.stages):
+            x = part(x)
+            total += x.shape[2] * x.shape[3] * sum(p.numel() for p in part.parameters())
+        assert within(record, total) and not within(record, total - 1)
 
 
 def test_a_network_runs_with_predicted_parameters(seeded_ghn2: GHN) -> None:

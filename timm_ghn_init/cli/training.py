@@ -21,7 +21,7 @@ def add(command: Command) -> None:
     sub.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
     sub.add_argument("--networks", type=whole(1), default=8, help="per step and process (default: %(default)s)")
     sub.add_argument("--batch-size", type=whole(2), default=32, help="images per network (default: %(default)s)")
-    sub.add_argument("--pool", type=whole(1), default=1000, help="different networks in all (default: %(default)s)")
+    sub.add_argument("--pool", type=whole(1), default=4000, help="different networks in all (default: %(default)s)")
     sub.add_argument("--max-macs", type=float, help="multiplications per image of a network (default: 2e6)")
     sub.add_argument("--lr", type=float, default=1e-3, help="default: %(default)s")
     sub.add_argument("--clip", type=float, default=0.3, help="largest norm of the gradient (default: %(default)s)")

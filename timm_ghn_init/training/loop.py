@@ -51,10 +51,11 @@ class TrainConfig:
         steps: of the optimiser; the learning rate follows a cosine to their end.
         networks: sampled networks in a step, in each process.
         batch_size: images for each network.
-        pool: how many different networks there are, shared out among the processes.
+        pool: how many different networks there are, shared out among the processes. Each takes half a megabyte. A GHN
+            overfits to few: with 1000 seen 70 times each it was better on these than on others by 0.14.
         max_macs: most multiplications per image of a network, see `networks.sample`.
         lr, weight_decay: of AdamW; the learning rate rises over the first `warmup` steps.
-        clip: largest norm of the gradient. Small: unlucky networks have gradients ten times as large as the others.
+        clip: largest norm of the gradient. So small that unlucky networks do not outweigh the others.
         label_smoothing: of the cross-entropy.
         seed: of networks, images and the GHN's first weights.
         ghn: keyword arguments of `GHN`, without `num_classes`.
@@ -65,7 +66,7 @@ class TrainConfig:
     steps: int = 10_000
     networks: int = 8
     batch_size: int = 32
-    pool: int = 1000
+    pool: int = 4000
     max_macs: float = MAX_MACS
     lr: float = 1e-3
     weight_decay: float = 1e-2

@@ -6,10 +6,10 @@ there ("deep", "wide", "nonorm").
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,30 +63,11 @@ class Network(nn.Module):
     def __init__(self, record: Record, num_classes: int) -> None:
         super().__init__()
         self.record = record
-        style, (kernel, stride) = record.style, record.stem
-        channels, side = record.widths[0], IMAGE // stride
-        layers: list[nn.Module] = [*conv(style, 3, channels, kernel, stride), activation(style)]
-        if kernel == stride:
-            layers[0] = nn.Conv2d(3, channels, kernel, stride)  # patches do not overlap
-        if record.stem_pool:
-            layers.append(nn.MaxPool2d(3, 2, 1))
-            side //= 2
-        stages: list[nn.Module] = []
-        sides = [side]
-        for i, (block, width, depth) in enumerate(zip(record.blocks, record.widths, record.depths, strict=True)):
-            if block == "transformer":
-                reduce = conv(style, channels, width, 1) if channels != width else nn.Identity()
-                stages.append(nn.Sequential(reduce, Transformer(style, width, side, depth)))
-            else:
-                halve = i > 0 and side >= 4
-                stages.append(_stage(record, block, channels, width, depth, halve))
-                side //= 1 + halve
-            channels = width
-            sides.append(side)
-        self.sides = tuple(sides)  # of the feature map after the stem and after each stage
-        self.stem, self.stages = nn.Sequential(*layers), nn.Sequential(*stages)
+        stages = list(_stages(record))
+        self.stem = _stem(record)
+        self.stages = nn.Sequential(*(_stage(record, stage) for stage in stages))
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc = nn.Linear(stages[-1].c_out, num_classes)
 
     def get_classifier(self) -> nn.Module:
         return self.fc
@@ -98,7 +79,43 @@ class Network(nn.Module):
 _POOLS: dict[str, Callable[[], nn.Module]] = {"max": lambda: nn.MaxPool2d(2), "avg": lambda: nn.AvgPool2d(2)}
 
 
-def _stage(record: Record, block: str, c_in: int, c_out: int, depth: int, halve: bool) -> nn.Module:
+class _Stage(NamedTuple):
+    """Blocks of one kind; `side` is that of their output, which is half of their input's where they `halve`."""
+
+    block: str
+    c_in: int
+    c_out: int
+    depth: int
+    halve: bool
+    side: int
+
+
+def _stages(record: Record) -> Iterator[_Stage]:
+    channels, side = record.widths[0], _stem_side(record)
+    for i, (block, width, depth) in enumerate(zip(record.blocks, record.widths, record.depths, strict=True)):
+        halve = block != "transformer" and i > 0 and side >= 4
+        side //= 1 + halve
+        yield _Stage(block, channels, width, depth, halve, side)
+        channels = width
+
+
+def _stem_side(record: Record) -> int:
+    return IMAGE // record.stem[1] // (1 + record.stem_pool)
+
+
+def _stem(record: Record) -> nn.Sequential:
+    style, channels, (kernel, stride) = record.style, record.widths[0], record.stem
+    layers: list[nn.Module] = [*conv(style, 3, channels, kernel, stride), activation(style)]
+    if kernel == stride:
+        layers[0] = nn.Conv2d(3, channels, kernel, stride)  # patches do not overlap
+    return nn.Sequential(*layers, *([nn.MaxPool2d(3, 2, 1)] if record.stem_pool else []))
+
+
+def _stage(record: Record, stage: _Stage) -> nn.Module:
+    block, c_in, c_out, depth, halve, side = stage
+    if block == "transformer":
+        reduce = conv(record.style, c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        return nn.Sequential(reduce, Transformer(record.style, c_out, side, depth))
     make, pooled = BLOCKS[block], halve and record.down != "stride"
     strides = [2 if halve and not pooled else 1] + [1] * (depth - 1)
     blocks = [make(record.style, c_in if i == 0 else c_out, c_out, stride) for i, stride in enumerate(strides)]
@@ -111,16 +128,36 @@ def build(record: Record, num_classes: int) -> Network:
         return Network(record, num_classes)
 
 
-def cost(network: Network) -> float:
-    """About how many multiplications a forward pass takes for one image: each parameter is used at every pixel."""
-    parts = zip((network.stem, *network.stages), network.sides, strict=True)
-    return sum(side * side * sum(p.numel() for p in part.parameters()) for part, side in parts)
+def within(record: Record, limit: float) -> bool:
+    """Whether a forward pass takes at most about so many multiplications for one image.
+
+    Each parameter is used at every pixel of what its stage puts out. No more is built than it takes to tell.
+    """
+    with torch.device("meta"):
+        total = _stem_side(record) ** 2 * _count(_stem(record))
+        for stage in _stages(record):
+            if total > limit:
+                break
+            total += stage.side**2 * _parameters(record, stage)
+    return total <= limit
+
+
+def _parameters(record: Record, stage: _Stage) -> int:
+    """How many a stage has. All blocks but the first are alike, so one of them is enough."""
+    if stage.depth == 1 or stage.block == "transformer":
+        return _count(_stage(record, stage))
+    first, other = stage._replace(depth=1), stage._replace(c_in=stage.c_out, depth=1, halve=False)
+    return _count(_stage(record, first)) + (stage.depth - 1) * _count(_stage(record, other))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 @lru_cache(maxsize=8192)
 def network(split: str, seed: int, index: int, num_classes: int, max_macs: float = MAX_MACS) -> tuple[Network, Graph]:
     """A sampled network and its graph; those that were asked for lately are kept."""
-    built = _sampled(split, seed, index, num_classes, max_macs)
+    built = build(sample(split, seed, index, max_macs), num_classes)
     return built, trace(built, IMAGE)
 
 
@@ -131,19 +168,18 @@ def sample(split: str, seed: int, index: int, max_macs: float = MAX_MACS) -> Rec
         split: a name in `SPLITS`.
         seed, index: which network of the split.
         max_macs: of the networks for training; those held out as unusual ("deep", "wide") may have eight times that.
+
+    Raises:
+        ValueError: there is no such split.
     """
-    return _sampled(split, seed, index, 1, max_macs).record
-
-
-def _sampled(split: str, seed: int, index: int, num_classes: int, max_macs: float) -> Network:
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}; there are {', '.join(SPLITS)}.")
     rng = random.Random(f"{split} {seed} {index}")  # seeded by the string's SHA-512, the same everywhere
     limit = max_macs * (8 if split in ("deep", "wide") else 1)
     while True:
-        built = build(_draw(rng, KINDS[index % len(KINDS)], split), num_classes)
-        if cost(built) <= limit:
-            return built
+        record = _draw(rng, KINDS[index % len(KINDS)], split)
+        if within(record, limit):
+            return record
 
 
 def _draw(rng: random.Random, kind: str, split: str) -> Record:
