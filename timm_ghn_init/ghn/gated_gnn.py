@@ -62,40 +62,43 @@ class GatedGNN(nn.Module):
         """Node embeddings (N, hid) -> (N, hid); differentiable where gradients are on, in NumPy where they are not."""
         if torch.is_grad_enabled() and (x.requires_grad or self.gru.weight_ih.requires_grad):
             return self.many([x], [graph])[0]
-        return self._sweeps_numpy(x, *self._weights(graph))
+        return self._sweeps_numpy(x, self._distances(graph))
 
     def many(self, xs: Sequence[Tensor], graphs: Sequence[Graph]) -> list[Tensor]:
         """Several graphs at once, node by node: what `forward` gives for each, differentiable."""
         sizes = [len(x) for x in xs]
-        near, far = np.zeros((2, len(xs), max(sizes), max(sizes)), dtype=np.float32)
+        weights = np.zeros((len(xs), max(sizes), max(sizes), len(self.senders)), dtype=np.float32)
         for i, (graph, size) in enumerate(zip(graphs, sizes, strict=True)):
-            near[i, :size, :size], far[i, :size, :size] = self._weights(graph)
+            weights[i, :size, :size] = self._weights(self._distances(graph))
         x = nn.utils.rnn.pad_sequence(list(xs), batch_first=True)  # what pads hears nobody, and nobody hears it
-        x = self._sweeps(x, torch.from_numpy(near).to(x), torch.from_numpy(far).to(x))
+        x = self._sweeps(x, torch.from_numpy(weights).to(x))
         return [row[:size] for row, size in zip(x, sizes, strict=True)]
 
-    def _weights(self, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
-        """Weights of the messages from u to v, (N, N) each: along edges, and along virtual edges."""
-        distances = graph.distances(50 if self.ve else 1).astype(np.float32)
-        far = np.divide(1, distances, out=np.zeros_like(distances), where=distances > 0)
-        return (distances == 1).astype(np.float32), far
+    def _distances(self, graph: Graph) -> np.ndarray:
+        return graph.distances(50 if self.ve else 1)
 
-    def _sweeps(self, x: Tensor, near: Tensor, far: Tensor) -> Tensor:
-        """x (B, N, hid), near and far (B, N, N)."""
-        weights = torch.stack([near, far][: len(self.senders)], -1)  # (B, N, N, 1 or 2)
+    def _weights(self, distances: np.ndarray) -> np.ndarray:
+        """Weights of the messages over such distances, (N, N) -> (N, N, 1 or 2): along edges, along virtual edges."""
+        weights = np.zeros((*distances.shape, len(self.senders)), dtype=np.float32)
+        weights[..., 0] = distances == 1
+        if self.ve:
+            np.divide(1, distances.astype(np.float32), out=weights[..., 1], where=distances > 0)
+        return weights
+
+    def _sweeps(self, x: Tensor, weights: Tensor) -> Tensor:
+        """x (B, N, hid), weights (B, N, N, 1 or 2) of the messages from u to v."""
         gru = (self.gru.weight_ih, self.gru.bias_ih, self.gru.weight_hh, self.gru.bias_hh)
         mlp = _joined(self.senders)
         x = _Sweep.apply(x, weights.transpose(1, 2).contiguous(), *gru, *mlp)
         return _Sweep.apply(x.flip(1), weights.flip(1, 2), *gru, *mlp).flip(1)
 
     @torch.no_grad()
-    def _sweeps_numpy(self, x: Tensor, near: np.ndarray, far: np.ndarray) -> Tensor:
+    def _sweeps_numpy(self, x: Tensor, distances: np.ndarray) -> Tensor:
         """The same for one graph, without PyTorch's overhead per operation: a node is a few matrix-vector products."""
         step = _Step(self)
         h = x.detach().float().cpu().numpy().copy()
-        weights = np.stack([near, far][: len(self.senders)], -1)  # (N, N, 1 or 2)
-        h = step.sweep(h, range(len(h)), weights.transpose(1, 0, 2))
-        h = step.sweep(h, range(len(h) - 1, -1, -1), weights)
+        h = step.sweep(h, range(len(h)), self._weights(distances.T))
+        h = step.sweep(h, range(len(h) - 1, -1, -1), self._weights(distances))
         return torch.from_numpy(h).to(x)
 
 
