@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..graph import Graph
 
+CUTOFF = 50  # edges: length of the longest virtual edge
+
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them, and after the last one unless told otherwise."""
@@ -75,15 +77,15 @@ class GatedGNN(nn.Module):
         return [row[:size] for row, size in zip(x, sizes, strict=True)]
 
     def _distances(self, graph: Graph) -> np.ndarray:
-        return graph.distances(50 if self.ve else 1)
+        return graph.distances(CUTOFF if self.ve else 1)
 
     def _weights(self, distances: np.ndarray) -> np.ndarray:
         """Weights of the messages over such distances, (N, N) -> (N, N, 1 or 2): along edges, along virtual edges."""
-        weights = np.zeros((*distances.shape, len(self.senders)), dtype=np.float32)
-        weights[..., 0] = distances == 1
+        table = np.zeros((CUTOFF + 1, len(self.senders)), dtype=np.float32)
+        table[1, 0] = 1
         if self.ve:
-            np.divide(1, distances.astype(np.float32), out=weights[..., 1], where=distances > 0)
-        return weights
+            table[1:, 1] = 1 / np.arange(1, CUTOFF + 1, dtype=np.float32)
+        return np.take(table, distances, axis=0)
 
     def _sweeps(self, x: Tensor, weights: Tensor) -> Tensor:
         """x (B, N, hid), weights (B, N, N, 1 or 2) of the messages from u to v."""
