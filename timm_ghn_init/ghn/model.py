@@ -186,8 +186,9 @@ class GHN(nn.Module):
         decoded = self.decoder.many(*zip(*weights, strict=True)) if weights else iter(())
         for (kind, shape), (group, zs) in groups.items():
             blocks = next(decoded) if kind == "weight" else _DECODE[kind](self, zs, shape)
-            if self.weight_norm and kind in _VECTORS:  # of any length the same, so all at once
-                blocks = normalise(blocks, (), _VECTORS[kind])
+            role = targets[group[0]].role
+            if self.weight_norm and role in ("norm", "bias"):  # of any length the same, so all at once
+                blocks = normalise(blocks, (), role)
             tiles.update((i, self._tile(targets[i], block)) for i, block in zip(group, blocks, strict=True))
         return [tiles[i] for i in range(len(targets))]
 
@@ -228,8 +229,6 @@ _DECODE: dict[str, Callable[[GHN, Tensor, Any], Tensor]] = {
     "bias": lambda ghn, z, shape: ghn.decoder_1d(z).unflatten(1, (2, -1))[:, 1],
     "class_bias": lambda ghn, z, shape: ghn.bias_class(ghn.decoder_1d(z).unflatten(1, (2, -1))[:, 1]),
 }
-
-_VECTORS = {"norm": "norm", "bias": "bias", "class_bias": "bias"}  # kind -> role
 
 
 def _target(graph: Graph, name: str) -> Target:
