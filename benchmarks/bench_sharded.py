@@ -36,8 +36,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from timm_ghn_init import init_model, load_ghn, save_ghn, trace
 from timm_ghn_init.ghn import GHN
-from timm_ghn_init.plan import make_plan
-from timm_ghn_init.postprocessing import auto_layer, list_layers, process_weight, to_process
+from timm_ghn_init.recipe.plan import make_plan
+from timm_ghn_init.recipe.postprocessing import auto_layer, list_layers, process_weight, to_process
 from timm_ghn_init.sharded import exchange, post
 from timm_ghn_init.sharded.create import shard_blocks
 from timm_ghn_init.sharded.post import owners

@@ -44,10 +44,11 @@ from speed_report import render
 from torch import Tensor, nn
 
 import timm_ghn_init
-from timm_ghn_init import Source, assign, init_model, load_ghn, save_ghn, trace
+from timm_ghn_init import Source, init_model, load_ghn, save_ghn, trace
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph.inputs import example_sizes
-from timm_ghn_init.postprocessing import auto_layer, list_layers
+from timm_ghn_init.recipe import assign
+from timm_ghn_init.recipe.postprocessing import auto_layer, list_layers
 
 _logger = logging.getLogger("bench_speed")
 

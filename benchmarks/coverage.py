@@ -39,12 +39,12 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 import timm_ghn_init
-from timm_ghn_init import assign
-from timm_ghn_init.checkpoints import load_ghn
+from timm_ghn_init.checkpoints.load import load_ghn
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph import Dialect, Graph, trace
 from timm_ghn_init.graph.isolate import isolated
 from timm_ghn_init.graph.primitives import is_layer
+from timm_ghn_init.recipe import assign
 
 PACKAGE = Path(timm_ghn_init.__file__).parent
 CONFIG = {"max_shape": (64, 64, 16, 16), "num_classes": 1000, "weight_norm": True, "ve": True, "layernorm": True}

@@ -21,7 +21,9 @@ import safetensors.torch  # noqa: F401
 import timm
 import torch
 
-from timm_ghn_init import cache, ghn, init_model, weights
+from timm_ghn_init import ghn, init_model
+from timm_ghn_init.weights import cache
+from timm_ghn_init.weights import files as weights
 
 fork = multiprocessing.get_context("fork")
 MOMENTS = ("predicting", "writing", "renaming")

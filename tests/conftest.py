@@ -54,7 +54,7 @@ def seeded_ghn3() -> GHN:
 @pytest.fixture(scope="session")
 def ghn_file(seeded_ghn2: GHN, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The seeded GHN-2 as a checkpoint file, for `file:PATH` sources."""
-    from timm_ghn_init.checkpoints import save_ghn
+    from timm_ghn_init.checkpoints.load import save_ghn
 
     path = tmp_path_factory.mktemp("ghn") / "seeded-ghn2.safetensors"
     save_ghn(seeded_ghn2, path)
@@ -66,7 +66,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A Hub of our own that `huggingface_hub` uses, with an empty cache; the user's token may write to "me"."""
     import huggingface_hub
 
-    import timm_ghn_init.hub
+    import timm_ghn_init.weights.hub
 
     with hub_serving() as server:
         set_constants(
@@ -79,7 +79,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
             HF_HUB_DISABLE_TELEMETRY=True,
             HF_HUB_OFFLINE=False,
         )
-        monkeypatch.setattr(timm_ghn_init.hub, "_warned", set())
+        monkeypatch.setattr(timm_ghn_init.weights.hub, "_warned", set())
         monkeypatch.setenv("HF_TOKEN", "hf_mytoken")
         monkeypatch.delenv("TIMM_GHN_HUB", raising=False)
         huggingface_hub.utils.disable_progress_bars()

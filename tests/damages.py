@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from timm_ghn_init.weights import METADATA_KEY
+from timm_ghn_init.weights.files import METADATA_KEY
 
 
 def first(header: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ def serve_from(url: str, home: str, blob: str) -> None:
 
 
 def fetch_and_say(url: str, home: str, blob: str, start: Any, answers: Any) -> None:
-    from timm_ghn_init import checkpoints
+    from timm_ghn_init.checkpoints import load as checkpoints
 
     serve_from(url, home, blob)
     start.wait(60)

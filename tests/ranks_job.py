@@ -10,8 +10,9 @@ import timm
 import torch
 import torch.distributed as dist
 
-from timm_ghn_init import checkpoints, init_model
-from timm_ghn_init.weights import digest
+from timm_ghn_init import init_model
+from timm_ghn_init.checkpoints import load as checkpoints
+from timm_ghn_init.weights.files import digest
 
 
 def initialised(source: str, cache: bool) -> dict[str, Any]:

@@ -27,10 +27,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import timm_ghn_init
-from timm_ghn_init import CheckpointError, TraceError, init_model, load_ghn, weights
-from timm_ghn_init.postprocessing import process_weight
+from timm_ghn_init import CheckpointError, TraceError, init_model, load_ghn
+from timm_ghn_init.recipe.postprocessing import process_weight
 from timm_ghn_init.sharded import initialise, post
 from timm_ghn_init.sharded.exchange import local
+from timm_ghn_init.weights import files as weights
 
 VIT = {"depth": 3, "img_size": 32, "patch_size": 8}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -14,10 +14,10 @@ import timm
 import torch
 from hub_server import Fault, HubServer
 
-from timm_ghn_init.card import model_card
 from timm_ghn_init.cli import bake, main, models
 from timm_ghn_init.report import InitReport
-from timm_ghn_init.weights import read_about
+from timm_ghn_init.weights.card import model_card
+from timm_ghn_init.weights.files import read_about
 
 MODELS = "test_resnet,test_vit?,test_convnext"
 Run = Callable[..., tuple[int, str, str]]

@@ -11,7 +11,7 @@ from torch import nn
 
 from timm_ghn_init import GHN, init_model
 from timm_ghn_init.cli import main
-from timm_ghn_init.postprocessing import list_layers
+from timm_ghn_init.recipe.postprocessing import list_layers
 
 
 def as_matrix(weight: torch.Tensor) -> torch.Tensor:

@@ -21,8 +21,9 @@ import torch
 from damages import DAMAGES
 from torch import Tensor, nn
 
-from timm_ghn_init import GHN, cache, init_model
-from timm_ghn_init.weights import read, save
+from timm_ghn_init import GHN, init_model
+from timm_ghn_init.weights import cache
+from timm_ghn_init.weights.files import read, save
 
 ARCH = "test_convnext"
 SOURCE = "ghn2-orth?layer=20"
@@ -411,7 +412,7 @@ def test_a_lock_that_never_opens(
     lock = file.with_name(f".{file.name[:2]}.lock")  # some versions of filelock remove it
     file.unlink()
     monkeypatch.setattr(cache, "_PATIENCE", 0.2)
-    with FileLock(lock), caplog.at_level(logging.INFO, "timm_ghn_init.cache"):
+    with FileLock(lock), caplog.at_level(logging.INFO, "timm_ghn_init.weights.cache"):
         assert not initialise()
     assert "waiting for another process" in caplog.text
     assert initialise()

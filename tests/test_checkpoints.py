@@ -24,9 +24,11 @@ from fetching import fetch_and_say
 from file_server import FileServer, serving
 from safetensors.torch import load_file, safe_open, save_file
 
-from timm_ghn_init import checkpoints, download, sources
-from timm_ghn_init.checkpoints import CheckpointError, fetch, is_cached, load_ghn, resolve_default, save_ghn
-from timm_ghn_init.download import git_blob_id
+from timm_ghn_init import sources
+from timm_ghn_init.checkpoints import download
+from timm_ghn_init.checkpoints import load as checkpoints
+from timm_ghn_init.checkpoints.download import git_blob_id
+from timm_ghn_init.checkpoints.load import CheckpointError, fetch, is_cached, load_ghn, resolve_default, save_ghn
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.sources import KNOWN, Source
 
@@ -629,7 +631,7 @@ def test_progress_bars(server: FileServer, tmp_path: Path, capsys: pytest.Captur
 def processes() -> Any:
     """Fresh processes that need not import everything again."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fetching", "timm_ghn_init.checkpoints", "timm_ghn_init.ghn"])
+    context.set_forkserver_preload(["fetching", "timm_ghn_init.checkpoints.load", "timm_ghn_init.ghn"])
     return context
 
 
@@ -766,7 +768,7 @@ def test_through_the_real_hub_client(tmp_path: Path) -> None:
             "package = types.ModuleType('timm_ghn_init')\n"  # without what importing the package registers
             f"package.__path__ = [{str(Path(sources.__file__).parent)!r}]\n"
             "sys.modules['timm_ghn_init'] = package\n"
-            "from timm_ghn_init.checkpoints import fetch\n"
+            "from timm_ghn_init.checkpoints.load import fetch\n"
             "fetch('ghn3-t').unlink()\n"
             "import huggingface_hub.constants\n"
             "huggingface_hub.constants.HF_HUB_OFFLINE = True\n"
@@ -795,7 +797,7 @@ import sys, types
 package = types.ModuleType('timm_ghn_init')
 package.__path__ = [{str(Path(sources.__file__).parent)!r}]
 sys.modules['timm_ghn_init'] = package
-from timm_ghn_init import checkpoints
+from timm_ghn_init.checkpoints import load as checkpoints
 checkpoints._from_hub = lambda ghn: checkpoints.Path({str(file)!r})
 checkpoints.load_ghn({str(saved(tmp_path / "small.safetensors"))!r})  # so that all is imported
 

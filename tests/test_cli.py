@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import timm_ghn_init
-from timm_ghn_init import checkpoints
+from timm_ghn_init.checkpoints import load as checkpoints
 from timm_ghn_init.cli import main
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.sources import KNOWN

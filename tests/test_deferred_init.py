@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from timm_ghn_init.deferred_init import DeferredInit, skip
+from timm_ghn_init.own_init.deferred import DeferredInit, skip
 
 
 def test_this_pytorch_is_known() -> None:

@@ -18,9 +18,7 @@ import timm
 import torch
 from torch import nn
 
-from timm_ghn_init import datasets
 from timm_ghn_init.cli import main
-from timm_ghn_init.datasets import DatasetError
 from timm_ghn_init.finetune import Each, Runs, Trial, Tuned, plans, run, summary, train, work
 from timm_ghn_init.finetune.build import build
 from timm_ghn_init.finetune.data import InMemory, few, load, split_off
@@ -29,6 +27,8 @@ from timm_ghn_init.finetune.protocol import settled
 from timm_ghn_init.finetune.results import read
 from timm_ghn_init.finetune.search import Halving, grid, sample
 from timm_ghn_init.finetune.stem import adapt_stem
+from timm_ghn_init.images import datasets
+from timm_ghn_init.images.datasets import DatasetError
 
 pytest.importorskip("sklearn")
 
@@ -104,7 +104,7 @@ def test_values_are_checked(wrong: dict[str, Any]) -> None:
 
 
 def test_the_initialisation_is_spelled_out(ghn_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from timm_ghn_init.download import sha256
+    from timm_ghn_init.checkpoints.download import sha256
 
     monkeypatch.setenv("TIMM_GHN_DEFAULT", f"file:{ghn_file}")
     trial = settled(Trial("resnet18", f"file:{ghn_file}_orth?beta=0.00003"))

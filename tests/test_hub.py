@@ -22,9 +22,9 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 
 from timm_ghn_init import init_model
-from timm_ghn_init.hub import HubError
-from timm_ghn_init.push import push_finished, push_model
-from timm_ghn_init.weights import digest, read, save
+from timm_ghn_init.weights.files import digest, read, save
+from timm_ghn_init.weights.hub import HubError
+from timm_ghn_init.weights.push import push_finished, push_model
 
 ARCH = "test_resnet"
 FILES = {"config.json", "model.safetensors", "README.md"}

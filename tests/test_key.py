@@ -10,8 +10,9 @@ import timm
 import torch
 from torch import nn
 
-from timm_ghn_init import GHN, cache, init_model, key, load_ghn, trace
-from timm_ghn_init.key import ghn_digest, graph_digest
+from timm_ghn_init import GHN, init_model, load_ghn, trace
+from timm_ghn_init.weights import cache, key
+from timm_ghn_init.weights.key import ghn_digest, graph_digest
 
 
 @pytest.fixture

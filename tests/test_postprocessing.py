@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from timm_ghn_init.orthogonal import cholesky_qr, householder_qr_, orthogonalize_
-from timm_ghn_init.postprocessing import (
+from timm_ghn_init.recipe.orthogonal import cholesky_qr, householder_qr_, orthogonalize_
+from timm_ghn_init.recipe.postprocessing import (
     auto_layer,
     check,
     correlation_std,

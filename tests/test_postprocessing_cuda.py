@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from timm_ghn_init.orthogonal import cholesky_qr, orthogonalize_
-from timm_ghn_init.postprocessing import correlation_std, postprocess
+from timm_ghn_init.recipe.orthogonal import cholesky_qr, orthogonalize_
+from timm_ghn_init.recipe.postprocessing import correlation_std, postprocess
 
 pytestmark = [
     pytest.mark.cuda,
@@ -53,7 +53,7 @@ def test_predicted_weights_become_orthonormal_by_cholesky(monkeypatch):
     def no_householder(columns):
         raise AssertionError("fell back to Householder")
 
-    monkeypatch.setattr("timm_ghn_init.orthogonal.householder_qr_", no_householder)
+    monkeypatch.setattr("timm_ghn_init.recipe.orthogonal.householder_qr_", no_householder)
     model = network(predicted(2048, 512), predicted(512, 2048), predicted(512, 512), predicted(1024, 49)).cuda()
     postprocess(model, layer=1)
     for layer in model[:4]:

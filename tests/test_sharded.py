@@ -16,7 +16,7 @@ from torch import nn
 from timm_ghn_init import init_model
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph import trace
-from timm_ghn_init.own_init import own_values
+from timm_ghn_init.own_init.values import own_values
 from timm_ghn_init.sharded.create import blocks_of
 from timm_ghn_init.sharded.post import owners
 

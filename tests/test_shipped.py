@@ -10,7 +10,8 @@ import timm
 import torch
 from safetensors import safe_open
 
-from timm_ghn_init import checkpoints, load_ghn
+from timm_ghn_init import load_ghn
+from timm_ghn_init.checkpoints import load as checkpoints
 from timm_ghn_init.cli import main
 from timm_ghn_init.sources import KNOWN, SHIPPED
 from timm_ghn_init.training import evaluate as evaluation

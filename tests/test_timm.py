@@ -324,7 +324,7 @@ def test_a_forward_that_reads_values_finds_them(caplog: pytest.LogCaptureFixture
 
 def test_what_is_predicted_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what keeps its values is carried out: here, the classifier."""
-    from timm_ghn_init.deferred_init import DeferredInit
+    from timm_ghn_init.own_init.deferred import DeferredInit
 
     carried_out: list[int] = []
     original = DeferredInit._carry_out

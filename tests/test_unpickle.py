@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from timm_ghn_init import unpickle
-from timm_ghn_init.unpickle import LazyTensor, read_joblib
+from timm_ghn_init.checkpoints import unpickle
+from timm_ghn_init.checkpoints.unpickle import LazyTensor, read_joblib
 
 
 def state_dict() -> dict[str, Any]:

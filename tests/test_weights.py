@@ -8,7 +8,7 @@ from damages import DAMAGES
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from timm_ghn_init.weights import WeightsError, digest, plain, read, read_about, save, state_dict
+from timm_ghn_init.weights.files import WeightsError, digest, plain, read, read_about, save, state_dict
 
 
 def test_tied_and_sliced_tensors_are_saved_under_each_name(tmp_path: Path) -> None:

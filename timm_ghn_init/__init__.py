@@ -10,33 +10,33 @@ from .sources import Source, list_sources, parse_source
 from .timm_hooks import register, unregister
 
 if TYPE_CHECKING:
-    from .checkpoints import CheckpointError, fetch, load_ghn, save_ghn
+    from .checkpoints.load import CheckpointError, fetch, load_ghn, save_ghn
     from .ghn import GHN
     from .graph import Graph, TraceError, trace
-    from .hub import HubError
     from .initialize import init_model
-    from .postprocessing import postprocess
-    from .push import push_model
+    from .recipe.postprocessing import postprocess
     from .report import InitReport
     from .sharded.create import create_sharded
     from .sharded.save import save_sharded
+    from .weights.hub import HubError
+    from .weights.push import push_model
 
 from .version import __version__
 
 # Loaded on first use, so that importing the package costs little more than importing timm.
 _LAZY = {
-    "CheckpointError": "checkpoints",
-    "fetch": "checkpoints",
-    "load_ghn": "checkpoints",
-    "save_ghn": "checkpoints",
+    "CheckpointError": "checkpoints.load",
+    "fetch": "checkpoints.load",
+    "load_ghn": "checkpoints.load",
+    "save_ghn": "checkpoints.load",
     "GHN": "ghn",
     "Graph": "graph",
-    "HubError": "hub",
+    "HubError": "weights.hub",
     "TraceError": "graph",
     "trace": "graph",
     "init_model": "initialize",
-    "postprocess": "postprocessing",
-    "push_model": "push",
+    "postprocess": "recipe.postprocessing",
+    "push_model": "weights.push",
     "InitReport": "report",
     "create_sharded": "sharded.create",
     "save_sharded": "sharded.save",

@@ -10,18 +10,19 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from . import assign, baselines, hub
-from . import cache as weights_cache
-from .checkpoints import load_ghn, resolve_default
+from .checkpoints.load import load_ghn, resolve_default
 from .ghn import GHN
 from .graph import model_name, trace
-from .key import ghn_digest
-from .own_init import materialise, on_meta, own_values, warn_unset
-from .plan import Plan, make_plan
-from .postprocessing import check, postprocess
+from .own_init.stand_ins import named_tensors
+from .own_init.values import materialise, on_meta, own_values, warn_unset
+from .recipe import assign, baselines
+from .recipe.plan import Plan, make_plan
+from .recipe.postprocessing import check, postprocess
 from .report import InitReport
 from .sources import Source, parse_source
-from .stand_ins import named_tensors
+from .weights import cache as weights_cache
+from .weights import hub
+from .weights.key import ghn_digest
 
 _logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def init_model(
     source = parse_source(source)
     report = initialise(model, source, Options(ghn, input_size, seed, device, progress, cache, init_rest, timeout))
     if source.push:
-        from .push import push_predicted  # above this module, and seldom needed
+        from .weights.push import push_predicted  # above this module, and seldom needed
 
         push_predicted(model, report)
     return report

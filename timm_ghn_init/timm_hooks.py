@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import nn
 
-from .deferred_init import DeferredInit
+from .own_init.deferred import DeferredInit
 from .report import InitReport
 from .sources import KNOWN, Source, is_source, parse_source
 
@@ -217,7 +217,7 @@ def _create(
 
 
 def _push(model: nn.Module, report: InitReport, kwargs: dict[str, Any]) -> None:
-    from .push import push_predicted
+    from .weights.push import push_predicted
 
     if kwargs.get("features_only"):
         _logger.warning("push=1: %s with features_only is not pushed, only whole models are.", report.model)

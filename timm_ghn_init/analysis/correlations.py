@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..postprocessing import list_layers
+from ..recipe.postprocessing import list_layers
 from .inits import Create, check_inits, initialised
 
 BINS = 100  # of the histogram, from -1 to 1

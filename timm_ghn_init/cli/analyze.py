@@ -112,7 +112,7 @@ def _add_embed(sub: argparse.ArgumentParser) -> None:
 def embed(args: argparse.Namespace) -> int:
     """Project graph embeddings on two principal components, architectures among others (the paper's Figure 5)."""
     from ..analysis import embedding_figure, place, read_values
-    from ..checkpoints import load_ghn, resolve_default
+    from ..checkpoints.load import load_ghn, resolve_default
 
     output = _picture_path(args.output)
     source = read_source(args.source)

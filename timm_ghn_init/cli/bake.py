@@ -82,7 +82,7 @@ def _one(args: argparse.Namespace, source: Source) -> tuple[str, str]:
 
 
 def _to_folder(args: argparse.Namespace, source: Source, key: str, folder: Path) -> tuple[str, str]:
-    from ..push import write_folder
+    from ..weights.push import write_folder
 
     if _holds(folder, key):
         return "was there", str(folder)
@@ -94,8 +94,8 @@ def _to_folder(args: argparse.Namespace, source: Source, key: str, folder: Path)
 
 def _holds(folder: Path, key: str) -> bool:
     """Whether a folder holds weights with a key, and whole ones as far as their file's length tells."""
-    from ..hub import CONFIG, WEIGHTS, read_config
-    from ..weights import WeightsError, read_about
+    from ..weights.files import WeightsError, read_about
+    from ..weights.hub import CONFIG, WEIGHTS, read_config
 
     try:
         about = read_about(folder / WEIGHTS)
@@ -106,8 +106,8 @@ def _holds(folder: Path, key: str) -> bool:
 
 
 def _to_hub(args: argparse.Namespace, source: Source, key: str, name: str) -> tuple[str, str]:
-    from ..hub import locate
-    from ..push import push_finished
+    from ..weights.hub import locate
+    from ..weights.push import push_finished
 
     repo = f"{args.hub}/{name}"
     revision, there = locate(repo, key)

@@ -8,7 +8,7 @@ from .arguments import Command
 from .messages import UserError, mistakes, table
 
 if TYPE_CHECKING:
-    from ..cache import Entry
+    from ..weights.cache import Entry
 
 
 def add(command: Command) -> None:
@@ -29,7 +29,7 @@ def cache(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> None:
-    from ..cache import entries
+    from ..weights.cache import entries
 
     rows = [_row(entry) for entry in reversed(entries())]
     print(table(("key", "size", "last used", "model", "source", "device"), rows))
@@ -38,7 +38,7 @@ def _list(args: argparse.Namespace) -> None:
 def _row(entry: "Entry") -> tuple[object, ...]:
     from datetime import datetime
 
-    from ..weights import WeightsError, read_about
+    from ..weights.files import WeightsError, read_about
 
     used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
     try:
@@ -49,8 +49,8 @@ def _row(entry: "Entry") -> tuple[object, ...]:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from .. import cache
-    from ..weights import WeightsError, read
+    from ..weights import cache
+    from ..weights.files import WeightsError, read
 
     found = cache.entries()
     if not args.key:
@@ -70,7 +70,7 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _prune(args: argparse.Namespace) -> None:
-    from ..cache import prune, size_limit
+    from ..weights.cache import prune, size_limit
 
     with mistakes(ValueError):
         limit = size_limit(args.size)
@@ -78,7 +78,7 @@ def _prune(args: argparse.Namespace) -> None:
 
 
 def _clear(args: argparse.Namespace) -> None:
-    from ..cache import clear
+    from ..weights.cache import clear
 
     _print_removed(clear())
 

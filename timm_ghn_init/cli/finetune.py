@@ -76,10 +76,10 @@ def finetune(args: argparse.Namespace) -> int:
     Finished runs are looked up in RUNS.jsonl, a run that was stopped goes on at its last checkpoint, and processes that
     write to one file, started by hand or by torchrun, share the runs.
     """
-    from ..datasets import DatasetError
     from ..finetune import Runs, work
     from ..finetune.data import load
     from ..finetune.plans import one_after_another
+    from ..images.datasets import DatasetError
 
     output = output_path(args.output, (".jsonl",))
     device = read_device(args.device or _device_of_rank())

@@ -16,7 +16,7 @@ def add(command: Command) -> None:
 
 def list_known(args: argparse.Namespace) -> int:
     """Print the sources."""
-    from ..checkpoints import is_cached
+    from ..checkpoints.load import is_cached
 
     names = dict.fromkeys(source.name for source in list_sources())
     rows = [(DEFAULT, "", "", "", "the default: TIMM_GHN_DEFAULT, else ghn2, else the GHN that ships")]
@@ -34,7 +34,7 @@ def list_known(args: argparse.Namespace) -> int:
 
 def fetch(args: argparse.Namespace) -> int:
     """Download a GHN, if it is not here yet, and print its path."""
-    from .. import checkpoints
+    from ..checkpoints import load as checkpoints
 
     with mistakes(ValueError):  # a source without a GHN
         print(checkpoints.fetch(read_source(args.name)))

@@ -12,7 +12,7 @@ class UserError(Exception):
 
 def is_mistake(error: Exception) -> bool:
     """Whether an error is told in one line instead of with a traceback."""
-    from ..formats import CheckpointError
+    from ..checkpoints.formats import CheckpointError
     from ..graph import TraceError
 
     return isinstance(error, (UserError, CheckpointError, TraceError))

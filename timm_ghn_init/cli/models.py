@@ -81,7 +81,7 @@ def trace_model(args: argparse.Namespace) -> "tuple[nn.Module, Graph]":
 
 def _dialect(source: Source) -> Any:
     """Of the graphs that a source's GHN reads; its checkpoint is not needed if it has a name."""
-    from ..checkpoints import load_ghn
+    from ..checkpoints.load import load_ghn
 
     if source.baseline:
         raise UserError(f"{source} is an initialisation without a GHN and needs no graph. Name a GHN, e.g. ghn2.")

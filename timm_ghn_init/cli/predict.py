@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..weights import provenance, save, state_dict
+from ..weights.files import provenance, save, state_dict
 from .arguments import Command, add_architecture, add_prediction
 from .files import is_folder, output_path, writing, writing_folder
 from .models import build_initialised, read_source
@@ -23,7 +23,7 @@ def add(command: Command) -> None:
 
 def predict(args: argparse.Namespace) -> int:
     """Write the weights that a source predicts for an architecture, as a file or folder that timm loads."""
-    from ..push import write_folder
+    from ..weights.push import write_folder
 
     folder, output = is_folder(args.output), output_path(args.output, (".safetensors",), folder=True)
     model, options, report, seed = build_initialised(args, read_source(args.source))

@@ -21,8 +21,8 @@ def add(command: Command) -> None:
 
 def push(args: argparse.Namespace) -> int:
     """Push the weights that a source predicts for an architecture to the Hub, for timm's hf-hub:ORG/NAME."""
-    from ..hub import HubError
-    from ..push import push_model
+    from ..weights.hub import HubError
+    from ..weights.push import push_model
 
     source = read_source(args.source).prediction
     key, _ = model_key(args, source)

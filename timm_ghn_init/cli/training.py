@@ -45,7 +45,7 @@ def train_ghn(args: argparse.Namespace) -> int:
     """Train a GHN on sampled networks, with images made by formula or your own."""
     import torch
 
-    from ..datasets import DatasetError
+    from ..images.datasets import DatasetError
     from ..training.loop import RESULT, TrainConfig, Trainer, TrainingError
     from ..training.networks import MAX_MACS
 
@@ -77,8 +77,8 @@ def train_ghn(args: argparse.Namespace) -> int:
 
 def eval_ghn(args: argparse.Namespace) -> int:
     """Accuracy of held-out networks with a GHN's parameters and no training, against random ones and chance."""
-    from ..checkpoints import load_ghn
-    from ..datasets import DatasetError
+    from ..checkpoints.load import load_ghn
+    from ..images.datasets import DatasetError
     from ..training.evaluate import evaluate, summary
     from ..training.images import open_images
 

@@ -38,7 +38,7 @@ def verify(args: argparse.Namespace) -> int:
     reference = _reference()
     import torchvision
 
-    from ..checkpoints import load_ghn
+    from ..checkpoints.load import load_ghn
     from ..initialize import init_model
 
     names = torchvision.models.list_models(module=torchvision.models)

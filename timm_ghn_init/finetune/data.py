@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import datasets
+from ..images import datasets
 from .protocol import Trial
 
 Batches = Iterator[tuple[Tensor, Tensor]]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..datasets import DatasetError, held_out_part
+from ..images.datasets import DatasetError, held_out_part
 from .data import Batches, Data, few, others, split_off
 from .protocol import Trial
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
 
-from ..checkpoints import fetch, resolve_default
-from ..download import sha256
+from ..checkpoints.download import sha256
+from ..checkpoints.load import fetch, resolve_default
 from ..sources import is_source, parse_source
 
 PRETRAINED = "pretrained"

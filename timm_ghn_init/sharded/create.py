@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from ..deferred_init import DeferredInit
 from ..initialize import Options
+from ..own_init.deferred import DeferredInit
+from ..own_init.stand_ins import named_tensors
 from ..sources import Source, parse_source
-from ..stand_ins import named_tensors
 from ..timm_hooks import note_source
 from .initialise import initialise
 

@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import assign
-from .. import cache as weights_cache
-from ..checkpoints import load_ghn, resolve_default
+from ..checkpoints.load import load_ghn, resolve_default
 from ..ghn import GHN, Tile
 from ..graph import Graph, TraceError, model_name, trace
 from ..initialize import Clock, Options, report_of
-from ..key import ghn_digest
-from ..own_init import materialise, on_meta, own_values, warn_unset
-from ..plan import Plan, make_plan
-from ..postprocessing import check
+from ..own_init.stand_ins import meta_parameter, named_tensors, replaced
+from ..own_init.values import materialise, on_meta, own_values, warn_unset
+from ..recipe import assign
+from ..recipe.plan import Plan, make_plan
+from ..recipe.postprocessing import check
 from ..report import InitReport
 from ..sources import Source, parse_source
-from ..stand_ins import meta_parameter, named_tensors, replaced
 from ..threads import one_thread
+from ..weights import cache as weights_cache
+from ..weights.key import ghn_digest
 from .exchange import Exchange, local
 from .layout import Layout, layout_of, mesh_of
 from .meeting import Meeting

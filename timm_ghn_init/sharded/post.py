@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ghn import Tile
-from ..plan import Plan
-from ..postprocessing import cost, process_weight, progress_bar
+from ..recipe.plan import Plan
+from ..recipe.postprocessing import cost, process_weight, progress_bar
 from ..sources import Source
 from ..threads import one_thread
 from .exchange import Exchange

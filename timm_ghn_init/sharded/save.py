@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..checkpoints.safetensors_header import header
 from ..graph import model_name
 from ..report import InitReport
-from ..safetensors_header import header
-from ..weights import add_to_digest, metadata_of, provenance
+from ..weights.files import add_to_digest, metadata_of, provenance
 from .exchange import Exchange
 from .initialise import TIMEOUT
 from .layout import layout_of

@@ -25,7 +25,7 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..checkpoints import save_ghn
+from ..checkpoints.load import save_ghn
 from ..ghn import GHN
 from ..version import __version__
 from .images import Images, open_images

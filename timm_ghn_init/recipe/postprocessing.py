@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..threads import one_thread_each
 from .orthogonal import orthogonalize_
-from .threads import one_thread_each
 
 # architecture -> (its number of layers, the layer L tuned by the paper's authors, in the numbering of `list_layers`)
 _TUNED_LAYERS = {"resnet50": (54, 37), "convnext_base": (113, 94)}

@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .sources import is_namespace
-from .weights import METADATA_KEY, WeightsError, read
+from ..sources import is_namespace
+from .files import METADATA_KEY, WeightsError, read
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .graph import Target
-    from .sources import Source
+    from ..graph import Target
+    from ..sources import Source
 
 _logger = logging.getLogger(__name__)
 

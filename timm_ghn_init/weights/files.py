@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .version import __version__
+from ..version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .report import InitReport
+    from ..report import InitReport
 
 METADATA_KEY = "timm_ghn_init"
 
@@ -135,9 +135,9 @@ def provenance(
     import timm
     import torch
 
-    from .checkpoints import fetch
-    from .download import sha256
-    from .sources import parse_source
+    from ..checkpoints.download import sha256
+    from ..checkpoints.load import fetch
+    from ..sources import parse_source
 
     source = parse_source(report.source)
     ghn = None if source.baseline else {"name": source.name, "sha256": sha256(fetch(source))}

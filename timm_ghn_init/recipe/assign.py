@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from .ghn import Tile
-from .threads import one_thread
+from ..ghn import Tile
+from ..threads import one_thread
 
 
 def check_finite(tiles: Mapping[str, Tile], what: str) -> None:

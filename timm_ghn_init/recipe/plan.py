@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .ghn import GHN
-from .graph import Graph, TraceError
-from .key import weights_key
+from ..ghn import GHN
+from ..graph import Graph, TraceError
+from ..sources import Source
+from ..weights.key import weights_key
 from .postprocessing import auto_layer, list_layers, to_process
-from .sources import Source
 
 
 class Plan(NamedTuple):

@@ -14,12 +14,12 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .ghn import GHN
-from .graph import Graph
-from .postprocessing import to_process
-from .sources import Source
-from .version import __version__
-from .weights import digest
+from ..ghn import GHN
+from ..graph import Graph
+from ..recipe.postprocessing import to_process
+from ..sources import Source
+from ..version import __version__
+from .files import digest
 
 # Counts up with every change after which the same GHN, graph and options give other values: in embedding, decoding,
 # tiling, normalising or post-processing, not in tracing, whose result is part of the key. A release is another key

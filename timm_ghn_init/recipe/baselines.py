@@ -20,12 +20,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .graph import model_name
-from .graph.primitives import written_norm
+from ..graph import model_name
+from ..graph.primitives import written_norm
+from ..report import InitReport
+from ..sources import Source
+from ..threads import one_thread_each
 from .postprocessing import check, list_layers, postprocess, seeded_generator, to_process
-from .report import InitReport
-from .sources import Source
-from .threads import one_thread_each
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 _MAX_WORKERS = 3  # each holds one float32 copy of its layer

@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .report import InitReport
-from .sources import KNOWN, parse_source
+from ..report import InitReport
+from ..sources import KNOWN, parse_source
 
 _PAPER = "[Pretraining a Neural Network before Knowing Its Architecture](https://arxiv.org/abs/2207.10049)"
 

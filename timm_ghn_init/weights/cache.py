@@ -17,8 +17,8 @@ from stat import S_ISDIR
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
-from .checkpoints import home
-from .weights import WeightsError, plain, read, save
+from ..checkpoints.load import home
+from .files import WeightsError, plain, read, save
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,7 +22,7 @@ from .unpickle import LazyTensor, read_joblib
 if TYPE_CHECKING:
     import torch
 
-    from .ghn import GHN
+    from ..ghn import GHN
 
 
 class CheckpointError(RuntimeError):
@@ -385,7 +385,7 @@ def _empty_ghn(config: Mapping[str, Any], path: Path) -> "GHN":
     """A GHN without memory for its tensors."""
     import torch
 
-    from .ghn import GHN
+    from ..ghn import GHN
 
     with _errors_name(path, "its config describes no GHN"), torch.device("meta"):
         return GHN(**config)

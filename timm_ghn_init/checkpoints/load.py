@@ -17,15 +17,15 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..ranks import agree
+from ..sources import DEFAULT, KNOWN, SHIPPED, KnownGHN, Source, parse_source
 from .download import DownloadError, download, git_blob_id, sha256
 from .formats import CheckpointError, GHNFile, build, check_finite, open_ghn, write_ghn
-from .ranks import agree
-from .sources import DEFAULT, KNOWN, SHIPPED, KnownGHN, Source, parse_source
 
 if TYPE_CHECKING:
     import torch
 
-    from .ghn import GHN
+    from ..ghn import GHN
 
 __all__ = ["CheckpointError", "fetch", "home", "is_cached", "load_ghn", "resolve_default", "save_ghn"]
 

@@ -1,0 +1,1 @@
+"""A GHN's file: find, fetch, verify, read."""

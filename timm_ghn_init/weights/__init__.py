@@ -1,0 +1,1 @@
+"""Finished weights: key, cache, Hub, card."""
