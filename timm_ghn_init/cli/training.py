@@ -13,12 +13,15 @@ from .models import read_device, read_source
 def add(command: Command) -> None:
     sub = command("train-ghn", train_ghn)
     sub.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the run: checkpoint, log, GHN")
-    sub.add_argument("--data", default="formula", help="formula, digits, cifar10 or a folder (default: %(default)s)")
-    sub.add_argument("--data-dir", metavar="DIR", help="where CIFAR-10 lies or is downloaded to (default: data)")
+    sub.add_argument(
+        "--data", default="formula", help="formula, digits, cifar10, fashion-mnist or a folder (default: %(default)s)"
+    )
+    sub.add_argument("--data-dir", metavar="DIR", help="where cifar10 and fashion-mnist lie or go to (default: data)")
     sub.add_argument("--classes", type=whole(2), default=100, metavar="N", help="of formula (default: %(default)s)")
     sub.add_argument("--steps", type=whole(1), default=10_000, help="of the optimiser (default: %(default)s)")
     sub.add_argument("--time-budget", type=seconds, metavar="TIME", help="stop after, e.g., 90m; --resume goes on")
     sub.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    sub.add_argument("--begin-from", dest="start", metavar="GHN", help="begin from a GHN's file or name instead of from nothing")
     sub.add_argument("--networks", type=whole(1), default=8, help="per step and process (default: %(default)s)")
     sub.add_argument("--batch-size", type=whole(2), default=32, help="images per network (default: %(default)s)")
     sub.add_argument("--pool", type=whole(1), default=4000, help="different networks in all (default: %(default)s)")
@@ -33,8 +36,10 @@ def add(command: Command) -> None:
 
     sub = command("eval-ghn", eval_ghn)
     sub.add_argument("ghn", metavar="GHN", help="a GHN's file or name")
-    sub.add_argument("--data", default="formula", help="formula, digits, cifar10 or a folder (default: %(default)s)")
-    sub.add_argument("--data-dir", metavar="DIR", help="where CIFAR-10 lies or is downloaded to (default: data)")
+    sub.add_argument(
+        "--data", default="formula", help="formula, digits, cifar10, fashion-mnist or a folder (default: %(default)s)"
+    )
+    sub.add_argument("--data-dir", metavar="DIR", help="where cifar10 and fashion-mnist lie or go to (default: data)")
     sub.add_argument("--networks", type=whole(8), default=40, help="held out ones (default: %(default)s)")
     sub.add_argument("--seed", type=whole(0), default=0)
     sub.add_argument("--device", help="default: CPU")
@@ -62,6 +67,7 @@ def train_ghn(args: argparse.Namespace) -> int:
         lr=args.lr,
         clip=args.clip,
         seed=args.seed,
+        start=args.start and _as_source(args.start),
         ghn=TrainConfig().ghn | {"hid": args.hid},
     )
     device = read_device(args.device)

@@ -3,7 +3,9 @@
 All of them small images by today's standards, held as one uint8 tensor: there is nothing to wait for after the start.
 """
 
+import gzip
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +38,8 @@ class Split:
 @dataclass(frozen=True)
 class Dataset:
     """Attributes:
-    name: "digits", "cifar10" or the folder.
-    train, test: see `Split`.
+    name: "digits", "cifar10", "fashion-mnist" or the name of the folder.
+    train, test: see `Split`. Images to test on come in an order that mixes the classes.
     classes: names, in the order of the labels.
     flip: whether an image and its mirror image show the same thing.
     """
@@ -53,10 +55,11 @@ def load(name: str, size: int = 32, folder: str | Path | None = None) -> Dataset
     """Load a data set.
 
     Args:
-        name: "digits", "cifar10", or the path of a folder that holds train/CLASS/*.png and test/CLASS/*.png (or
-            validation/, or val/), or CLASS/*.png, of which every fifth image is then held out.
+        name: "digits", "cifar10", "fashion-mnist", or the path of a folder that holds train/CLASS/*.png and
+            test/CLASS/*.png (or validation/, or val/), or CLASS/*.png, of which every fifth image is then held out.
         size: height and width to which images are brought, in pixels.
-        folder: where CIFAR-10 lies or is downloaded to. Default: `data`.
+        folder: where CIFAR-10 and Fashion-MNIST lie or are downloaded to, as torchvision lays them. Default: `data`.
+            Fashion-MNIST is also found where Debian's package dataset-fashion-mnist puts it.
 
     Raises:
         DatasetError: a package is missing, a download fails, or there are no images.
@@ -100,15 +103,78 @@ def _cifar10(size: int, folder: Path) -> Dataset:
     return Dataset("cifar10", splits[0], splits[1], tuple(parts[0].classes), True)
 
 
+def _fashion_mnist(size: int, folder: Path) -> Dataset:
+    """70,000 grey photographs of clothes, 28 x 28 pixels (Zalando Research, arXiv 1708.07747, MIT licence)."""
+    raw = folder / "FashionMNIST" / "raw"  # as torchvision lays it
+    found = next((place for place in (raw, folder, FASHION_MNIST) if _idx_file(place, "train-images")), None)
+    if found is None:
+        _download_fashion_mnist(folder)
+        found = raw
+    splits = []
+    for part in ("train", "t10k"):
+        pixels, labels = (_read_idx(found, f"{part}-{what}") for what in ("images", "labels"))
+        if pixels.ndim != 3 or labels.ndim != 1 or len(pixels) != len(labels):
+            raise DatasetError(f"{found}: the images and labels of {part} do not belong together. Remove them.")
+        images = _resize(torch.from_numpy(pixels)[:, None], size).expand(-1, 3, -1, -1).contiguous()
+        splits.append(Split(images, torch.from_numpy(labels).long()))
+    return Dataset("fashion-mnist", splits[0], splits[1], _FASHION, True)
+
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+_FASHION = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+
+def _download_fashion_mnist(folder: Path) -> None:
+    try:
+        from torchvision.datasets import FashionMNIST
+    except ImportError as error:
+        raise DatasetError("Fashion-MNIST is downloaded by torchvision: pip install torchvision.") from error
+    try:
+        FashionMNIST(str(folder), download=True)
+    except Exception as error:  # of urllib, of the file system
+        raise DatasetError(
+            f"Fashion-MNIST is not in {folder} and cannot be downloaded ({error}). Copy FashionMNIST/raw there, or "
+            "install Debian's package dataset-fashion-mnist."
+        ) from error
+
+
+def _idx_file(folder: Path, stem: str) -> Path | None:
+    """A file of the MNIST format, compressed or not."""
+    kind = "idx3" if stem.endswith("images") else "idx1"
+    return next((p for end in ("", ".gz") if (p := folder / f"{stem}-{kind}-ubyte{end}").is_file()), None)
+
+
+def _read_idx(folder: Path, stem: str) -> np.ndarray:
+    """Bytes in the shape that their header says, http://yann.lecun.com/exdb/mnist."""
+    path = _idx_file(folder, stem)
+    if path is None:
+        raise DatasetError(f"{folder} holds no {stem}.")
+    try:
+        data = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path} cannot be read: {error}. Remove it.") from error
+    axes = data[3] if data[:3] == b"\0\0\x08" else 0
+    shape = np.frombuffer(data[4 : 4 + 4 * axes], dtype=">u4").astype(np.int64)
+    if len(shape) != axes or not axes or len(data) != 4 + 4 * axes + shape.prod():
+        raise DatasetError(f"{path} is damaged: it is not what its header says. Remove it.")
+    return np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * axes).reshape(shape.tolist()).copy()
+
+
 def _folder(folder: Path, size: int) -> Dataset:
     train, held_out = folder / "train", held_out_part(folder)
+    name = folder.resolve().name  # what is shared of it: not where it lies on this machine
     if held_out is not None:
         classes = _classes(train)
-        return Dataset(str(folder), _read(train, classes, size), _read(held_out, classes, size), classes, True)
+        return Dataset(name, _read(train, classes, size), _shuffled(_read(held_out, classes, size)), classes, True)
     classes = _classes(folder)
     everything = _read(folder, classes, size)
     fifth = torch.arange(len(everything)) % 5 == 4
-    return Dataset(str(folder), everything.take(~fifth), everything.take(fifth), classes, True)
+    return Dataset(name, everything.take(~fifth), _shuffled(everything.take(fifth)), classes, True)
+
+
+def _shuffled(split: Split) -> Split:
+    """Files come class after class; a batch of one class has statistics that tell nothing. Always the same order."""
+    return split.take(torch.randperm(len(split), generator=torch.Generator().manual_seed(0)))
 
 
 def held_out_part(folder: Path) -> Path | None:
@@ -149,4 +215,8 @@ def _resize(images: Tensor, size: int) -> Tensor:
     return torch.cat([p.round().clamp(0, 255).to(torch.uint8) for p in parts])
 
 
-_NAMED: dict[str, Callable[[int, Path], Any]] = {"digits": _digits, "cifar10": _cifar10}
+_NAMED: dict[str, Callable[[int, Path], Any]] = {
+    "digits": _digits,
+    "cifar10": _cifar10,
+    "fashion-mnist": _fashion_mnist,
+}

@@ -25,6 +25,8 @@ class Style:
         act: "relu" or "gelu".
         se: squeeze-and-excitation in every block that can have it.
         expand: how much wider (or, in a bottleneck, narrower) a block is inside.
+        scale: what ConvNeXt-like blocks multiply their branch by, a constant. Timm's begin with a layer scale of 1e-6,
+            which no GHN predicts: all that such a network computes at first, its stem and its downsampling compute.
     """
 
     kernel: int = 3
@@ -34,6 +36,7 @@ class Style:
     act: str = "relu"
     se: bool = False
     expand: int = 2
+    scale: float = 1.0
 
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -157,11 +160,13 @@ class ConvNeXtLike(nn.Module):
         self.fc1 = nn.Linear(c_out, style.expand * c_out)
         self.act = activation(style)
         self.fc2 = nn.Linear(style.expand * c_out, c_out)
+        self.scale = style.scale
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(x)
         y = self.norm(self.dw(x)).permute(0, 2, 3, 1)
-        return x + self.fc2(self.act(self.fc1(y))).permute(0, 3, 1, 2)
+        y = self.fc2(self.act(self.fc1(y))).permute(0, 3, 1, 2)
+        return x + (y if self.scale == 1 else self.scale * y)
 
 
 class Transformer(nn.Module):

@@ -25,7 +25,7 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..checkpoints.load import save_ghn
+from ..checkpoints.load import load_ghn, save_ghn
 from ..ghn import GHN
 from ..version import __version__
 from .images import Images, open_images
@@ -58,6 +58,7 @@ class TrainConfig:
         clip: largest norm of the gradient. So small that unlucky networks do not outweigh the others.
         label_smoothing: of the cross-entropy.
         seed: of networks, images and the GHN's first weights.
+        start: a GHN to begin from instead, as `load_ghn` takes it, with these classes and this `ghn`.
         ghn: keyword arguments of `GHN`, without `num_classes`.
     """
 
@@ -74,6 +75,7 @@ class TrainConfig:
     clip: float = 0.3
     label_smoothing: float = 0.1
     seed: int = 0
+    start: str | None = None
     ghn: dict[str, Any] = field(
         default_factory=lambda: {
             "max_shape": (64, 64, 11, 11),
@@ -128,6 +130,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.ghn.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
         )
+        if config.start is not None:
+            self._begin_from(config.start)
         self.state = State()
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / CHECKPOINT).exists():
@@ -193,12 +197,23 @@ class Trainer:
         save_ghn(self.ghn, self.folder / RESULT, self.metadata())
 
     def metadata(self) -> dict[str, str]:
-        """How this GHN came about, for its file."""
+        """How this GHN came about, for its file, which people share: of folders it has the names only."""
+        config = asdict(self.config) | {"data": self.images.name}
+        if self.config.start is not None:
+            config["start"] = Path(self.config.start).name
         return {
-            "training": json.dumps(asdict(self.config) | asdict(self.state) | {"processes": self.world}),
+            "training": json.dumps(config | asdict(self.state) | {"processes": self.world}),
             "data": self.images.name,
             "timm_ghn_init": __version__,
         }
+
+    def _begin_from(self, start: str) -> None:
+        other = load_ghn(start)
+        if other.config != self.ghn.config:
+            raise TrainingError(
+                f"{start} cannot be gone on from: it is a GHN with {other.config}, not {self.ghn.config}."
+            )
+        self.ghn.load_state_dict(other.state_dict())
 
     def _load(self) -> None:
         path = self.folder / CHECKPOINT

@@ -7,7 +7,7 @@ there ("deep", "wide", "nonorm").
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -176,8 +176,11 @@ def sample(split: str, seed: int, index: int, max_macs: float = MAX_MACS) -> Rec
         raise ValueError(f"Unknown split {split!r}; there are {', '.join(SPLITS)}.")
     rng = random.Random(f"{split} {seed} {index}")  # seeded by the string's SHA-512, the same everywhere
     limit = max_macs * (8 if split in ("deep", "wide") else 1)
+    kind = KINDS[index % len(KINDS)]
+    if split == "train" and kind == "vit" and index // len(KINDS) % 2:
+        kind = "convnext"  # which are harder to learn than the others
     while True:
-        record = _draw(rng, KINDS[index % len(KINDS)], split)
+        record = _draw(rng, kind, split)
         if within(record, limit):
             return record
 
@@ -198,7 +201,7 @@ def _draw(rng: random.Random, kind: str, split: str) -> Record:
         deep = (1, 1)
     patches = kind == "vit" or (kind == "convnext" and rng.random() < 0.7)
     stem = rng.choice(((4, 4), (8, 8), (2, 2)) if kind == "vit" else ((4, 4), (2, 2)) if patches else _STEMS)
-    return Record(
+    record = Record(
         kind=kind,
         blocks=tuple(names),
         widths=tuple(widths),
@@ -208,6 +211,21 @@ def _draw(rng: random.Random, kind: str, split: str) -> Record:
         down=rng.choice(("stride", "stride", "max", "avg")),
         style=_style(rng, kind, norm),
     )
+    return _like_timms(rng, record) if split == "train" and norm != "none" else record
+
+
+def _like_timms(rng: random.Random, record: Record) -> Record:
+    """Some of the networks for training, brought nearer to what people use: deep in their third stage, with ResNet's
+    stem, with a layer scale that hides the blocks. Drawn last, so that held-out networks stay what they are."""
+    stages, style = len(record.depths), record.style
+    if stages >= 3 and rng.random() < 0.4:
+        depths = (*record.depths[:2], rng.randint(3, 6), *record.depths[3:])
+        record = replace(record, depths=depths)
+    if record.kind in ("basic", "bottleneck", "inverted", "dense") and rng.random() < 0.25:
+        record = replace(record, stem=(7, 2), stem_pool=True)
+    if record.kind == "convnext" and rng.random() < 0.5:
+        record = replace(record, style=replace(style, scale=1e-6))
+    return record
 
 
 _STEMS = ((3, 1), (3, 2), (5, 2), (7, 2), (3, 2))
