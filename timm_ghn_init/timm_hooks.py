@@ -1,4 +1,4 @@
-"""The sources inside timm. The only file that touches timm's internals; read it when a new timm breaks something.
+"""The sources inside timm. The only file that hangs itself into timm; read it when a new timm breaks something.
 
 timm looks up two functions at call time, and both are wrapped:
 
@@ -7,32 +7,29 @@ timm looks up two functions at call time, and both are wrapped:
 * `timm.models._builder.load_pretrained`: called where weights are loaded into the finished model. For a
   `pretrained_cfg` that names one of our sources the wrapper initialises the model instead.
 
-Everything else, features_only, in_chans, num_classes, checkpoint_path and so on, is left to timm.
+Everything else, features_only, in_chans, num_classes, checkpoint_path and so on, is left to timm. What timm is told of
+such weights stands in `weights.timm_config`.
 """
 
 import copy
 import functools
-import json
 import logging
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .own_init.deferred import DeferredInit
 from .report import InitReport
-from .sources import KNOWN, Source, is_source, parse_source
+from .sources import Source, is_source, parse_source
+from .weights.timm_config import cfg_fields, source_cfg
 
 _logger = logging.getLogger(__name__)
 
 # Listed by `timm.list_models(pretrained=True)`. Every other source works as a tag as well without being listed.
 LISTED_TAGS = ("ghn2", "ghn2-orth")
-PAPER = "Pretraining a Neural Network before Knowing Its Architecture"
-PAPER_ID = "arXiv:2207.10049"
 
 _lock = threading.RLock()
 _current = threading.local()  # .creation: the `create_model` call of this thread that is in progress, if it is ours
@@ -119,71 +116,6 @@ def _base_cfg(model_name: str, given: Any) -> Any:
     return get_pretrained_cfg(name) or PretrainedCfg(architecture=model_name)
 
 
-def source_cfg(source: Source, base: Any) -> Any:
-    """The `PretrainedCfg` of an architecture whose weights a source predicts.
-
-    Args:
-        source: as in `parse_source`.
-        base: the architecture's own `PretrainedCfg`; what describes data and layers is kept, what locates or
-            describes weights is replaced.
-    """
-    return replace(base, **_cfg_fields(source))
-
-
-def _cfg_fields(source: Source) -> dict[str, Any]:
-    known = KNOWN.get(source.name)
-    work = known or source.baseline
-    paper = (PAPER, PAPER_ID) if source.orth else ((work.paper, f"arXiv:{work.arxiv}") if work else (None, None))
-    return {
-        **dict.fromkeys(("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "label_offset", "notes")),
-        "custom_load": False,
-        "source": str(source),
-        "tag": source.tag,
-        "license": known.license if known else None,
-        "description": _description(source),
-        "origin_url": known.origin if known else None,
-        "paper_name": paper[0],
-        "paper_ids": paper[1],
-    }
-
-
-def write_config(model: nn.Module, path: Path, source: Source, options: dict[str, Any]) -> None:
-    """Write the config.json from which timm builds a model again, on the Hub and in a `local-dir:` folder.
-
-    Args:
-        model: one of timm's. Its `pretrained_cfg` says from here on that the source has initialised it.
-        path: the file.
-        source: what has initialised the model.
-        options: what `timm.create_model` was given to build it.
-
-    Raises:
-        TypeError, ValueError: an option that JSON cannot hold.
-    """
-    from timm.models._hub import save_config_for_hf
-
-    model.pretrained_cfg.update(_cfg_fields(source))  # type: ignore[union-attr,operator]
-    save_config_for_hf(model, path, model_args=options)  # type: ignore[arg-type]  # older ones take a Path alone
-    config = json.loads(path.read_text())
-    # It stands at the top level as well. From there transformers passes it on, beside all `model_args`.
-    config.get("model_args", {}).pop("num_classes", None)
-    path.write_text(json.dumps(config, indent=2))
-
-
-def note_source(model: nn.Module, report: InitReport) -> None:
-    """Have a model's `pretrained_cfg`, if it has one, say what has initialised it."""
-    config = getattr(model, "pretrained_cfg", None)
-    if isinstance(config, dict):
-        config.update(_cfg_fields(parse_source(report.source)))
-
-
-def _description(source: Source) -> str:
-    if source.baseline:
-        return source.baseline.description
-    # of a file no folders: they are the user's
-    name = source.known.description if source.known else source.path.name if source.path else source.name
-    return f"Parameters predicted by {name}" + (", post-processed (GHN-orth)" if source.orth else "")
-
-
 class _Creation:
     """A `create_model` call that asks for one of our sources."""
 
@@ -235,7 +167,7 @@ def _wrap_load_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(model, pretrained_cfg, *args, **kw)
         assert config is not None and text is not None
         report = _initialise(model, parse_source(text))
-        config.update(_cfg_fields(parse_source(report.source)))  # what was really used, "ghn" resolved
+        config.update(cfg_fields(parse_source(report.source)))  # what was really used, "ghn" resolved
         return None
 
     return load_pretrained
@@ -256,7 +188,7 @@ def _initialise(model: nn.Module, source: Source) -> InitReport:
 
 def _list_tags(registry: Any) -> None:
     """Add our tags to what `timm.list_models(pretrained=True)` and `timm.get_pretrained_cfg` know."""
-    fields = {tag: _cfg_fields(parse_source(tag)) for tag in LISTED_TAGS}
+    fields = {tag: cfg_fields(parse_source(tag)) for tag in LISTED_TAGS}
     for name in registry._model_entrypoints.keys() - registry._deprecated_models.keys():
         base = registry._model_pretrained_cfgs.get(name)
         for tag, values in fields.items():

@@ -39,7 +39,7 @@ class Plan(NamedTuple):
 
     def key(self, model: nn.Module, source: Source, ghn: str) -> str:
         """As `weights_key`, for the GHN with this `ghn_digest`."""
-        return weights_key(model, ghn, self.graph, self.names, source, self.layer, self.seed)
+        return weights_key(model, ghn, self.graph, self.names, source, self.layer, self.seed, self.changed)
 
 
 def make_plan(model: nn.Module, name: str, graph: Graph, ghn: GHN, source: Source, seed: int | None) -> Plan:

@@ -13,7 +13,7 @@ from ..initialize import Options
 from ..own_init.deferred import DeferredInit
 from ..own_init.stand_ins import named_tensors
 from ..sources import Source, parse_source
-from ..timm_hooks import note_source
+from ..weights.timm_config import note_source
 from .initialise import initialise
 
 

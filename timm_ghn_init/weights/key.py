@@ -16,7 +16,6 @@ from torch import nn
 
 from ..ghn import GHN
 from ..graph import Graph
-from ..recipe.postprocessing import to_process
 from ..sources import Source
 from ..version import __version__
 from .files import digest
@@ -28,7 +27,14 @@ ALGORITHM = 1
 
 
 def weights_key(
-    model: nn.Module, ghn: str, graph: Graph, names: Collection[str], source: Source, layer: int, seed: int
+    model: nn.Module,
+    ghn: str,
+    graph: Graph,
+    names: Collection[str],
+    source: Source,
+    layer: int,
+    seed: int,
+    changed: Collection[str],
 ) -> str:
     """The key of what a source predicts for a model.
 
@@ -39,6 +45,7 @@ def weights_key(
         names: parameters that are predicted.
         source: its name does not count (`ghn` does), nor does `layer` or `seed`, nor what they are None for.
         layer, seed: those that are really used. They count where there is post-processing.
+        changed: parameters that it changes.
 
     Returns:
         sha256, in hex.
@@ -46,7 +53,7 @@ def weights_key(
     parameters = {name: [list(p.shape), str(p.dtype)] for name, p in model.named_parameters()}
     post = None
     if source.orth:
-        post = [layer, source.beta, source.orthogonal, seed, [t.name for t in to_process(model, layer)]]
+        post = [layer, source.beta, source.orthogonal, seed, list(changed)]
     return _sha256(
         {
             "algorithm": ALGORITHM,

@@ -14,11 +14,11 @@ from torch import nn
 
 from ..report import InitReport
 from ..sources import Source, parse_source
-from ..timm_hooks import write_config
 from ..version import __version__
 from .card import model_card
 from .files import METADATA_KEY, provenance, read_about, save, state_dict
 from .hub import CARD, CONFIG, MAIN, WEIGHTS, HubError, hub_error, locate, status_of
+from .timm_config import write_config
 
 _logger = logging.getLogger(__name__)
 

@@ -1,0 +1,80 @@
+"""What timm's config.json and `pretrained_cfg` say of weights that one of our sources has made."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..report import InitReport
+from ..sources import KNOWN, Source, parse_source
+
+PAPER = "Pretraining a Neural Network before Knowing Its Architecture"
+PAPER_ID = "arXiv:2207.10049"
+
+
+def source_cfg(source: Source, base: Any) -> Any:
+    """The `PretrainedCfg` of an architecture whose weights a source predicts.
+
+    Args:
+        source: as in `parse_source`.
+        base: the architecture's own `PretrainedCfg`; what describes data and layers is kept, what locates or
+            describes weights is replaced.
+    """
+    return replace(base, **cfg_fields(source))
+
+
+def cfg_fields(source: Source) -> dict[str, Any]:
+    """The fields of a `PretrainedCfg` in which a source takes the place of the weights' origin."""
+    known = KNOWN.get(source.name)
+    work = known or source.baseline
+    paper = (PAPER, PAPER_ID) if source.orth else ((work.paper, f"arXiv:{work.arxiv}") if work else (None, None))
+    return {
+        **dict.fromkeys(("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "label_offset", "notes")),
+        "custom_load": False,
+        "source": str(source),
+        "tag": source.tag,
+        "license": known.license if known else None,
+        "description": _description(source),
+        "origin_url": known.origin if known else None,
+        "paper_name": paper[0],
+        "paper_ids": paper[1],
+    }
+
+
+def write_config(model: nn.Module, path: Path, source: Source, options: dict[str, Any]) -> None:
+    """Write the config.json from which timm builds a model again, on the Hub and in a `local-dir:` folder.
+
+    Args:
+        model: one of timm's. Its `pretrained_cfg` says from here on that the source has initialised it.
+        path: the file.
+        source: what has initialised the model.
+        options: what `timm.create_model` was given to build it.
+
+    Raises:
+        TypeError, ValueError: an option that JSON cannot hold.
+    """
+    from timm.models._hub import save_config_for_hf
+
+    model.pretrained_cfg.update(cfg_fields(source))  # type: ignore[union-attr,operator]
+    save_config_for_hf(model, path, model_args=options)  # type: ignore[arg-type]  # older ones take a Path alone
+    config = json.loads(path.read_text())
+    # It stands at the top level as well. From there transformers passes it on, beside all `model_args`.
+    config.get("model_args", {}).pop("num_classes", None)
+    path.write_text(json.dumps(config, indent=2))
+
+
+def note_source(model: nn.Module, report: InitReport) -> None:
+    """Have a model's `pretrained_cfg`, if it has one, say what has initialised it."""
+    config = getattr(model, "pretrained_cfg", None)
+    if isinstance(config, dict):
+        config.update(cfg_fields(parse_source(report.source)))
+
+
+def _description(source: Source) -> str:
+    if source.baseline:
+        return source.baseline.description
+    # of a file no folders: they are the user's
+    name = source.known.description if source.known else source.path.name if source.path else source.name
+    return f"Parameters predicted by {name}" + (", post-processed (GHN-orth)" if source.orth else "")
