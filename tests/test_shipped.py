@@ -13,9 +13,9 @@ from safetensors import safe_open
 from timm_ghn_init import load_ghn
 from timm_ghn_init.checkpoints import load as checkpoints
 from timm_ghn_init.cli import main
+from timm_ghn_init.images.batches import open_images
 from timm_ghn_init.sources import KNOWN, SHIPPED
 from timm_ghn_init.training import evaluate as evaluation
-from timm_ghn_init.training.images import open_images
 
 FILE = KNOWN[SHIPPED].local_path
 PAGE = Path(__file__).parents[1] / "docs" / "shipped-ghn.md"

@@ -20,11 +20,11 @@ from torch.func import functional_call
 from timm_ghn_init import load_ghn, trace
 from timm_ghn_init.cli import main
 from timm_ghn_init.ghn import GHN
+from timm_ghn_init.images.batches import DatasetImages, open_images
 from timm_ghn_init.images.datasets import DatasetError, load
 from timm_ghn_init.images.formula import FormulaImages
 from timm_ghn_init.training import evaluate as evaluation
 from timm_ghn_init.training.evaluate import Score, evaluate, summary
-from timm_ghn_init.training.images import DatasetImages, open_images
 from timm_ghn_init.training.loop import TrainConfig, Trainer, TrainingError
 from timm_ghn_init.training.networks import KINDS, MAX_MACS, SPLITS, Record, build, network, sample, within
 

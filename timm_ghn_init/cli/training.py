@@ -21,7 +21,9 @@ def add(command: Command) -> None:
     sub.add_argument("--steps", type=whole(1), default=10_000, help="of the optimiser (default: %(default)s)")
     sub.add_argument("--time-budget", type=seconds, metavar="TIME", help="stop after, e.g., 90m; --resume goes on")
     sub.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
-    sub.add_argument("--begin-from", dest="start", metavar="GHN", help="begin from a GHN's file or name instead of from nothing")
+    sub.add_argument(
+        "--begin-from", dest="start", metavar="GHN", help="begin from a GHN's file or name instead of from nothing"
+    )
     sub.add_argument("--networks", type=whole(1), default=8, help="per step and process (default: %(default)s)")
     sub.add_argument("--batch-size", type=whole(2), default=32, help="images per network (default: %(default)s)")
     sub.add_argument("--pool", type=whole(1), default=4000, help="different networks in all (default: %(default)s)")
@@ -84,9 +86,9 @@ def train_ghn(args: argparse.Namespace) -> int:
 def eval_ghn(args: argparse.Namespace) -> int:
     """Accuracy of held-out networks with a GHN's parameters and no training, against random ones and chance."""
     from ..checkpoints.load import load_ghn
+    from ..images.batches import open_images
     from ..images.datasets import DatasetError
     from ..training.evaluate import evaluate, summary
-    from ..training.images import open_images
 
     ghn = load_ghn(read_source(_as_source(args.ghn)), read_device(args.device) or "cpu")
     with mistakes(DatasetError, ValueError):

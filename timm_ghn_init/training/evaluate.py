@@ -10,8 +10,8 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from ..ghn import GHN
+from ..images.batches import Images
 from ..initialize import init_model
-from .images import Images
 from .networks import IMAGE, SPLITS, Network, network
 
 TIMM_MODELS = ("resnet18", "resnet50", "mobilenetv2_100", "densenet121", "convnext_atto", "vit_tiny_patch16_224")

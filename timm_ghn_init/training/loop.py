@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from ..checkpoints.load import load_ghn, save_ghn
 from ..ghn import GHN
+from ..images.batches import Images, open_images
 from ..version import __version__
-from .images import Images, open_images
 from .networks import MAX_MACS, network
 
 _logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..images.datasets import Dataset, load
-from ..images.formula import FormulaImages
+from .datasets import Dataset, load
+from .formula import FormulaImages
 
 SHIFT = 3  # pixels, at most, to each side
 
