@@ -1,5 +1,6 @@
 """The names that other work builds on."""
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -47,3 +48,20 @@ import timm_ghn_init.initialize
 assert callable(timm_ghn_init.postprocess) and callable(timm_ghn_init.trace) and callable(timm_ghn_init.init_model)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_type_checkers_see_the_names_that_there_are() -> None:
+    """A name that is loaded late is imported for them, and nothing takes a misspelt one for one of these."""
+    tree = ast.parse(inspect.getsource(timm_ghn_init))
+    for_checkers, at_run_time = (
+        [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == test]
+        for test in ("TYPE_CHECKING", "not TYPE_CHECKING")
+    )
+    imported = {name.name for branch in for_checkers for node in branch.body for name in node.names}  # type: ignore[attr-defined]
+    assert imported == set(timm_ghn_init._LAZY)
+    assert not [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "__getattr__"]
+    assert [node.name for branch in at_run_time for node in branch.body] == ["__getattr__"]  # type: ignore[attr-defined]
+
+
+def test_dir_shows_the_public_names() -> None:
+    assert dir(timm_ghn_init) == sorted(timm_ghn_init.__all__)

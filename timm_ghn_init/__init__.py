@@ -6,8 +6,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .registration import register, unregister
 from .sources import Source, list_sources, parse_source
-from .timm_hooks import register, unregister
 
 if TYPE_CHECKING:
     from .checkpoints.load import CheckpointError, fetch, load_ghn, save_ghn
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 from .version import __version__
 
-# Loaded on first use, so that importing the package costs little more than importing timm.
+# Loaded on first use, so that importing the package costs next to nothing.
 _LAZY = {
     "CheckpointError": "checkpoints.load",
     "fetch": "checkpoints.load",
@@ -67,17 +67,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # which would take any name for one of these
 
-    value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)
 
 
 register()

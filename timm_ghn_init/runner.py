@@ -1,9 +1,8 @@
 """Run an unchanged script with the sources registered: `python -m timm_ghn_init train.py ARGS...`.
 
 The script finds what `python train.py ARGS...` (or, after `-m`, `python -m package.module ARGS...`) gives it: its own
-`__main__`, `sys.argv`, `sys.path[0]`, `__file__`, exit status and tracebacks. One thing differs: torch and timm are
-imported before it runs. So what they read from the environment on import has to be set before Python starts, and a
-copy of them beside the script is only found from the folder that it is in.
+`__main__`, `sys.argv`, `sys.path[0]`, `__file__`, exit status and tracebacks. Neither torch nor timm is imported before
+the script does so.
 
 This file executes scripts; the registration itself is what importing the package does.
 """

@@ -36,9 +36,8 @@ _current = threading.local()  # .creation: the `create_model` call of this threa
 
 
 def register() -> None:
-    """Make the sources known to timm. Importing the package does so; calling it again changes nothing."""
-    import timm.models  # every architecture is registered by this import
-    from timm.models import _builder, _factory
+    """Make the sources known to timm, which is imported. Calling it again changes nothing."""
+    from timm.models import _builder, _factory, _registry  # every architecture is registered by this import
 
     with _lock:
         for module, name, wrap in (
@@ -50,7 +49,7 @@ def register() -> None:
                 wrapper = wrap(original)
                 wrapper._timm_ghn_init_original = original  # type: ignore[attr-defined]
                 setattr(module, name, wrapper)
-        _list_tags(timm.models._registry)
+        _list_tags(_registry)
 
 
 def unregister() -> None:
