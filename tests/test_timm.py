@@ -1,21 +1,30 @@
 """The sources inside timm: every spelling, every option of create_model, and everything else as before."""
 
+import copy
+import functools
+import io
 import subprocess
 import sys
 import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import timm
 import torch
-from timm import create_model  # on purpose by name, before anything is registered
-from timm.models import _builder, _factory
+from timm import create_model, model_entrypoint  # on purpose by name
+from timm.models import _builder, build_model_with_cfg
 
 import timm_ghn_init
 from timm_ghn_init import GHN, save_ghn, trace
 
 ARCH = "test_resnet"  # small, with a classifier of 1000 classes
 VIT = "test_vit"
+build = functools.partial(build_model_with_cfg)  # as others may hold on to it
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +50,61 @@ def test_three_spellings_agree() -> None:
     assert same(create_model(f"{ARCH}.ghn-orth", pretrained=True), expected)
     assert same(create_model(ARCH, pretrained=True, pretrained_cfg="ghn-orth"), expected)
     assert not same(create_model(ARCH, pretrained="ghn"), expected)
+
+
+@contextmanager
+def registered(name: str, entrypoint: Callable[..., torch.nn.Module]) -> Iterator[None]:
+    """An architecture of somebody else."""
+    timm.models._registry._model_entrypoints[name] = entrypoint
+    try:
+        yield
+    finally:
+        del timm.models._registry._model_entrypoints[name]
+
+
+@pytest.fixture(scope="module")
+def whole(ghn_file: Path) -> torch.nn.Module:
+    return predicted_by_hand(ARCH, f"file:{ghn_file}-orth")
+
+
+@pytest.mark.parametrize(
+    "create",
+    [
+        lambda: timm.models.test_resnet(pretrained="ghn-orth"),
+        lambda: timm.models.test_resnet("ghn-orth"),
+        lambda: timm.models.test_resnet(pretrained=timm_ghn_init.parse_source("ghn-orth")),
+        lambda: timm.models.test_resnet(pretrained=True, pretrained_cfg="ghn-orth"),
+        functools.partial(timm.models.test_resnet, pretrained="ghn-orth"),
+        lambda: model_entrypoint(ARCH)(pretrained="ghn-orth"),
+        lambda: model_entrypoint(ARCH)("ghn-orth"),
+        lambda: timm.models.model_entrypoint(f"{ARCH}.ghn-orth")(pretrained=True),
+        lambda: timm.models._registry._model_entrypoints[ARCH](pretrained="ghn-orth"),
+        lambda: timm.models.create_model(ARCH, pretrained="ghn-orth"),
+    ],
+)
+def test_doors_beside_create_model(create: Callable[[], torch.nn.Module], whole: torch.nn.Module) -> None:
+    assert same(create(), whole)
+
+
+def test_doors_without_a_source_are_as_before() -> None:
+    assert model_entrypoint(ARCH).__wrapped__ is timm.models.test_resnet
+    assert not timm.models.test_resnet().pretrained_cfg.get("source")
+    assert timm.models.test_resnet(pretrained_cfg="ghn-orth").pretrained_cfg["source"] == "ghn-orth"  # the config alone
+    assert timm.models.test_resnet(pretrained="ghn", features_only=True).pretrained_cfg["source"].startswith("file:")
+    with pytest.raises(ValueError, match="ghn2-orth"):
+        timm.models.test_resnet(pretrained="ghn2-ort")
+
+
+def test_a_path_as_a_tag(ghn_file: Path, whole: torch.nn.Module) -> None:
+    assert same(create_model(f"{ARCH}.file:{ghn_file}-orth", pretrained=True), whole)
+    with pytest.raises((RuntimeError, ValueError)):
+        create_model(f"some/path.file:{ghn_file}", pretrained=True)
+
+
+def test_an_architecture_that_timm_asks_for_its_config_before(ghn_file: Path) -> None:
+    """Inception asks whether its weights have a second head, and passes the answer on."""
+    model = timm.models.inception_v3(pretrained="rand")
+    assert model.pretrained_cfg["source"] == "rand"
 
 
 def test_names_with_keys_and_underscores() -> None:
@@ -188,17 +252,56 @@ def test_slip_of_the_pen_is_an_error() -> None:
         create_model(ARCH, pretrained="ghn2-ort")
     with pytest.raises(ValueError, match="layer"):
         create_model(f"{ARCH}.ghn-orth?layr=3", pretrained=True)
+    for other in ({"pretrained_cfg": "ghn2"}, {"pretrained_cfg": {"source": "ghn2"}}):
+        with pytest.raises(ValueError, match=f"{ARCH}.*disagree"):
+            create_model(ARCH, pretrained="ghn1", **other)
+        with pytest.raises(ValueError, match=f"{ARCH}.*disagree"):
+            timm.models.test_resnet(pretrained="ghn1", **other)
     with pytest.raises(ValueError, match="disagree"):
         create_model(f"{ARCH}.ghn2", pretrained="ghn1")
+    with pytest.raises(ValueError, match="disagree"):
+        create_model(ARCH, pretrained="ghn1", pretrained_cfg_overlay={"source": "ghn2"})
+
+
+def create_from(config: type, **fields: object) -> dict[str, object]:
+    """One of our configs, with more in it."""
+    ours = create_model(f"{ARCH}.ghn-orth").pretrained_cfg
+    return {"pretrained": True, "pretrained_cfg": config(**{**ours, **fields})}
+
+
+@pytest.mark.parametrize("door", [functools.partial(create_model, ARCH), timm.models.test_resnet])
+@pytest.mark.parametrize("key", ["file", "state_dict", "url", "hf_hub_id"])
+def test_other_weights_beside_a_source_are_an_error(door: Callable[..., torch.nn.Module], key: str) -> None:
+    """Also timm's `--pretrained-path FILE`, and a config that was passed on: neither is silently ignored."""
+    more = {key: {"conv1.0.weight": torch.zeros(1)} if key == "state_dict" else "https://x/y.safetensors"}
+    usual = timm.get_pretrained_cfg(ARCH).to_dict()
+    for spelling in (
+        {"pretrained": "ghn-orth", "pretrained_cfg_overlay": more},
+        {"pretrained": True, "pretrained_cfg": "ghn-orth", "pretrained_cfg_overlay": more},
+        {**create_from(dict), "pretrained_cfg_overlay": more},
+        create_from(dict, **more),
+        create_from(timm.models.PretrainedCfg, **more),
+        {"pretrained": "ghn-orth", "pretrained_cfg": {**usual, **more}},
+    ):
+        with pytest.raises(ValueError, match=rf"{ARCH}: .*'{key}'.*'ghn-orth'"):
+            door(**spelling)
 
 
 @pytest.mark.parametrize("spelling", [{"pretrained": "ghn-orth"}, {"pretrained": True, "pretrained_cfg": "ghn-orth"}])
-def test_other_weights_beside_a_source_are_an_error(spelling: dict[str, object], tmp_path: Path) -> None:
-    """timm's `--pretrained-path FILE` beside a source: neither is silently ignored."""
-    with pytest.raises(ValueError, match=r"'file'.*'ghn-orth'"):
-        create_model(ARCH, **spelling, pretrained_cfg_overlay={"file": "x.safetensors", "num_classes": -1})
+def test_the_overlay_of_a_source(spelling: dict[str, object]) -> None:
     model = create_model(ARCH, **spelling, pretrained_cfg_overlay={"mean": (0.1, 0.2, 0.3)})
     assert str(model.pretrained_cfg["source"]).startswith("file:")
+
+
+@pytest.mark.parametrize("load", ["load_pretrained", "load_custom_pretrained"])
+def test_loaders_take_a_config_of_ours(load: str, whole: torch.nn.Module) -> None:
+    config = create_model(f"{ARCH}.ghn-orth").pretrained_cfg
+    model = create_model(ARCH)
+    getattr(timm.models, load, getattr(_builder, load))(model, config)
+    assert same(model, whole)
+    assert config["source"].startswith("file:")
+    with pytest.raises(ValueError, match=f"{ARCH}: .*'state_dict'"):
+        _builder.load_pretrained(model, {**config, "state_dict": whole.state_dict()})
 
 
 def test_everything_else_is_as_before(tmp_path: Path) -> None:
@@ -221,22 +324,34 @@ def test_tags_are_listed() -> None:
     assert timm.get_pretrained_cfg("convnext_base").tag != "ghn2"
 
 
+def hooks() -> set[tuple[str, str]]:
+    """Where something of ours hangs: modules, and names in them."""
+    modules = [m for m in sys.modules.values() if isinstance(m, ModuleType)]
+    ours = ((m.__name__, name) for m in modules for name, value in list(vars(m).items()) if is_hook(value))
+    return set(ours)
+
+
+def is_hook(value: object) -> bool:
+    return "_timm_ghn_init_original" in getattr(value, "__dict__", {}) if callable(value) else False
+
+
 def test_register_and_unregister_are_idempotent() -> None:
-    wrapped = _factory.model_entrypoint, _builder.load_pretrained
+    wrapped = hooks()
+    assert {("timm", "model_entrypoint"), ("timm.models", "model_entrypoint"), (__name__, "model_entrypoint")} < wrapped
     timm_ghn_init.register()
-    assert wrapped == (_factory.model_entrypoint, _builder.load_pretrained)
+    assert hooks() == wrapped
     listed = timm.list_models(pretrained=True)
     try:
         timm_ghn_init.unregister()
         timm_ghn_init.unregister()
-        assert _factory.model_entrypoint is timm.models.model_entrypoint
-        assert _builder.load_pretrained is not wrapped[1]
+        assert not hooks()
         assert not [n for n in timm.list_models(pretrained=True) if ".ghn" in n]
         assert not timm.is_model_pretrained(f"{ARCH}.ghn2")
         with pytest.raises(RuntimeError, match="Invalid pretrained tag"):
             create_model(f"{ARCH}.ghn2", pretrained=True)
     finally:
         timm_ghn_init.register()
+    assert hooks() == wrapped
     assert timm.list_models(pretrained=True) == listed
 
 
@@ -244,13 +359,11 @@ def test_an_architecture_that_bypasses_timms_loader_is_an_error() -> None:
     def entrypoint(pretrained: bool = False, **kwargs: object) -> torch.nn.Module:
         return torch.nn.Linear(3, 3)
 
-    timm.models._registry._model_entrypoints["bypass"] = entrypoint
-    try:
-        with pytest.raises(RuntimeError, match=r"bypass.*init_model"):
-            create_model("bypass", pretrained="ghn")
-        assert isinstance(create_model("bypass"), torch.nn.Linear)
-    finally:
-        del timm.models._registry._model_entrypoints["bypass"]
+    with registered("bypass", entrypoint):
+        for create in (functools.partial(create_model, "bypass"), model_entrypoint("bypass")):
+            with pytest.raises(RuntimeError, match=r"bypass.*init_model"):
+                create(pretrained="ghn")
+            assert isinstance(create(), torch.nn.Linear)
 
 
 @pytest.mark.parametrize(
@@ -309,15 +422,12 @@ def test_a_forward_that_reads_values_finds_them(caplog: pytest.LogCaptureFixture
     def entrypoint(pretrained: bool = False, **kwargs: object) -> torch.nn.Module:
         return _builder.build_model_with_cfg(NeedsValues, "needs_values", pretrained, **kwargs)
 
-    timm.models._registry._model_entrypoints["needs_values"] = entrypoint
-    try:
+    with registered("needs_values", entrypoint):
         torch.manual_seed(0)
         expected = predicted_by_hand("needs_values", num_classes=7)
         torch.manual_seed(0)
         with caplog.at_level("INFO", logger="timm_ghn_init"):
             model = create_model("needs_values", pretrained="ghn", num_classes=7)
-    finally:
-        del timm.models._registry._model_entrypoints["needs_values"]
     assert same(model, expected)
     assert "needs real values" in caplog.text
 
@@ -331,3 +441,90 @@ def test_what_is_predicted_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(DeferredInit, "_carry_out", lambda self, keys: (carried_out.extend(keys), original(self, keys)))
     create_model(ARCH, pretrained="ghn", num_classes=7)
     assert len(carried_out) == 2  # fc.weight, fc.bias
+
+
+def saved(p: torch.Tensor) -> torch.Tensor:
+    file = io.BytesIO()
+    torch.save(p.detach(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def in_a_thread(p: torch.Tensor) -> torch.Tensor:
+    found: list[torch.Tensor] = []
+    thread = threading.Thread(target=lambda: found.append(p.detach().clone()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def seeded(p: torch.Tensor) -> torch.Tensor:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(3)
+        return torch.empty_like(p).normal_() + p.detach()
+
+
+READS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "numpy": lambda p: torch.from_numpy(p.detach().numpy().copy()),
+    "asarray": lambda p: torch.from_numpy(np.asarray(p.detach()).copy()),
+    "dlpack": lambda p: torch.from_numpy(np.from_dlpack(p.detach()).copy()),
+    "tolist": lambda p: torch.tensor(p.tolist()),
+    "item": lambda p: torch.full_like(p, p[0, 0].item()),
+    "storage": lambda p: torch.tensor(list(p.untyped_storage())[: p.numel()], dtype=torch.float).view_as(p),
+    "deepcopy": lambda p: copy.deepcopy(p).detach(),
+    "deepcopy of a plain tensor": lambda p: copy.deepcopy(p.detach()),
+    "save": saved,
+    "thread": in_a_thread,
+    "seed": seeded,
+}
+
+
+class Reader(torch.nn.Module):
+    """Its constructor computes values of one parameter from another's."""
+
+    def __init__(self, read: str, num_classes: int = 1000, **kwargs: object) -> None:
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, num_classes)
+        torch.nn.init.normal_(self.fc.weight)
+        self.fc.weight.data = READS[read](self.fc.weight) + 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("read", READS)
+def test_constructors_read_what_timm_would_have_drawn(read: str) -> None:
+    def entrypoint(pretrained: bool = False, **kwargs: object) -> torch.nn.Module:
+        return build(functools.partial(Reader, read), "reader", pretrained, **kwargs)
+
+    with registered("reader", entrypoint):
+        made = []
+        for pretrained, create in (
+            (False, create_model),
+            ("ghn", create_model),
+            ("ghn", lambda _, **kw: entrypoint(**kw)),
+        ):
+            torch.manual_seed(0)
+            made.append((create("reader", pretrained=pretrained, num_classes=7), torch.get_rng_state()))
+    (plain, state), *others = made
+    for model, its_state in others:
+        assert torch.equal(model.fc.weight, plain.fc.weight)
+        assert torch.equal(model.fc.bias, plain.fc.bias)
+        assert not torch.equal(model.conv.weight, plain.conv.weight)
+        assert torch.equal(its_state, state)
+
+
+def test_somebody_elses_class_in_one_of_timms_constructors() -> None:
+    class Act(torch.nn.ReLU):
+        def __init__(self, inplace: bool = False) -> None:
+            super().__init__()
+            self.slope = torch.nn.Parameter(torch.empty(20).uniform_())
+            self.slope.data = torch.from_numpy(self.slope.detach().numpy() * 2)
+
+    torch.manual_seed(0)
+    expected = create_model(ARCH, act_layer=Act)
+    torch.manual_seed(0)
+    model = create_model(ARCH, act_layer=Act, pretrained="ghn")
+    for name, p in expected.named_parameters():
+        if name.endswith("slope"):
+            assert torch.equal(p, model.get_parameter(name))

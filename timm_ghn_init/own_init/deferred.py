@@ -5,13 +5,17 @@ Building a model spends most of its time on drawing random values that a predict
 tensors that keep their values, bit for bit as without the block: what they need is the state that the global generator
 would have had, and a second thread finds that by advancing a copy of the generator while the model is being built.
 
-An operation that is not known here runs as always, after whatever it reads has been carried out.
+An operator that is not known here runs as always, after whatever it reads has been carried out. What reads memory
+without an operator of PyTorch in the same thread (NumPy, `torch.save`, another thread) is not seen, nor is who sets the
+global generator: `deferred_init` says for which constructors the block is safe.
 """
 
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +32,32 @@ _DRAWS: dict[Any, Callable[[int], int | None]] = {
 }
 _OVERWRITES = (_aten.zero_.default, _aten.fill_.Scalar, _aten.copy_.default)
 _CHUNK = 1 << 14
+
+
+def deferred_init(
+    create: Callable[..., Any] | None, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> "DeferredInit | None":
+    """A `DeferredInit` to build a model in; None where it is not certain that it changes nothing.
+
+    timm's own constructors use nothing but operators. Those of others may do anything, and so may timm's with a class
+    or a function of others among their arguments; and another PyTorch may draw otherwise.
+
+    Args:
+        create: the function that builds the model, as it is registered with timm; None if that is not known.
+        args, kwargs: what it will be given.
+    """
+    timms = (getattr(create, "__module__", None) or "").partition(".")[0] == "timm"
+    return DeferredInit() if timms and _is_data([*args, *kwargs.values()]) and DeferredInit.is_exact() else None
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_data, value))
+    if isinstance(value, dict):
+        return all(map(_is_data, value.values()))
+    if is_dataclass(value) and not isinstance(value, type):
+        return _is_data(vars(value))
+    return value is None or isinstance(value, (str, int, float, PurePath, torch.dtype, torch.device))
 
 
 class _Call(NamedTuple):
@@ -49,7 +79,6 @@ class DeferredInit(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._pending: dict[int, list[_Call]] = {}  # by storage
-        self._stream = _Stream()
         self._open = self._settled = False
 
     @classmethod
@@ -58,7 +87,7 @@ class DeferredInit(TorchDispatchMode):
         return _draws_are_known()
 
     def __enter__(self) -> "DeferredInit":
-        self._open = True
+        self._open, self._stream = True, _Stream()
         super().__enter__()
         return self
 

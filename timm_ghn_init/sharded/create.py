@@ -1,8 +1,9 @@
 """A model that no rank ever holds whole, in one call."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..initialize import Options
-from ..own_init.deferred import DeferredInit
+from ..own_init.deferred import DeferredInit, deferred_init
 from ..own_init.stand_ins import named_tensors
 from ..sources import Source, parse_source
 from ..weights.timm_config import note_source
@@ -32,7 +33,8 @@ def create_sharded(
 
     Each of the model's `blocks_of`, and then the model, gets `fully_shard`. Buffers and what a GHN does not predict
     have the values that `timm.create_model` gives them after `torch.manual_seed(seed)`, whatever the mesh. To find them
-    takes each rank about 2 ns for each value of the model, and no memory to speak of.
+    takes each rank about 2 ns for each value of the model, and no memory to speak of; a model that others than timm
+    have registered is built once on each rank's CPU for it.
 
     Args:
         model_name: as in `timm.create_model`.
@@ -63,7 +65,10 @@ def create_sharded(
 
     def constructed(names: Collection[str]) -> dict[str, Tensor]:
         with torch.device("cpu"):
-            return _constructed(lambda: timm.create_model(model_name, **timm_kwargs), names, source.seed_or(seed))
+            create = timm.model_entrypoint(model_name) if timm.is_model(model_name) else None
+            deferred = deferred_init(create, (), timm_kwargs)
+            build = partial(timm.create_model, model_name, **timm_kwargs)
+            return _constructed(build, deferred, names, source.seed_or(seed))
 
     report = initialise(model, source, Options(seed=seed, device=device, timeout=timeout), constructed)
     note_source(model, report)
@@ -116,14 +121,15 @@ def _elements(model: nn.Module, with_parameters: Mapping[str, nn.Module]) -> Ite
             yield from (n for n in names if n in with_parameters)
 
 
-def _constructed(build: Any, names: Collection[str], seed: int) -> dict[str, Tensor]:
+def _constructed(
+    build: Callable[[], nn.Module], deferred: DeferredInit | None, names: Collection[str], seed: int
+) -> dict[str, Tensor]:
     """Values that a model's constructor gives to some of its parameters and buffers.
 
-    Of a model's memory only what they need is touched (see `deferred_init`).
+    If its initialisation can be put off, no more of its memory is touched than they need.
     """
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
-        deferred = DeferredInit() if DeferredInit.is_exact() else None
         with deferred or nullcontext():
             model = build()
             tensors = named_tensors(model)
