@@ -54,7 +54,7 @@ def init_model(
 
     Args:
         model: any module that maps a batch of images to logits or features.
-        source: what predicts and what is done with the prediction, "NAME[-orth][?key=value&...]"; see
+        source: what predicts and what is done with the prediction, `NAME[-orth][?key=value&...]`; see
             `list_sources()`. "rand" and "orth" are the baselines that need no GHN (see `baselines`).
         ghn: a hypernetwork to use instead of the one that `source` names.
         input_size: as in `trace`.

@@ -328,7 +328,7 @@ def parse_source(text: str | Source) -> Source:
     """Read a source string; the inverse of `str(source)`.
 
     Args:
-        text: NAME[-orth][?key=value&...]. "_" is accepted for "-" in names: "ghn2_orth" is "ghn2-orth".
+        text: `NAME[-orth][?key=value&...]`. "_" is accepted for "-" in names: "ghn2_orth" is "ghn2-orth".
 
     Raises:
         ValueError: no such GHN (the message lists all, and close matches), an unknown or repeated key, a bad value.

@@ -60,7 +60,7 @@ def run(
 
     Raises:
         ValueError: something in the trial that does not exist or does not fit the model.
-        Whatever `build` and `load` raise.
+        Exception: whatever `build` and `load` raise.
     """
     trial = settled(trial)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

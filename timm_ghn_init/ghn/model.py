@@ -33,7 +33,8 @@ class GHN(nn.Module):
         ve: messages along virtual edges as well, i.e. GHN-2 rather than GHN-1.
         layernorm: normalise the final node embeddings.
         hid: width of node embeddings.
-        heads, layers: of the Graphormer.
+        heads: attention heads of the Graphormer.
+        layers: of the Graphormer.
 
     Example:
         >>> ghn = GHN(max_shape=(64, 64, 16, 16), num_classes=1000, weight_norm=True, ve=True, layernorm=True)

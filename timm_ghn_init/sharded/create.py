@@ -50,7 +50,7 @@ def create_sharded(
         The model, in training mode as timm gives it. `model.ghn_report` is the `InitReport`.
 
     Raises:
-        As `init_model`.
+        Exception: as `init_model`.
 
     Example:
         >>> mesh = init_device_mesh("cuda", (64,))

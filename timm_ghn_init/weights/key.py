@@ -44,7 +44,8 @@ def weights_key(
         graph: of the model.
         names: parameters that are predicted.
         source: its name does not count (`ghn` does), nor does `layer` or `seed`, nor what they are None for.
-        layer, seed: those that are really used. They count where there is post-processing.
+        layer: the first that is post-processed. It counts where there is post-processing.
+        seed: the one that is really used, likewise.
         changed: parameters that it changes.
 
     Returns:

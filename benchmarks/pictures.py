@@ -1,0 +1,61 @@
+"""Draw the pictures of the documentation anew, with the GHN that ships.
+
+    python benchmarks/pictures.py            all of them
+    python benchmarks/pictures.py resnet18   one
+
+docs/transfer.svg and docs/shipped-ghn.svg come with their numbers from transfer.py and ship.py.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+
+from timm_ghn_init import init_model
+from timm_ghn_init.cli import main as command
+from timm_ghn_init.sources import SHIPPED
+
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+
+
+def resnet18() -> None:
+    command(["graph", "resnet18", "-o", str(PICTURES / "resnet18.svg")])
+
+
+def tiling() -> None:
+    """Part of one weight, predicted and post-processed: 64 rows and columns repeat, then no more."""
+    from matplotlib.figure import Figure
+
+    name, part = "stages.3.blocks.1.mlp.fc1.weight", 192
+    figure = Figure(figsize=(8.4, 3.7), layout="constrained", facecolor="white")
+    titles = {"": "predicted: 64 \N{MULTIPLICATION SIGN} 64 values, repeated", "-orth": "post-processed"}
+    for axes, (orth, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        model = timm.create_model("convnext_atto")
+        init_model(model, f"{SHIPPED}{orth}")
+        weight = model.get_parameter(name).detach().flatten(1)[:part, :part]
+        limit = 2.5 * float(weight.std())
+        shown = axes.imshow(weight, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        axes.set_title(title, fontsize=10)
+        axes.set(xlabel="input channel", ylabel="output channel")
+        axes.set(xticks=range(0, part + 1, 64), yticks=range(0, part + 1, 64))
+        figure.colorbar(shown, ax=axes, shrink=0.8, label="weight")
+    figure.suptitle(f"convnext_atto, {name}: {part} of {len(model.get_parameter(name))} output channels", fontsize=10)
+    figure.savefig(PICTURES / "tiling.png", dpi=150, metadata={"Software": None})
+
+
+DRAWN: dict[str, Callable[[], None]] = {"resnet18": resnet18, "tiling": tiling}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(DRAWN)} (default: all)")
+    PICTURES.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    for name in parser.parse_args().names or DRAWN:
+        DRAWN[name]()
+
+
+if __name__ == "__main__":
+    main()
