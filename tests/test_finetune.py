@@ -21,7 +21,8 @@ from torch import nn
 from timm_ghn_init.cli import main
 from timm_ghn_init.finetune import Each, Runs, Trial, Tuned, plans, run, summary, train, work
 from timm_ghn_init.finetune.build import build
-from timm_ghn_init.finetune.data import InMemory, few, load, split_off
+from timm_ghn_init.finetune.data import load
+from timm_ghn_init.finetune.in_memory import InMemory
 from timm_ghn_init.finetune.presets import GRID, PRESETS
 from timm_ghn_init.finetune.protocol import settled
 from timm_ghn_init.finetune.results import read
@@ -29,6 +30,7 @@ from timm_ghn_init.finetune.search import Halving, grid, sample
 from timm_ghn_init.finetune.stem import adapt_stem
 from timm_ghn_init.images import datasets
 from timm_ghn_init.images.datasets import DatasetError
+from timm_ghn_init.images.split import few, split_off
 
 pytest.importorskip("sklearn")
 
@@ -244,8 +246,15 @@ def test_a_folder_of_images(folder: Path) -> None:
     assert [len(alone.train), len(alone.validation), len(alone.test)] == [9, 6, 7]
 
 
+def test_an_image_that_cannot_be_read_ends_the_work_before_it_begins(folder: Path) -> None:
+    trial = replace(TINY, data=str(folder), labels=24, validation=6)
+    os.truncate(folder / "val" / "red" / "2.png", 40)
+    with pytest.raises(DatasetError, match=r"val/red/2\.png cannot be read"):
+        load(trial, workers=0)
+
+
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="neither digits nor cifar10 nor a folder"):
+    with pytest.raises(DatasetError, match=r"no data set or folder.*digits, cifar10"):
         load(replace(TINY, data=str(tmp_path / "nowhere")))
     with pytest.raises(DatasetError, match="holds no folders of images"):
         load(replace(TINY, data=str(tmp_path)))
@@ -674,7 +683,7 @@ def test_command_with_a_search_and_a_preset(tmp_path: Path, capsys: pytest.Captu
         (["--init", "foo"], "Unknown initialisation 'foo'"),
         (["--init", "orth?layer=999"], "layer=999 is not a layer"),
         (["--preset", "resnet50/foo"], "Unknown preset"),
-        (["--data", "nowhere"], "neither digits nor cifar10"),
+        (["--data", "nowhere"], "no data set or folder 'nowhere'"),
         (["--labels", "1790"], "too many"),
         (["--lr", "-1"], "lr must be above 0"),
         (["--trials", "3"], "--trials needs --search"),

@@ -26,7 +26,7 @@ from timm_ghn_init.images.formula import FormulaImages
 from timm_ghn_init.training import evaluate as evaluation
 from timm_ghn_init.training.evaluate import Score, evaluate, summary
 from timm_ghn_init.training.loop import TrainConfig, Trainer, TrainingError
-from timm_ghn_init.training.networks import KINDS, MAX_MACS, SPLITS, Record, build, network, sample, within
+from timm_ghn_init.training.networks import KINDS, MAX_MACS, SPLITS, Network, Record, build, network, sample, within
 
 TINY = {"max_shape": [8, 8, 3, 3], "weight_norm": True, "ve": True, "layernorm": True, "hid": 8}
 CONFIG = TrainConfig(num_classes=4, steps=6, networks=2, batch_size=8, pool=6, max_macs=3e5, warmup=2, ghn=TINY)
@@ -64,6 +64,26 @@ def test_unusual_splits_are_unusual() -> None:
     assert max(max(r.widths) for r in train) <= 128 <= min(min(r.widths) for r in wide)
     assert {r.style.norm for r in without} == {"none"}
     assert {r.kind for r in train if r.style.norm == "none"} <= {"plain"}
+
+
+def test_networks_for_training_are_also_drawn_like_those_in_use() -> None:
+    """ConvNeXt's layer scale, a long third stage, ResNet's stem; and held-out networks have none of the first two."""
+    train, test = ([sample(split, 0, i) for i in range(48)] for split in ("train", "test"))
+    assert {r.style.scale for r in train if r.kind == "convnext"} == {1.0, 1e-6}
+    assert {r.style.scale for r in test} == {r.style.scale for r in train if r.kind != "convnext"} == {1.0}
+    assert max(max(r.depths[2:], default=0) for r in train) > 3 == max(max(r.depths[2:], default=0) for r in test)
+    assert any(r.stem == (7, 2) and r.stem_pool for r in train)
+
+
+def test_a_layer_scale_hides_a_block() -> None:
+    record = next(r for i in range(999) if (r := sample("train", 0, i)).style.scale != 1 and r.style.norm == "ln")
+    net = Network(record, 4)
+    x = torch.randn(2, 3, 32, 32)
+    before = net(x)
+    for name, parameter in net.named_parameters():
+        if ".fc" in name:
+            torch.nn.init.normal_(parameter)
+    assert torch.allclose(net(x), before, atol=1e-3)
 
 
 def test_every_network_mixes_pixels() -> None:
@@ -300,6 +320,28 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"lr = 0\.001, not 0\.5"):
         Trainer(replace(CONFIG, lr=0.5), tmp_path, resume=True)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_run_can_begin_from_another_ghn(tmp_path: Path) -> None:
+    Trainer(replace(CONFIG, steps=1), tmp_path / "first").run()
+    ghn = tmp_path / "first" / "ghn.safetensors"
+    second = Trainer(replace(CONFIG, start=f"file:{ghn}", seed=1), tmp_path / "second")
+    begun = load_ghn(ghn).state_dict()
+    assert all(torch.equal(value, begun[name]) for name, value in second.ghn.state_dict().items())
+    assert all(p.requires_grad for p in second.ghn.parameters())
+    assert json.loads(second.metadata()["training"])["start"] == "ghn.safetensors"
+    with pytest.raises(TrainingError, match=r"cannot be gone on from.*num_classes': 4"):
+        Trainer(replace(CONFIG, num_classes=5, start=f"file:{ghn}"), tmp_path / "third")
+
+
+def test_a_ghn_says_nothing_of_the_machine_it_was_trained_on(tmp_path: Path) -> None:
+    for label in "ab":
+        for i in range(5):
+            picture(tmp_path / "clothes" / label / f"{i}.png", i)
+    Trainer(replace(CONFIG, data=str(tmp_path / "clothes"), steps=1), tmp_path / "run").run()
+    content = (tmp_path / "run" / "ghn.safetensors").read_bytes()
+    assert b"clothes" in content
+    assert str(tmp_path).encode() not in content
 
 
 def test_time_budget_stops_and_the_learning_rate_falls(tmp_path: Path) -> None:

@@ -29,8 +29,10 @@ def add(command: Command) -> None:
         "--init", metavar="A,B,...", help=f"sources, pretrained, timm (default: {_INITS}, or the preset's)"
     )
     sub.add_argument("--preset", metavar="ARCH/INIT", help="hyper-parameters of the paper's Table 2; options go first")
-    sub.add_argument("--data", default="digits", help="digits, cifar10 or a folder of images (default: %(default)s)")
-    sub.add_argument("--data-dir", metavar="DIR", help="where CIFAR-10 is, or goes to (default: data)")
+    sub.add_argument(
+        "--data", default="digits", help="digits, cifar10, fashion-mnist or a folder (default: %(default)s)"
+    )
+    sub.add_argument("--data-dir", metavar="DIR", help="where cifar10 and fashion-mnist are, or go to (default: data)")
     sub.add_argument("--seeds", type=whole(1), default=5, metavar="K", help="runs of each (default: %(default)s)")
     sub.add_argument("-o", "--output", required=True, metavar="RUNS.jsonl", help="results, added to those there are")
     sub.add_argument("--device", help="default: CUDA if there is one, else CPU")

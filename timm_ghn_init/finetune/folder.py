@@ -1,27 +1,36 @@
-"""Any folder of images, a folder for each class, through timm's data sets, transforms and loaders."""
+"""Images of a folder, read anew each time, through timm's transforms and loaders."""
 
-import copy
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from ..images.datasets import DatasetError, held_out_part
-from .data import Batches, Data, few, others, split_off
-from .protocol import Trial
+from ..images.folder import Files, read_image
 
-_TEST_SHARE = 5  # a folder without a test part gives up every fifth image
-_VALIDATION_SHARE = 10
+
+class _Images(Dataset[Any]):
+    """Pictures and their classes. Timm's loader sets the transform."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.transform: Callable[[Any], Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = read_image(self.files.paths[index])
+        return self.transform(image) if self.transform else image, self.files.labels[index]
 
 
 class Folder:
-    """Some images of a folder, read anew each time.
+    """Some images of a folder.
 
     Args:
-        dataset: of timm, with the images to use.
+        files: the images to use.
         size: height and width in pixels.
         device: where batches go.
         workers: processes that read.
@@ -30,26 +39,26 @@ class Folder:
 
     def __init__(
         self,
-        dataset: Any,
+        files: Files,
         size: int,
         device: torch.device,
         workers: int,
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
-        self._dataset, self._size, self._device, self._workers = dataset, size, device, workers
+        self._dataset, self._size, self._device, self._workers = _Images(files), size, device, workers
         self._mean, self._std = tuple(mean), tuple(std)
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def batches(self, batch_size: int, training: bool) -> Batches:
+    def batches(self, batch_size: int, training: bool) -> Iterator[tuple[Tensor, Tensor]]:
         from timm.data import create_loader
 
         if training:  # timm's loader leaves out what does not fill a batch: make that the fewest images
             batch_size = len(self) // math.ceil(len(self) / batch_size)
         loader = create_loader(
-            self._dataset,
+            self._dataset,  # type: ignore[arg-type]  # that it has a transform is enough
             (3, self._size, self._size),
             batch_size,
             is_training=training,
@@ -63,51 +72,3 @@ class Folder:
         )
         for x, y in loader:
             yield x.to(self._device, non_blocking=True), y.to(self._device, non_blocking=True)
-
-
-def load_folder(trial: Trial, device: torch.device, workers: int, mean: Sequence[float], std: Sequence[float]) -> Data:
-    """A folder with parts "train" and "test" (or "validation", as timm's scripts name it), or with classes alone.
-
-    Training and validation images come from the training part. A folder without parts gives up a fifth for testing.
-
-    Raises:
-        DatasetError: there is no such folder, or it holds no images.
-        ValueError: it holds fewer images than are asked for.
-    """
-    root = Path(trial.data)
-    if not root.is_dir():
-        raise DatasetError(f"{trial.data!r} is neither digits nor cifar10 nor a folder of images.")
-    test_part = held_out_part(root)
-    pool = _read(root if test_part is None else root / "train")
-    samples, names = pool.reader.samples, list(pool.reader.class_to_idx)
-    classes = torch.tensor([c for _, c in samples])
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(trial.data_seed))
-    if test_part is not None:
-        test = _read(test_part)
-        if list(test.reader.class_to_idx) != names:
-            raise DatasetError(f"{trial.data}: train and {test_part.name} have different classes.")
-    else:
-        held = few(classes[order], len(order) // _TEST_SHARE)
-        test = _part(pool, order[held])
-        order = order[others(len(order), held)]
-    validation = len(order) // _VALIDATION_SHARE if trial.validation is None else trial.validation
-    chosen = split_off(classes, order, trial.labels, validation, False, trial.data)
-    sets = (_part(pool, chosen.train), _part(pool, chosen.validation), test)
-    return Data(len(names), *(Folder(s, trial.image_size, device, workers, mean, std) for s in sets))
-
-
-def _read(folder: Path) -> Any:
-    from timm.data import create_dataset
-
-    try:
-        return create_dataset("", str(folder), search_split=False)
-    except (RuntimeError, OSError) as error:
-        raise DatasetError(f"{folder} holds no folders of images, one for each class ({error}).") from error
-
-
-def _part(dataset: Any, chosen: Tensor) -> Any:
-    """A timm data set with some of the images of another."""
-    part = copy.copy(dataset)
-    part.reader = copy.copy(dataset.reader)
-    part.reader.samples = [dataset.reader.samples[i] for i in chosen.tolist()]
-    return part

@@ -1,38 +1,22 @@
-"""Labelled images in memory: scikit-learn's digits, CIFAR-10, or a folder of images with one subfolder for each class.
+"""Labelled images in memory: scikit-learn's digits, CIFAR-10, Fashion-MNIST, or a folder of images.
 
 All of them small images by today's standards, held as one uint8 tensor: there is nothing to wait for after the start.
 """
 
 import gzip
-import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class DatasetError(RuntimeError):
-    """A data set cannot be had or read; the message says which and what to do."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images (N, 3, H, W) uint8 and their labels (N,) int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index: Tensor) -> "Split":
-        return Split(self.images[index], self.labels[index])
+from . import DatasetError
+from .folder import Files, find_images, read_image
+from .split import Split, mixed
 
 
 @dataclass(frozen=True)
@@ -66,9 +50,21 @@ def load(name: str, size: int = 32, folder: str | Path | None = None) -> Dataset
     """
     if name in _NAMED:
         return _NAMED[name](size, Path(folder or "data"))
+    train, test = open_folder(name)
+    held_out = _read(test, size, name)
+    held_out = held_out.take(mixed(len(held_out)))
+    return Dataset(Path(name).resolve().name, _read(train, size, name), held_out, train.classes, True)
+
+
+def open_folder(name: str) -> tuple[Files, Files]:
+    """The files of a folder that has the place of a data set, to train and to test on, see `find_images`.
+
+    Raises:
+        DatasetError: there is neither a folder nor a data set of that name, or it holds no images.
+    """
     if not Path(name).is_dir():
         raise DatasetError(f"There is no data set or folder {name!r}. Data sets: {', '.join(_NAMED)}, or a folder.")
-    return _folder(Path(name), size)
+    return find_images(name)
 
 
 def _digits(size: int, folder: Path) -> Dataset:
@@ -160,52 +156,16 @@ def _read_idx(folder: Path, stem: str) -> np.ndarray:
     return np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * axes).reshape(shape.tolist()).copy()
 
 
-def _folder(folder: Path, size: int) -> Dataset:
-    train, held_out = folder / "train", held_out_part(folder)
-    name = folder.resolve().name  # what is shared of it: not where it lies on this machine
-    if held_out is not None:
-        classes = _classes(train)
-        return Dataset(name, _read(train, classes, size), _shuffled(_read(held_out, classes, size)), classes, True)
-    classes = _classes(folder)
-    everything = _read(folder, classes, size)
-    fifth = torch.arange(len(everything)) % 5 == 4
-    return Dataset(name, everything.take(~fifth), _shuffled(everything.take(fifth)), classes, True)
-
-
-def _shuffled(split: Split) -> Split:
-    """Files come class after class; a batch of one class has statistics that tell nothing. Always the same order."""
-    return split.take(torch.randperm(len(split), generator=torch.Generator().manual_seed(0)))
-
-
-def held_out_part(folder: Path) -> Path | None:
-    """Of a folder with a part "train", the part to test on, by any of its usual names."""
-    parts = [folder / name for name in ("train", "test", "validation", "val")]
-    return next((p for p in parts[1:] if p.is_dir()), None) if parts[0].is_dir() else None
-
-
-def _classes(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
-
-
-def _read(folder: Path, classes: tuple[str, ...], size: int) -> Split:
+def _read(files: Files, size: int, folder: str) -> Split:
     from PIL import Image
     from tqdm import tqdm
 
-    suffixes = Image.registered_extensions()
-    files = [
-        (p, i) for i, c in enumerate(classes) for p in sorted((folder / c).rglob("*")) if p.suffix.lower() in suffixes
-    ]
-    if len(classes) < 2 or not files:
-        raise DatasetError(f"{folder} holds no images in two or more subfolders, one for each class.")
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-    for image, (path, _) in zip(images, tqdm(files, desc=f"Reading {folder}", delay=2, disable=None), strict=True):
-        try:
-            with Image.open(path) as opened:
-                pixels = opened.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        except OSError as error:
-            raise DatasetError(f"{path} cannot be read: {error}. Remove or replace it.") from error
+    bar = tqdm(files.paths, desc=f"Reading {folder}", delay=2, disable=None)
+    for image, path in zip(images, bar, strict=True):
+        pixels = read_image(path).resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
         image.copy_(torch.from_numpy(np.array(pixels)).permute(2, 0, 1))
-    return Split(images, torch.tensor([label for _, label in files]))
+    return Split(images, torch.tensor(files.labels))
 
 
 def _resize(images: Tensor, size: int) -> Tensor:
@@ -215,7 +175,7 @@ def _resize(images: Tensor, size: int) -> Tensor:
     return torch.cat([p.round().clamp(0, 255).to(torch.uint8) for p in parts])
 
 
-_NAMED: dict[str, Callable[[int, Path], Any]] = {
+_NAMED: dict[str, Callable[[int, Path], Dataset]] = {
     "digits": _digits,
     "cifar10": _cifar10,
     "fashion-mnist": _fashion_mnist,
