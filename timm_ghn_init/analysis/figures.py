@@ -223,6 +223,27 @@ def embedding_figure(data: Mapping[str, Any], value_name: str | None = None) -> 
     return figure
 
 
+def layer_figure(data: Mapping[str, Any]) -> Figure:
+    """Accuracy over the first layer L that is post-processed, a line for each beta and round of a tuning."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained", facecolor=PAPER)
+    axes = figure.subplots()
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for point in data["curve"]:
+        groups.setdefault(f"{point['epochs']} epochs, beta {point['beta']:g}", []).append(point)
+    looks = lines(groups)
+    for label, points in groups.items():
+        x, y = [p["layer"] for p in points], [100 * p["accuracy"] for p in points]
+        axes.plot(x, y, color=looks[label].colour, ls=looks[label].style, marker="o", ms=3.5, label=label)
+    axes.set(xlim=(0.5, data["layers"] + 0.5), xlabel=f"first layer that is post-processed, of {data['layers']}")
+    axes.set_ylabel("accuracy on validation images (%)")
+    _whole_numbers(axes)
+    axes.set_title(_short(f"{data['arch']}, {data['data']}: {data['source']}", 80))
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
 def panel(size: tuple[float, float] = (4.2, 2.9)) -> tuple[Figure, Axes]:
     """A figure with one pair of axes."""
     from matplotlib.figure import Figure

@@ -24,6 +24,7 @@ from . import (
     push,
     report,
     training,
+    tune,
     verify,
 )
 from .arguments import PROG, ArgumentParser, Run
@@ -33,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 FAMILIES = (  # in the order of --help
     *(predict, inspect, graph, ghns),
-    *(analyze, finetune, report, training),
+    *(analyze, finetune, tune, report, training),
     *(cache, push, bake, verify),
 )
 

@@ -48,7 +48,7 @@ def correlations(args: argparse.Namespace) -> int:
     """Compare how much the channels of each layer correlate under several initialisations (the paper's Figure 2)."""
     from ..analysis import compare, correlation_figure
 
-    output = _picture_path(args.output)
+    output = picture_path(args.output)
     with mistakes(ValueError):
         data = compare(
             lambda pretrained: _with_weights(args) if pretrained else create_architecture(args),
@@ -58,7 +58,7 @@ def correlations(args: argparse.Namespace) -> int:
             layers=_numbers(args.layers),
             input_size=args.img_size,
         )
-    _write(output, data, lambda: correlation_figure(data))
+    write_picture(output, data, lambda: correlation_figure(data))
     selected = [data["layers"][i - 1] for i in data["selected"]]
     rows = [
         (row["init"], *(_cell(row["std"][info["layer"] - 1]) for info in selected), _cell(_mean(row["std"])))
@@ -114,7 +114,7 @@ def embed(args: argparse.Namespace) -> int:
     from ..analysis import embedding_figure, place, read_values
     from ..checkpoints.load import load_ghn, resolve_default
 
-    output = _picture_path(args.output)
+    output = picture_path(args.output)
     source = read_source(args.source)
     if source.baseline:
         raise UserError(f"{source} is an initialisation without a GHN and embeds nothing. Name a GHN, e.g. ghn2.")
@@ -127,7 +127,7 @@ def embed(args: argparse.Namespace) -> int:
     with mistakes(ValueError):
         data = place(load_ghn(source), given, reference, values=values)
     data |= {"ghn": source.name, "reference": args.reference, "column": column}
-    _write(output, data, lambda: embedding_figure(data, column))
+    write_picture(output, data, lambda: embedding_figure(data, column))
     rows = [(p["name"], p["group"], p["nodes"], f"{p['x']:.3f}", f"{p['y']:.3f}") for p in data["points"] if p["given"]]
     print(f"{len(data['points']) - len(rows)} architectures to compare with\n")
     print(table(("architecture", "module", "nodes", "first component", "second"), rows))
@@ -146,7 +146,7 @@ def _architectures(args: argparse.Namespace) -> "tuple[list[Architecture], list[
     raise UserError(f"--reference {args.reference}: is not timm, timm:PATTERN,... or networks.")
 
 
-def _picture_path(path: str) -> Path:
+def picture_path(path: str) -> Path:
     """Where to write; what makes pictures must be there before the work."""
     from ..analysis import style
 
@@ -157,7 +157,7 @@ def _picture_path(path: str) -> Path:
     return output
 
 
-def _write(output: Path, data: dict[str, Any], figure: "Callable[[], Figure]") -> None:
+def write_picture(output: Path, data: dict[str, Any], figure: "Callable[[], Figure]") -> None:
     import timm
     import torch
 

@@ -39,7 +39,7 @@ def add(command: Command) -> None:
     sub.add_argument(
         "--workers", type=whole(0), default=2, metavar="N", help="that read a folder (default: %(default)s)"
     )
-    _add_trial_options(sub.add_argument_group("one run", "defaults are those of timm_ghn_init.finetune.Trial"))
+    add_trial_options(sub.add_argument_group("one run", "defaults are those of timm_ghn_init.finetune.Trial"))
     search = sub.add_argument_group("choosing hyper-parameters on the validation images, for each initialisation")
     search.add_argument("--search", choices=("grid", "random", "halving"), help="the paper's grid, or part of it")
     search.add_argument(
@@ -49,7 +49,7 @@ def add(command: Command) -> None:
     search.add_argument("--time-budget", type=seconds, metavar="TIME", help="of training, e.g. 90m, for halving")
 
 
-def _add_trial_options(group: Any) -> None:
+def add_trial_options(group: Any) -> None:
     """Options in the words of timm's training script; what is not given is left to the preset or to `Trial`."""
     group.add_argument("--labels", type=whole(0), metavar="N", help="training images (default: 1000; 0: all)")
     group.add_argument("--validation", type=whole(0), metavar="N", help="images that choose hyper-parameters")
@@ -90,7 +90,7 @@ def finetune(args: argparse.Namespace) -> int:
         plans = [_plan(trial, args) for trial in _trials(args)]
     with mistakes(ValueError, DatasetError):
         load(_trials(args)[0], args.data_dir)  # before the work
-    with mistakes(ValueError), _less_messages(args):  # a layer, for instance, that the model does not have
+    with mistakes(ValueError), less_messages(args):  # a layer, for instance, that the model does not have
         work(one_after_another(plans), runs, data_dir=args.data_dir, device=device, workers=args.workers)
     if os.environ.get("RANK", "0") == "0":
         done = runs.finished()
@@ -99,7 +99,7 @@ def finetune(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _less_messages(args: argparse.Namespace) -> Iterator[None]:
+def less_messages(args: argparse.Namespace) -> Iterator[None]:
     """One line for each run; what was initialised how is in the results, and shown with -v."""
     logger = logging.getLogger("timm_ghn_init.initialize")
     level = logger.level
@@ -127,10 +127,10 @@ def _trials(args: argparse.Namespace) -> "list[Trial]":
         raise UserError(f"Unknown preset {args.preset!r}; there are {', '.join(PRESETS)}.")
     preset = PRESETS[args.preset] if args.preset else {}
     inits = args.init.split(",") if args.init else [preset["init"]] if preset else _INITS.split(",")
-    return [Trial(**{**preset, **_given(args), "init": init.strip()}) for init in dict.fromkeys(inits)]
+    return [Trial(**{**preset, **given(args), "init": init.strip()}) for init in dict.fromkeys(inits)]
 
 
-def _given(args: argparse.Namespace) -> dict[str, Any]:
+def given(args: argparse.Namespace) -> dict[str, Any]:
     """Options that are fields of `Trial`."""
     from ..finetune import Trial
 
@@ -149,7 +149,7 @@ def _plan(trial: "Trial", args: argparse.Namespace) -> "Tuned | Halving | Each":
         return Each(trial, args.seeds)
     if args.time_budget is not None and args.search != "halving":
         raise UserError("--time-budget needs --search halving.")
-    fixed = {name: [value] for name, value in _given(args).items() if name in SEARCHABLE}
+    fixed = {name: [value] for name, value in given(args).items() if name in SEARCHABLE}
     candidates = grid(trial, {**fixed, **_grid_values(args.grid)})
     if args.search == "grid":
         return Tuned(candidates[: args.trials], args.seeds)

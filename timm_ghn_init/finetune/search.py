@@ -95,15 +95,15 @@ class Halving:
         self.epochs = [max(1, round(epochs / factor**i)) for i in reversed(range(rounds))]
 
     def __call__(self, results: Results) -> list[Trial]:
-        tried, missing = self._last_round(results)
+        tried, missing = self.last_round(results)
         return missing or [t for t in self._final(tried, results) if t.key not in results]
 
     def final(self, results: Results) -> list[Trial]:
         """The runs that are reported; none as long as the choice is open."""
-        tried, missing = self._last_round(results)
+        tried, missing = self.last_round(results)
         return [] if missing else self._final(tried, results)
 
-    def _last_round(self, results: Results) -> tuple[list[Trial], list[Trial]]:
+    def last_round(self, results: Results) -> tuple[list[Trial], list[Trial]]:
         """The trials of the last round that has begun, and those of them that are still to be run."""
         pool, trials = self.candidates, self.candidates
         for epochs in self.epochs:
