@@ -24,7 +24,7 @@ from fetching import fetch_and_say
 from file_server import FileServer, serving
 from safetensors.torch import load_file, safe_open, save_file
 
-from timm_ghn_init import sources
+from timm_ghn_init import init_model, sources
 from timm_ghn_init.checkpoints import download
 from timm_ghn_init.checkpoints import load as checkpoints
 from timm_ghn_init.checkpoints.download import git_blob_id
@@ -98,6 +98,30 @@ def test_save_and_load(tmp_path: Path, kind: str) -> None:
     with safe_open(tmp_path / "a.safetensors", framework="pt") as f:
         assert f.metadata() == {"trained": "never", "format": "pt", "config": json.dumps(ghn.config, sort_keys=True)}
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_ghn_carries_where_its_post_processing_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ghn = copy.deepcopy(small())
+    assert ghn.depth is None
+    ghn.depth = 0.25
+    save_ghn(ghn, tmp_path / "a.safetensors")
+    loaded = load_ghn(tmp_path / "a.safetensors")
+    assert loaded.depth == 0.25
+    model = torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(8)))
+    assert init_model(model, "ghn2-orth", ghn=loaded, input_size=8).layer == 3
+    assert init_model(model, "ghn2-orth?layer=5", ghn=loaded, input_size=8).layer == 5
+    loaded.depth = None
+    assert init_model(model, "ghn2-orth", ghn=loaded, input_size=8).layer == 7  # a guess
+    row = replace(KNOWN["ghn2-formula"], depth=0.5)
+    monkeypatch.setitem(KNOWN, row.name, row)
+    assert load_ghn("ghn2-formula-orth").depth == 0.5
+
+
+@pytest.mark.parametrize("text", ["1", "-0.1", "nan", "a quarter", ""])
+def test_a_depth_that_is_none(tmp_path: Path, text: str) -> None:
+    save_ghn(small(), tmp_path / "a.safetensors", {"depth": text})
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: depth must be a number from 0 up to 1"):
+        load_ghn(tmp_path / "a.safetensors")
 
 
 def test_saving_in_other_precisions_and_layouts(tmp_path: Path) -> None:

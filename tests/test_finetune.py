@@ -688,7 +688,7 @@ def test_tuning_within_a_budget() -> None:
 
 
 def test_layers_at_depths() -> None:
-    assert layers_at((0.0, 0.25, 0.75, 1.0), 54) == [1, 14, 41, 54]
+    assert layers_at((0.0, 0.25, 0.75), 54) == [1, 14, 41]
     assert layers_at((0.0, 0.1, 0.2), 2) == [1]
 
 

@@ -381,6 +381,14 @@ def test_auto_layer(architecture, n_layers, layer):
     assert auto_layer(architecture, n_layers) == layer
 
 
+@pytest.mark.parametrize(
+    ("architecture", "n_layers", "depth", "layer"),
+    [("resnet50", 54, 0.25, 14), ("resnet18", 21, 0.25, 6), (None, 54, 0.0, 1), (None, 4, 0.99, 4), (None, 1, 0.5, 1)],
+)
+def test_auto_layer_of_a_ghn_for_which_it_was_chosen(architecture, n_layers, depth, layer):
+    assert auto_layer(architecture, n_layers, depth) == layer
+
+
 @pytest.mark.parametrize(("name", "n_layers"), [("resnet50", 54), ("convnext_base", 113)])
 def test_timm_models_have_the_papers_number_of_layers(name, n_layers):
     import timm

@@ -97,7 +97,20 @@ def build(file: GHNFile, device: Any = "cpu") -> "GHN":
     """The GHN of an open file: eval mode, float32, no gradients. Memory is taken once, the random state left alone."""
     ghn = _empty_ghn(file.config, file.path)
     ghn.load_state_dict({name: file.load(name).to(device) for name in file.tensors}, assign=True)
+    ghn.depth = _depth(file)
     return ghn.eval().requires_grad_(False)
+
+
+def _depth(file: GHNFile) -> float | None:
+    """What the metadata say of `GHN.depth`."""
+    text = file.metadata.get("depth")
+    try:
+        depth = None if text is None else float(text)
+    except ValueError:
+        depth = math.nan
+    if depth is not None and not 0 <= depth < 1:
+        raise CheckpointError(f"{file.path}: depth must be a number from 0 up to 1, not {reprlib.repr(text)}.")
+    return depth
 
 
 def write_ghn(

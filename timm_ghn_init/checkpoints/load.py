@@ -62,13 +62,14 @@ def load_ghn(name_or_path: str | Path | Source, device: "torch.device | str | No
     """
     import torch
 
-    path = _as_path(name_or_path)
+    path, depth = _as_path(name_or_path), None
     fetched = path is None
     if path is None:
-        path = fetch(str(name_or_path))
+        source = resolve_default(str(name_or_path))
+        path, depth = fetch(source), source.known and source.known.depth
     place = torch.empty(0, device=device or "cpu").device  # "cuda" and "cuda:0" are one place
     with _loading:
-        return _load(_stamp(path), fetched, str(place))
+        return _load(_stamp(path), fetched, depth, str(place))
 
 
 def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -77,7 +78,7 @@ def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = 
     Args:
         ghn: on any device; saved as float32.
         path: must end in .safetensors. An older file there is replaced when the new one is complete.
-        metadata: more entries for the file's metadata, e.g. how the GHN was trained.
+        metadata: more entries for the file's metadata, e.g. how the GHN was trained. `ghn.depth` is added.
 
     Raises:
         ValueError: another suffix, or metadata that are not strings.
@@ -87,7 +88,7 @@ def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = 
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: a GHN is saved as .safetensors.")
-    metadata = dict(metadata or {})
+    metadata = ({} if ghn.depth is None else {"depth": str(ghn.depth)}) | dict(metadata or {})
     if not all(isinstance(text, str) for item in metadata.items() for text in item):
         raise ValueError(f"{path}: metadata must be strings, names and values.")
 
@@ -225,9 +226,11 @@ def _stamp(path: Path) -> _Stamp:
 
 
 @lru_cache(maxsize=2)
-def _load(stamp: _Stamp, fetched: bool, device: str) -> "GHN":
+def _load(stamp: _Stamp, fetched: bool, depth: float | None, device: str) -> "GHN":
     with open_ghn(stamp.path, mapped=fetched) as file:
-        return build(file, device)
+        ghn = build(file, device)
+    ghn.depth = ghn.depth if depth is None else depth
+    return ghn
 
 
 def _as_path(name_or_path: str | Path | Source) -> Path | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..recipe.postprocessing import auto_layer
 from ..sources import parse_source
 from .plans import Results, ranked, searched
 from .protocol import Trial
@@ -25,7 +26,7 @@ _UPDATES = 30  # a run of fewer tells nothing: batch norms do not know their sta
 
 def layers_at(depths: Sequence[float], n_layers: int) -> list[int]:
     """The layers L that leave these parts of all layers as they are, no two the same, in the order of the depths."""
-    return list(dict.fromkeys(min(n_layers, math.floor(depth * n_layers) + 1) for depth in depths))
+    return list(dict.fromkeys(auto_layer(None, n_layers, depth) for depth in depths))
 
 
 @dataclass(frozen=True)

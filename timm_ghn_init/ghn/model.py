@@ -36,6 +36,10 @@ class GHN(nn.Module):
         heads: attention heads of the Graphormer.
         layers: of the Graphormer.
 
+    Attributes:
+        depth: the part of a network's layers, from 0 up to 1, before its post-processing begins, where that was chosen
+            for this GHN by measuring (see `recipe.postprocessing.auto_layer`); else None. Kept in its file's metadata.
+
     Example:
         >>> ghn = GHN(max_shape=(64, 64, 16, 16), num_classes=1000, weight_norm=True, ve=True, layernorm=True)
         >>> parameters = ghn.predict(trace(model))
@@ -57,6 +61,7 @@ class GHN(nn.Module):
         super().__init__()
         self.max_shape = m = tuple(max_shape)
         self.num_classes, self.weight_norm = num_classes, weight_norm
+        self.depth: float | None = None
         self.config: dict[str, Any] = {
             "max_shape": m,
             "num_classes": num_classes,

@@ -58,7 +58,7 @@ def make_plan(model: nn.Module, name: str, graph: Graph, ghn: GHN, source: Sourc
     seed = source.seed_or(seed)
     if not source.orth:
         return Plan(graph, names, skipped, 0, seed, [], [])
-    layer = auto_layer(name, len(list_layers(model))) if source.layer == "auto" else source.layer
+    layer = auto_layer(name, len(list_layers(model)), ghn.depth) if source.layer == "auto" else source.layer
     changed = to_process(model, layer)
     predicted = {id(model.get_parameter(n)) for n in names if graph.targets[n].whole}
     rest = [t.name for t in changed if id(t.weight) not in predicted]

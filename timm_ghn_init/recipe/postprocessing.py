@@ -22,6 +22,7 @@ from .orthogonal import orthogonalize_
 
 # architecture -> (its number of layers, the layer L tuned by the paper's authors, in the numbering of `list_layers`)
 _TUNED_LAYERS = {"resnet50": (54, 37), "convnext_base": (113, 94)}
+_GUESS = 0.75  # of the layers
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_WORKERS = 3  # each holds one float32 copy of its layer: memory stays within three times the largest layer
 _NOISE_BLOCK = 1 << 18  # values drawn at once
@@ -59,20 +60,24 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
             yield f"{name}.weight".lstrip("."), module, weight
 
 
-def auto_layer(architecture: str | None, n_layers: int) -> int:
+def auto_layer(architecture: str | None, n_layers: int, depth: float | None = None) -> int:
     """The layer L to start from when the user names none.
 
     Args:
         architecture: timm or torchvision name; a timm tag (`.fb_in1k`) is ignored. None where there is no name.
         n_layers: `len(list_layers(model))`.
+        depth: the part of the layers to leave as they are, from 0 up to 1, as it was chosen for a GHN (`GHN.depth`).
 
     Returns:
-        The paper's tuned value where there is one (resnet50: 37 of 54 layers, convnext_base: 94 of 113), provided the
-        model has the same number of layers. Otherwise the first of the last quarter of the layers, which is a guess:
-        it lies near the tuned values (69% and 83% of the depth) and nobody has tuned it.
+        The first layer beyond `depth`. For a GHN without one, the paper's tuned value where there is one (resnet50: 37
+        of 54 layers, convnext_base: 94 of 113), provided the model has the same number of layers. Otherwise the first
+        of the last quarter of the layers, which is a guess: it lies near the tuned values (69% and 83% of the depth)
+        and nobody has tuned it.
     """
+    if depth is not None:
+        return math.floor(depth * n_layers) + 1
     tuned_for, layer = _TUNED_LAYERS.get((architecture or "").partition(".")[0], (None, 0))
-    return layer if tuned_for == n_layers else n_layers - math.ceil(n_layers / 4) + 1
+    return layer if tuned_for == n_layers else auto_layer(None, n_layers, _GUESS)
 
 
 def check(
