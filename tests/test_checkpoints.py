@@ -519,8 +519,8 @@ def test_a_home_that_cannot_be_written(server: FileServer, tmp_path: Path, monke
 
 
 def test_a_full_disk(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> str:
-        write(tmp_path / "home" / "ghn2.tmp", b"half")
+    def full(path: Path, *_: Any) -> str:
+        write(path, b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "write_ghn", full)
@@ -558,16 +558,18 @@ def test_a_connection_that_brings_nothing(server: FileServer, tmp_path: Path, co
     server.cut = [50_000, 0]
     with pytest.raises(CheckpointError, match=r"ended early.*Try again"):
         fetch("ghn2")
-    assert kept(tmp_path) == ["ghn2_imagenet.pt.part"]
+    (part,) = kept(tmp_path)
+    assert part.endswith(".part") and (tmp_path / "home" / part).stat().st_size == 50_000
     server.requests.clear()
     assert same(load_ghn("ghn2"), small())
     assert server.gets() == ["bytes=50000-"]
+    assert len(kept(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("size", [10, 2**22], ids=["shorter", "longer"])
 def test_a_beginning_of_another_file(server: FileServer, tmp_path: Path, size: int) -> None:
     (tmp_path / "home").mkdir()
-    write(tmp_path / "home" / "ghn2_imagenet.pt.part", b"x" * size)
+    write(tmp_path / "home" / f".timm-ghn-init-{KNOWN['ghn2'].blob}-abc.part", b"x" * size)
     assert same(load_ghn("ghn2"), small())
     assert server.gets()[0] == f"bytes={size}-"
     assert server.gets()[-1] is None
@@ -699,13 +701,16 @@ def test_eight_threads_fetch_one_file(server: FileServer, tmp_path: Path) -> Non
 
 def test_killed_in_the_middle_of_a_download(processes: Any, server: FileServer, tmp_path: Path, content: bytes) -> None:
     server.gate = threading.Event()  # the second half does not come
-    part = tmp_path / "home" / "ghn2_imagenet.pt.part"
+
+    def arrived() -> int:
+        return sum(part.stat().st_size for part in (tmp_path / "home").glob("*.part"))
+
     with fetchers(processes, server, tmp_path, 1) as ((process,), _):
         deadline = time.monotonic() + 60
-        while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
+        while not arrived() and time.monotonic() < deadline:
             time.sleep(0.01)
     assert process.exitcode == -9
-    have = part.stat().st_size
+    have = arrived()
     assert 0 < have <= len(content) // 2
     server.gate.set()
     server.gate = None

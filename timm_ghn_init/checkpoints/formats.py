@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..text import clean
 from .safetensors_header import header
 from .unpickle import LazyTensor, read_joblib
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 class CheckpointError(RuntimeError):
     """A GHN's file cannot be had, read or trusted. The message names the file, the cause and the way out."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(clean(message))
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from ..atomic import own_folder, replacing, resumable
 from ..ranks import agree
 from ..sources import DEFAULT, KNOWN, SHIPPED, KnownGHN, Source, parse_source
 from .download import DownloadError, download, git_blob_id, sha256
@@ -96,13 +97,9 @@ def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = 
         check_finite(tensor, name, path)
         return tensor.detach().float().cpu().contiguous()
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {name: partial(load, name, tensor) for name, tensor in ghn.state_dict().items()}
-    try:
+    with replacing(path) as temporary:
         write_ghn(temporary, ghn.config, tensors, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def fetch(name: str | Source, progress: bool | None = None) -> Path:
@@ -289,27 +286,33 @@ def _obtain(ghn: KnownGHN, progress: bool | None) -> Path:
     for path in _candidates(ghn):
         _logger.warning("%s was altered since it was written: removing it and fetching %s again.", path, ghn.name)
         path.unlink()
+    for old in (f"{ghn.name}.tmp", f"{ghn.file}.part"):  # what 0.1 called them
+        (home() / old).unlink(missing_ok=True)
     if ghn.hub:
         return _convert(_from_hub(ghn), ghn, progress)
-    path = home() / f"{ghn.file}.part"
-    _download_verified(ghn, path, progress)
-    try:
-        return _convert(path, ghn, progress)
-    finally:
-        path.unlink(missing_ok=True)
+    with resumable(home(), ghn.blob) as (path, file):
+        try:
+            _download_verified(ghn, path, file, progress)
+        except OSError:  # the disk is full, so what is in the way goes
+            file.truncate(0)
+            raise
+        try:
+            return _convert(path, ghn, progress)
+        finally:
+            file.truncate(0)
 
 
 def _url(ghn: KnownGHN) -> str:
     return f"{(os.environ.get('TIMM_GHN_ENDPOINT') or ghn.url).rstrip('/')}/{ghn.file}"
 
 
-def _download_verified(ghn: KnownGHN, path: Path, progress: bool | None) -> None:
-    """Download to `path`, from its beginning if what was there is of another file."""
+def _download_verified(ghn: KnownGHN, path: Path, file: BinaryIO, progress: bool | None) -> None:
+    """Download to a file, from its beginning if what was there is of another one."""
     url, resumed = _url(ghn), True
     while resumed:
-        resumed = path.exists()
+        resumed = path.stat().st_size > 0
         try:
-            download(url, path, progress)
+            download(url, file, progress)
         except DownloadError as error:
             raise CheckpointError(
                 f"{ghn.name}: {error}. Try again with a network (it goes on where it stopped), set TIMM_GHN_ENDPOINT "
@@ -318,10 +321,12 @@ def _download_verified(ghn: KnownGHN, path: Path, progress: bool | None) -> None
         blob = git_blob_id(path)
         if blob == ghn.blob:
             return
-        path.unlink()
+        with open(path, "rb") as sent:
+            size, head = path.stat().st_size, sent.read(16)
+        file.truncate(0)
     raise CheckpointError(
-        f"{ghn.name}: what {url} sent is not {ghn.file} (its git blob id is {blob}, not {ghn.blob}); it was removed. "
-        "A proxy may be in the way: download it by hand and use file:PATH."
+        f"{ghn.name}: what {url} sent is not {ghn.file} (its git blob id is {blob}, not {ghn.blob}; it is {size} bytes "
+        f"that begin with {head!r}); it was removed. A proxy may be in the way: download it by hand and use file:PATH."
     )
 
 
@@ -350,18 +355,13 @@ def _convert(path: Path, ghn: KnownGHN, progress: bool | None) -> Path:
         "paper": f"{ghn.paper} (arXiv:{ghn.arxiv})",
         "dataset": ghn.dataset,
     }
-    temporary = home() / f"{ghn.name}.tmp"
-    try:
-        with open_ghn(path) as file:
-            bar = tqdm(desc=f"Converting {ghn.name}", total=len(file.tensors), delay=1, disable=_disable(progress))
-            with bar:
-                tensors = {name: partial(_load_counted, file, name, bar) for name in file.tensors}
-                digest = write_ghn(temporary, file.config, tensors, metadata)
-        target = home() / f"{_prefix(ghn)}{digest[:16]}.safetensors"
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
+    with own_folder(home()) as folder, open_ghn(path) as file:
+        bar = tqdm(desc=f"Converting {ghn.name}", total=len(file.tensors), delay=1, disable=_disable(progress))
+        with bar:
+            tensors = {name: partial(_load_counted, file, name, bar) for name in file.tensors}
+            digest = write_ghn(folder / "converted", file.config, tensors, metadata)
+        target = home() / f"{_prefix(ghn)}{digest[:16]}.safetensors"  # that is known only now
+        return (folder / "converted").replace(target)
 
 
 def _load_counted(file: GHNFile, name: str, bar: Any) -> "torch.Tensor":

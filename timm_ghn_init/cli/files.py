@@ -1,11 +1,11 @@
 """Files and folders that a command writes."""
 
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from ..atomic import replacing, replacing_folder
 from .messages import UserError
 
 
@@ -48,39 +48,20 @@ def _check_writable(folder: Path, output: Path) -> None:
 @contextmanager
 def writing(output: Path) -> Iterator[Path]:
     """A file to write that becomes `output` when it is complete."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    with _write_errors(output):
-        try:
-            yield temporary
-            os.replace(temporary, output)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+    with _write_errors(output), replacing(output) as temporary:
+        yield temporary
 
 
 @contextmanager
 def writing_folder(output: Path) -> Iterator[Path]:
     """A folder to fill whose files become those of `output` when all of them are complete."""
-    within = output if output.is_dir() else output.parent  # on one file system with what it becomes
-    temporary = within / f".{output.name}.{os.getpid()}.tmp"
-    with _write_errors(output):
-        try:
-            temporary.mkdir()
-            yield temporary
-            if within != output:
-                os.replace(temporary, output)
-            else:
-                for file in sorted(temporary.iterdir()):
-                    os.replace(file, output / file.name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with _write_errors(output), replacing_folder(output) as temporary:
+        yield temporary
 
 
 @contextmanager
 def _write_errors(output: Path) -> Iterator[None]:
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{output} cannot be written: {error}") from error
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror or error}") from error

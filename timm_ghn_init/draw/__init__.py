@@ -7,9 +7,9 @@ cross. All three formats are drawn from the same layout.
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
+from ..atomic import replacing
 from ..graph import Graph
 from .compose import layout
 from .dot import as_dot
@@ -45,17 +45,6 @@ def draw(graph: Graph, path: str | os.PathLike[str], title: str | None = None) -
     render = FORMATS.get(path.suffix.lower())
     if render is None:
         raise ValueError(f"{path}: a graph is drawn as .svg, .png or .dot, by the suffix of the file.")
-    _write(path, render(graph, layout(graph, clean(title or "Primitive graph"))))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of the file or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    content = render(graph, layout(graph, clean(title or "Primitive graph")))
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

@@ -1,13 +1,14 @@
 """The state of a run that may be killed."""
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..atomic import replace_by_torch
 
 _logger = logging.getLogger(__name__)
 
@@ -45,10 +46,5 @@ class Checkpoint:
         if time.monotonic() - self._written < self.seconds:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        try:
-            torch.save({**state(), "key": self.key, "resumed": self.resumed}, temporary)
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_by_torch(self.path, {**state(), "key": self.key, "resumed": self.resumed})
         self._written = time.monotonic()

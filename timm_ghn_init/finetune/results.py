@@ -1,13 +1,14 @@
 """Results in a file of one JSON object a line, which several processes may share."""
 
 import json
-import os
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from ..atomic import append
 
 Record = dict[str, Any]
 
@@ -38,15 +39,8 @@ class Runs:
         """Add a line; it is on disk when this returns."""
         from filelock import FileLock
 
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        with FileLock(f"{self.path}.lock"), self.path.open("ab+") as file:
-            if file.tell() > 0:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a line that was cut off when a machine went down
-                    line = b"\n" + line
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        with FileLock(f"{self.path}.lock"):
+            append(self.path, json.dumps(record, allow_nan=False).encode())
 
     @contextmanager
     def claim(self, key: str) -> Iterator[bool]:

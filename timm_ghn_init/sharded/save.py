@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..atomic import own_folder
 from ..checkpoints.safetensors_header import header
 from ..graph import model_name
 from ..report import InitReport
@@ -84,7 +86,7 @@ class _Writer:
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._path, self._stack = path, ExitStack()
         # Large dtypes first: each tensor begins at a multiple of its own.
         ordered = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))
         self._entries = {n: (tuple(tensors[n].shape), tensors[n].dtype) for n in ordered}
@@ -96,6 +98,7 @@ class _Writer:
         """Open a temporary file. What is told about the tensors goes into its metadata."""
         self._about = about
         text, self._starts = self._header("0" * 64)  # the digest is known at the end
+        self._temporary = self._stack.enter_context(own_folder(self._path.parent)) / self._path.name
         self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed by `finish`)
         self._file.write(text)
 
@@ -115,6 +118,8 @@ class _Writer:
         text, _ = self._header(self._digest.hexdigest())
         self._try(lambda: self._file.seek(0))
         self._try(lambda: self._file.write(text))
+        self._try(self._file.flush)
+        self._try(lambda: os.fsync(self._file.fileno()))
         self._try(self._file.close)
         if self._error is None:
             self._try(lambda: self._temporary.replace(self._path))
@@ -123,7 +128,7 @@ class _Writer:
 
     def clean_up(self) -> None:
         """Leave nothing behind but the finished file."""
-        self._temporary.unlink(missing_ok=True)
+        self._stack.close()
 
     def _header(self, digest: str) -> tuple[bytes, dict[str, int]]:
         return header(self._entries, metadata_of(self._about, digest))

@@ -25,6 +25,7 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..atomic import append, replace_by_torch, replacing
 from ..checkpoints.load import load_ghn, save_ghn
 from ..ghn import GHN
 from ..images.batches import Images, open_images
@@ -182,8 +183,8 @@ class Trainer:
         """Write the checkpoint, and the GHN as a file that `load_ghn` reads; each replaces its predecessor whole."""
         if self.rank:
             return
-        temporary = self.folder / f"{CHECKPOINT}.tmp"
-        torch.save(
+        replace_by_torch(
+            self.folder / CHECKPOINT,
             {
                 "config": json.dumps(asdict(self.config)),
                 "state": asdict(self.state),
@@ -191,9 +192,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "world": self.world,
             },
-            temporary,
         )
-        temporary.replace(self.folder / CHECKPOINT)
         save_ghn(self.ghn, self.folder / RESULT, self.metadata())
 
     def metadata(self) -> dict[str, str]:
@@ -328,8 +327,7 @@ class _Meter:
         means = {name: value / self.count for name, value in self.sums.items()}
         self.text = " ".join(f"{name} {value:.3f}" for name, value in means.items())
         row = {"step": state.step, "seconds": state.seconds, "lr": lr, "skipped_steps": state.skipped_steps} | means
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow({k: f"{v:.6g}" for k, v in row.items()})
+        append(self.path, ",".join(f"{row[c]:.6g}" if c in row else "" for c in COLUMNS).encode())
         self.sums, self.count = {}, 0
 
 
@@ -339,8 +337,8 @@ def _truncate(path: Path, step: int) -> None:
     if step and path.exists():
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -8,15 +8,12 @@ lock only keeps several processes from predicting the same weights at once, and 
 import logging
 import os
 import re
-import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from stat import S_ISDIR
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import uuid4
 
+from ..atomic import remove_abandoned, replacing
 from ..checkpoints.load import home
 from .files import WeightsError, plain, read, save
 
@@ -27,9 +24,7 @@ _logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = "10GB"
 _PATIENCE = 600.0  # seconds to wait for another process before doing its work as well
-_ABANDONED = 3600.0  # seconds after it was made, a folder to write in belongs to nobody
 _NAME = re.compile(r"[0-9a-f]{64}-[a-z0-9_]+\.safetensors")
-_TEMPORARY = re.compile(r"\.[0-9a-f]{64}-[a-z0-9_]+\.[0-9a-f]{32}\.tmp")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 _unwritable: set[Path] = set()  # folders that the user has been warned of
@@ -114,7 +109,7 @@ def fill(name: str, parts: "Mapping[str, Tensor]", make: Callable[[], object], a
 
 def entries() -> list[Entry]:
     """The files of the cache, the one that was not used for longest first."""
-    return sorted(_found(_NAME), key=lambda entry: entry.used)
+    return sorted(_found(), key=lambda entry: entry.used)
 
 
 def prune(limit: int) -> list[Entry]:
@@ -123,7 +118,7 @@ def prune(limit: int) -> list[Entry]:
     Returns:
         What was removed.
     """
-    removed = [e for e in _found(_TEMPORARY) if time.time() - e.used > _ABANDONED and _remove(e)]
+    removed = _abandoned()
     kept = entries()
     total = sum(e.size for e in kept)
     for entry in kept:
@@ -137,7 +132,12 @@ def prune(limit: int) -> list[Entry]:
 
 def clear() -> list[Entry]:
     """Remove all files of the cache, and no others. Returns what was removed."""
-    return [entry for pattern in (_TEMPORARY, _NAME) for entry in _found(pattern) if _remove(entry)]
+    return _abandoned() + [entry for entry in entries() if _remove(entry)]
+
+
+def _abandoned() -> list[Entry]:
+    """Removed: what killed processes left behind."""
+    return [Entry(path, size, 0.0) for path, size in remove_abandoned(folder())]
 
 
 def _fill_from(path: Path, parts: "Mapping[str, Tensor]") -> None:
@@ -161,20 +161,14 @@ def _store(path: Path, parts: "Mapping[str, Tensor]", about: Mapping[str, Any], 
     if size > limit:
         _logger.info("Cache: %d bytes are more than its limit of %d, so they are not kept.", size, limit)
         return
-    temporary = path.with_name(f".{path.stem}.{uuid4().hex}.tmp")  # a folder: safetensors has temporary files as well
     try:
         prune(limit - size)
-        temporary.mkdir()
-        save(temporary / path.name, plain(parts), {"name": path.stem, **about})
-        with open(temporary / path.name, "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary / path.name, path)
+        with replacing(path) as temporary:
+            save(temporary, plain(parts), {"name": path.stem, **about})
     except Exception as error:  # a full disk, a dtype that the format does not know: the weights are there all the same
         level = logging.DEBUG if path.parent in _unwritable else logging.WARNING
         _unwritable.add(path.parent)
         _logger.log(level, "Cache: the model is initialised, but its weights cannot be kept in %s: %s", folder(), error)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -199,28 +193,20 @@ def _locked(path: Path) -> Iterator[None]:
             lock.release()
 
 
-def _found(pattern: re.Pattern[str]) -> Iterator[Entry]:
+def _found() -> Iterator[Entry]:
     """What has one of our own names in our own folder; a link counts as itself."""
     with suppress(OSError), os.scandir(folder()) as found:
         for file in found:
-            if pattern.fullmatch(file.name) and file.is_dir(follow_symlinks=False) == (pattern is _TEMPORARY):
+            if _NAME.fullmatch(file.name) and not file.is_dir(follow_symlinks=False):
                 with suppress(OSError):  # gone meanwhile
-                    yield _entry(Path(file.path))
-
-
-def _entry(path: Path) -> Entry:
-    stat = path.lstat()
-    size = sum(p.lstat().st_size for p in path.iterdir()) if S_ISDIR(stat.st_mode) else stat.st_size
-    return Entry(path, size, stat.st_mtime)
+                    stat = file.stat(follow_symlinks=False)
+                    yield Entry(Path(file.path), stat.st_size, stat.st_mtime)
 
 
 def _remove(entry: Entry) -> bool:
     """Whether it could be removed."""
     try:
-        if entry.path.is_dir() and not entry.path.is_symlink():
-            shutil.rmtree(entry.path)
-        else:
-            entry.path.unlink()
+        entry.path.unlink()
     except OSError:
         return False
     return True

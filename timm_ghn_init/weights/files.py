@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import os
 import platform
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..text import clean
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -21,6 +24,9 @@ METADATA_KEY = "timm_ghn_init"
 
 class WeightsError(RuntimeError):
     """A file of weights is damaged, or not one of ours. The message names the file and the cause."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(clean(message))
 
 
 def state_dict(model: "nn.Module") -> "dict[str, Tensor]":
@@ -71,14 +77,25 @@ def save(path: Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) 
         about: plain values for JSON, how the weights came about. Their `digest` is added as "digest".
 
     Raises:
-        OSError, SafetensorError: the file cannot be written, or a dtype that the format does not know.
+        OSError: the file cannot be written.
+        SafetensorError: a dtype that the format does not know.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path.touch()
     mode = path.stat().st_mode
-    save_file(dict(tensors), path, metadata_of(about, digest(tensors)))
+    try:
+        save_file(dict(tensors), path, metadata_of(about, digest(tensors)))
+    except SafetensorError as error:
+        raise _as_os_error(error, path) from error
     path.chmod(mode)  # that of any new file; some versions of safetensors let nobody but the owner read theirs
+
+
+def _as_os_error(error: Exception, path: Path) -> Exception:
+    """What the system said, where the library only quotes it."""
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(path)) if code else error
 
 
 def read(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":

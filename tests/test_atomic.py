@@ -1,0 +1,383 @@
+"""Files and folders are written whole or not at all: under full disks, kills, races and links that somebody planted."""
+
+import errno
+import os
+import signal
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from timm_ghn_init import atomic
+from timm_ghn_init.atomic import append, own_folder, remove_abandoned, replace_by_torch, replacing, replacing_folder
+
+resource = pytest.importorskip("resource")
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A full disk, made by the kernel."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def in_child(do: Callable[[], object]) -> int:
+    """The exit status of a forked process that does something; minus the signal that killed it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            do()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+# Files
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert stat.S_IMODE(temporary.parent.stat().st_mode) == 0o700
+        assert temporary.parent.parent == tmp_path
+    assert path.read_text() == "new"
+    assert listing(tmp_path) == ["x"]
+
+
+def test_what_goes_wrong_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    with largest_file(1000), pytest.raises(OSError, match=r"too large: '.*/x'$") as error, replacing(path) as temporary:
+        temporary.write_bytes(b"a" * 2000)
+    assert error.value.errno == errno.EFBIG
+    with pytest.raises(FileNotFoundError, match=r"'.*/nowhere/x'$"), replacing(tmp_path / "nowhere" / "x"):
+        pass
+    assert path.read_text() == "old"
+    assert listing(tmp_path) == ["x"]
+
+
+def test_a_link_at_the_target_is_replaced_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "x").symlink_to("victim")
+    with replacing(tmp_path / "x") as temporary:
+        temporary.write_text("new")
+    assert not (tmp_path / "x").is_symlink()
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_the_longest_name_that_the_system_takes(tmp_path: Path) -> None:
+    with replacing(tmp_path / ("y" * 255)) as temporary:
+        temporary.write_text("new")
+    assert listing(tmp_path) == ["y" * 255]
+
+
+def test_torch_on_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    replace_by_torch(path, {"a": torch.ones(3)})
+    with largest_file(4000), pytest.raises(OSError) as error:
+        replace_by_torch(path, {"a": torch.zeros(10_000)})
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path))
+    assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
+    assert listing(tmp_path) == ["x.pt"]
+
+
+def test_a_line_is_added_whole_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    append(path, b"one")
+    append(path, b"two")
+    with largest_file(12), pytest.raises(OSError, match="too large"):
+        append(path, b"a line that does not fit")
+    assert path.read_bytes() == b"one\ntwo\n"
+    path.write_bytes(b"one\ncut o")
+    append(path, b"two")
+    assert path.read_bytes() == b"one\ncut o\ntwo\n"
+
+
+# What killed processes leave
+
+
+def test_what_a_killed_process_leaves_goes_with_the_next(tmp_path: Path) -> None:
+    def work() -> None:
+        with own_folder(tmp_path) as own:
+            (own / "half").write_text("half")
+            die()
+
+    assert in_child(work) == -signal.SIGKILL
+    assert len(listing(tmp_path)) == 1
+    with replacing(tmp_path / "x") as temporary:
+        temporary.write_text("new")
+    assert listing(tmp_path) == ["x"]
+
+
+def test_what_is_being_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where two processes of two containers have the same number."""
+    monkeypatch.setattr(os, "getpid", lambda: 4321)
+    with own_folder(tmp_path) as own:
+        (own / "half").write_text("half")
+        os.utime(own, (0, 0))
+        with own_folder(tmp_path) as other:
+            assert own != other
+            assert in_child(lambda: remove_abandoned(tmp_path) and die()) == 0
+            assert (own / "half").exists() and other.exists()
+        assert remove_abandoned(tmp_path) == []
+        assert listing(tmp_path) == [own.name]
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("why", ["no locks", "another machine"])
+def test_what_may_be_in_use_is_left_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    if why == "no locks":
+        monkeypatch.setattr(atomic, "fcntl", None)
+        with own_folder(tmp_path) as own:
+            name = own.name
+    else:
+        name = ".timm-ghn-init-00000000-abc.tmp"
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "half").write_text("half")
+    assert remove_abandoned(tmp_path) == []
+    os.utime(folder, (0, 0))
+    assert remove_abandoned(tmp_path) == []  # somebody writes to a file in it
+    os.utime(folder / "half", (0, 0))
+    assert [path for path, _ in remove_abandoned(tmp_path)] == [folder]
+    assert listing(tmp_path) == []
+
+
+def test_only_what_is_ours_by_name_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "precious").write_text("precious")
+    (tmp_path / ".timm-ghn-init-00000000-abc.tmp").symlink_to("victim")
+    (tmp_path / ".timm-ghn-init-notes").write_text("mine")
+    (tmp_path / ".x.4321.tmp").write_text("mine")
+    before = listing(tmp_path)
+    for name in before:
+        os.utime(tmp_path / name, (0, 0), follow_symlinks=False)
+    assert remove_abandoned(tmp_path) == []
+    assert listing(tmp_path) == before
+    assert (tmp_path / "victim" / "precious").exists()
+
+
+# Folders
+
+
+def fill(folder: Path, text: str) -> None:
+    for name in ("config", "weights"):
+        (folder / name).write_text(text)
+
+
+def content(folder: Path) -> set[str]:
+    return {(folder / name).read_text() for name in ("config", "weights")}
+
+
+def write(folder: Path, text: str) -> None:
+    with replacing_folder(folder) as new:
+        fill(new, text)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    write(tmp_path / "out", "old")
+    return tmp_path / "out"
+
+
+def test_a_folder_is_made(out: Path) -> None:
+    assert content(out) == {"old"}
+    assert stat.S_IMODE(out.stat().st_mode) == 0o777 & ~umask()
+    assert listing(out.parent) == ["out"]
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_folder_is_replaced_in_one_step(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is renamed, before and after it the files of the folder belong together."""
+    seen = []
+
+    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
+        def act(*args: Any, **options: Any) -> Any:
+            seen.append(content(out))
+            try:
+                return real(*args, **options)
+            finally:
+                seen.append(content(out))
+
+        return act
+
+    for owner, name in ((os, "rename"), (os, "replace"), (os, "unlink"), (atomic, "_swap")):
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
+    out.chmod(0o750)
+    (out / "notes").write_text("mine")
+    write(out, "new")
+    assert seen[0] == {"old"} and seen[-1] == content(out) == {"new"}
+    assert all(len(texts) == 1 for texts in seen)
+    assert (out / "notes").read_text() == "mine"
+    assert stat.S_IMODE(out.stat().st_mode) == 0o750
+    assert listing(out.parent) == ["out"] and listing(out) == ["config", "notes", "weights"]
+
+
+def test_a_folder_is_left_as_it_was(out: Path) -> None:
+    with largest_file(100), pytest.raises(OSError, match=r"too large: '.*/out'$"), replacing_folder(out) as new:
+        fill(new, "new")
+        (new / "weights").write_bytes(b"a" * 200)
+    assert in_child(lambda: killed_while_filling(out)) == -signal.SIGKILL
+    assert content(out) == {"old"}
+    assert len(listing(out.parent)) == 2
+    write(out, "new")
+    assert listing(out.parent) == ["out"]
+
+
+def killed_while_filling(out: Path) -> None:
+    with replacing_folder(out) as new:
+        fill(new, "new")
+        die()
+
+
+@pytest.mark.parametrize("why", ["no swap", "working directory", "folder in it", "parent read-only"])
+def test_a_folder_that_cannot_be_swapped(out: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are replaced one by one; those of two models are never there together."""
+    if why == "no swap":
+        monkeypatch.setattr(atomic, "_swap", lambda *_: False)
+    elif why == "working directory":
+        monkeypatch.chdir(out)
+    elif why == "folder in it":
+        (out / "sub").mkdir()
+        (out / "sub" / "notes").write_text("mine")
+    else:
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != out.parent)
+    inode = out.stat().st_ino
+    write(Path(".") if why == "working directory" else out, "new")
+    assert content(out) == {"new"}
+    assert out.stat().st_ino == inode
+    assert listing(out.parent) == ["out"]
+    assert listing(out) == ["config", *["sub"] * (why == "folder in it"), "weights"]
+    assert why != "folder in it" or (out / "sub" / "notes").read_text() == "mine"
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(NotADirectoryError):
+        write(tmp_path / "out", "new")
+    assert listing(tmp_path) == ["out"] and (tmp_path / "out").read_text() == "mine"
+
+
+def test_eight_processes_write_one_folder(tmp_path: Path) -> None:
+    def work(number: int) -> None:
+        for _ in range(10):
+            write(tmp_path / "out", str(number))
+
+    children = []
+    for number in range(8):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                work(number)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 8
+    assert len(content(tmp_path / "out")) == 1
+    assert listing(tmp_path) == ["out"]
+
+
+def test_eight_threads_write_one_file(tmp_path: Path) -> None:
+    def work() -> None:
+        with replacing(tmp_path / "x") as temporary:
+            temporary.write_text("new")
+        done.append(1)
+
+    done: list[int] = []
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 8
+    assert listing(tmp_path) == ["x"]
+
+
+# Files that are gone on with
+
+
+def receive(folder: Path, text: bytes, fail: bool = False) -> bytes:
+    """Add something to what is there, and return what is there then."""
+    with atomic.resumable(folder, "abc") as (path, file):
+        file.seek(0, os.SEEK_END)
+        file.write(text)
+        result = path.read_bytes()
+        if fail:
+            raise ConnectionError
+    return result
+
+
+def interrupted(folder: Path, text: bytes) -> Path:
+    with pytest.raises(ConnectionError):
+        receive(folder, text, fail=True)
+    return next(folder.glob("*.part"))
+
+
+def test_what_came_is_kept_until_all_has(tmp_path: Path) -> None:
+    part = interrupted(tmp_path, b"one ")
+    assert stat.S_IMODE(part.stat().st_mode) == 0o600
+    assert interrupted(tmp_path, b"two ") == part
+    assert receive(tmp_path, b"three") == b"one two three"
+    assert listing(tmp_path) == []
+    with pytest.raises(ConnectionError):
+        receive(tmp_path, b"", fail=True)
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("what", ["link", "hard link", "pipe", "folder", "link to nowhere"])
+def test_what_was_planted_is_not_gone_on_with(tmp_path: Path, what: str) -> None:
+    part = interrupted(tmp_path, b"one")
+    part.unlink()
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    {
+        "link": lambda: part.symlink_to("victim"),
+        "hard link": lambda: os.link(victim, part),
+        "pipe": lambda: os.mkfifo(part),
+        "folder": part.mkdir,
+        "link to nowhere": lambda: part.symlink_to("nowhere"),
+    }[what]()
+    assert receive(tmp_path, b"two") == b"two"
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_parts_of_other_files_go_when_they_are_a_day_old(tmp_path: Path) -> None:
+    part = interrupted(tmp_path, b"one")
+    assert remove_abandoned(tmp_path) == []
+    os.utime(part, (0, 0))
+    assert receive(tmp_path, b" two") == b"one two"  # this very file is gone on with, however old
+    os.utime(interrupted(tmp_path, b"one"), (0, 0))
+    with replacing(tmp_path / "x") as temporary:
+        temporary.write_text("new")
+    assert listing(tmp_path) == ["x"]

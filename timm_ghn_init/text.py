@@ -1,0 +1,41 @@
+"""Text from outside, made fit to be shown.
+
+File names, metadata, what servers and libraries say: all of it may hold characters that steer a terminal or forge a
+line of a log, passwords and tokens. Errors and log messages show it through `clean`; the loggers of this package, which
+`logger` makes, do so by themselves.
+"""
+
+import logging
+import os
+import re
+
+# A proxy or mirror may be named with a user and a password.
+_IN_ADDRESSES = re.compile(r"(?<=://)\S*@")  # some forget to write / as %2F
+_TOKEN = re.compile(r"\bhf_\w{8,}")
+
+
+def clean(value: object, most: int | None = None) -> str:
+    """Something as one line of characters that can be printed, without the passwords of addresses and Hub tokens.
+
+    Args:
+        value: anything; what is shown is its `str`.
+        most: cut to so many characters.
+    """
+    text = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in str(value))
+    text = _TOKEN.sub("hf_***", _IN_ADDRESSES.sub("***@", text))
+    return text if most is None or len(text) <= most else f"{text[:most]}..."
+
+
+def logger(name: str) -> logging.Logger:
+    """The logger of a module; text, paths and errors among the arguments of its messages are cleaned."""
+    result = logging.getLogger(name)
+    if _clean_arguments not in result.filters:
+        result.addFilter(_clean_arguments)
+    return result
+
+
+def _clean_arguments(record: logging.LogRecord) -> bool:
+    if isinstance(record.args, tuple):
+        outside = (str, os.PathLike, BaseException)
+        record.args = tuple(clean(a) if isinstance(a, outside) else a for a in record.args)
+    return True
