@@ -80,6 +80,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
             HF_HUB_OFFLINE=False,
         )
         monkeypatch.setattr(timm_ghn_init.weights.hub, "_warned", set())
+        monkeypatch.setattr(timm_ghn_init.weights.hub, "_unreachable", {})
         monkeypatch.setenv("HF_TOKEN", "hf_mytoken")
         monkeypatch.delenv("TIMM_GHN_HUB", raising=False)
         huggingface_hub.utils.disable_progress_bars()

@@ -603,6 +603,12 @@ def test_no_network(
         assert same(create(f"{source}?hub=me"), create(source))
     (warning,) = warnings_in(caplog)
     assert "HF_HUB_OFFLINE=1" in warning
+
+    def asked(*_: object, **__: object) -> None:
+        pytest.fail("it waits for the network again")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", asked)
+    create(f"{source}?hub=me")
     create(f"{source}?hub=me&push=1")
     assert "but not pushed" in warnings_in(caplog)[1]
 

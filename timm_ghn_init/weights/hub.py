@@ -7,6 +7,7 @@ a branch that is called by their key, so that nothing is ever in the way of anyt
 All transfer goes through `huggingface_hub`, and so do its token, cache, proxies, timeouts and environment variables.
 """
 
+import inspect
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sources import is_namespace
+from ..text import clean, logger
 from .files import METADATA_KEY, WeightsError, read
 
 if TYPE_CHECKING:
@@ -24,13 +26,14 @@ if TYPE_CHECKING:
     from ..graph import Target
     from ..sources import Source
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MAIN = "main"
 
 _MAX_CONFIG = 1 << 20  # bytes
 _warned: set[tuple[str, int | None]] = set()  # (organisation, HTTP status): said once in a process
+_unreachable: dict[str, Exception] = {}  # endpoint -> why: nobody waits for a network a second time
 
 
 class HubError(RuntimeError):
@@ -41,7 +44,7 @@ class HubError(RuntimeError):
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(clean(message))
         self.status = status
 
 
@@ -177,28 +180,45 @@ def _fetch(repo: str, file: str, revision: str) -> Path | None:
     Raises:
         HubError: the Hub refuses, or it cannot be reached and there is no copy.
     """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import constants, hf_hub_download
 
-    unreachable = None
+    unreachable = _unreachable.get(constants.ENDPOINT)
     try:
         # Asked beforehand, because where there is no network `hf_hub_download` keeps trying for half a minute.
-        found = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
-        if not (_is_plain(found.etag) and _is_plain(found.commit_hash)):  # it names files after them
-            raise HubError(f"{repo}@{revision}: what answered for {file} is not the Hub.")
+        if unreachable is None and not _is_there(repo, file, revision):
+            return None
     except HubError:
         raise
     except Exception as error:  # they have no common base
-        if _is_missing(error):
-            return None
         if not _is_unreachable(error):
             raise hub_error(f"{repo} cannot be looked up", error) from None
         unreachable = error
+        if status_of(error) is None and not (isinstance(error, ValueError) or constants.HF_HUB_OFFLINE):
+            _unreachable[constants.ENDPOINT] = error.with_traceback(None)
     try:
         return Path(hf_hub_download(repo, file, revision=revision, local_files_only=unreachable is not None))
     except Exception as error:
         if unreachable and constants.HF_HUB_OFFLINE:
             return None
         raise hub_error(f"{repo}@{revision}: {file} cannot be had", unreachable or error) from None
+
+
+def _is_there(repo: str, file: str, revision: str) -> bool:
+    """Whether the Hub has a file. Raises whatever huggingface_hub does where it cannot say so."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import get_session
+
+    if "retry_on_errors" not in inspect.signature(get_hf_file_metadata).parameters:  # some of these versions retry
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    try:
+        found = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
+    except Exception as error:
+        if _is_missing(error):
+            return False
+        raise
+    if not (_is_plain(found.etag) and _is_plain(found.commit_hash)):  # it names files after them
+        raise HubError(f"{repo}@{revision}: what answered for {file} is not the Hub.")
+    return True
 
 
 def _is_plain(name: str | None) -> bool:
@@ -245,15 +265,15 @@ def hub_error(what: str, error: Exception, token: str | None = None) -> HubError
     status = status_of(error)
     default = "Try again later, or set HF_HUB_OFFLINE=1 to go without the Hub."
     said = getattr(error, "server_message", None) or str(error) or type(error).__name__
-    cause = " ".join(without_tokens(said, token).split())[:300]
+    cause = without_tokens(said, token)[:300]
     code = f"{status}: " if status else ""
     return HubError(f"{what} ({code}{cause}). {_WAYS_OUT.get(status or 0, default)}", status)
 
 
 def without_tokens(text: str, *tokens: str | None) -> str:
-    """A text without the user's token, whoever wrote it there."""
+    """A text, `clean` and without the user's token, whoever wrote it there."""
     from huggingface_hub import get_token
 
     for token in filter(None, (*tokens, os.environ.get("HF_TOKEN"), get_token())):
         text = text.replace(token, "***")
-    return re.sub(r"\bhf_\w{8,}", "hf_***", text)
+    return clean(text)
