@@ -386,14 +386,12 @@ def test_a_run_that_diverges_ends() -> None:
 
 
 def test_bfloat16_and_moving_average() -> None:
-    plain = run(TINY, device="cpu", progress=False)
-    low = run(replace(TINY, amp=True), device="cpu", progress=False)
+    gentle = replace(TINY, lr=0.002)  # larger steps make a twentieth of the loss out of how bfloat16 is rounded
+    plain = run(gentle, device="cpu", progress=False)
+    low = run(replace(gentle, amp=True), device="cpu", progress=False)
     assert low["curves"]["train_loss"] != plain["curves"]["train_loss"]
-    for loss, as_well, tolerance in zip(
-        low["curves"]["train_loss"], plain["curves"]["train_loss"], (0.05, 0.1), strict=True
-    ):
-        assert loss == pytest.approx(as_well, rel=tolerance)  # apart they drift, on some processors by 0.055
-    averaged = run(replace(TINY, ema_decay=0.9), device="cpu", progress=False)
+    assert low["curves"]["train_loss"] == pytest.approx(plain["curves"]["train_loss"], rel=0.02)
+    averaged = run(replace(gentle, ema_decay=0.9), device="cpu", progress=False)
     assert averaged["curves"]["train_loss"] == plain["curves"]["train_loss"]
     assert averaged["test_loss"] != plain["test_loss"]
 
