@@ -12,12 +12,14 @@ import timm
 import torch
 from sharded_job import CHECKS, VIT
 from torch import nn
+from torch.distributed.tensor import Replicate, Shard
 
 from timm_ghn_init import init_model
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph import trace
 from timm_ghn_init.own_init.values import own_values
-from timm_ghn_init.sharded.create import blocks_of
+from timm_ghn_init.sharded.create import blocks_of, shard_blocks
+from timm_ghn_init.sharded.layout import _box
 from timm_ghn_init.sharded.post import owners
 
 WORLDS = (1, 2, 4, -2)
@@ -120,6 +122,29 @@ class Routed(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x)
         return self.head(self.conv(x, torch.sigmoid(self.routing(x.mean((2, 3))))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("mesh", [(1,), (3,), (5,), (2, 3), (3, 2)])
+def test_boxes_are_what_chunks_leave(mesh: tuple[int, ...]) -> None:
+    """Sharding is `torch.chunk`, dimension of the mesh by dimension of the mesh."""
+    for shape in itertools.product((1, 5, 8), (1, 3, 4)):
+        whole = torch.arange(shape[0] * shape[1]).view(shape)
+        for placements in itertools.product((Shard(0), Shard(1), Replicate()), repeat=len(mesh)):
+            for rank, coordinate in enumerate(itertools.product(*map(range, mesh))):
+                part = whole
+                for placement, count, index in zip(placements, mesh, coordinate, strict=True):
+                    if isinstance(placement, Shard):
+                        chunks = part.chunk(count, placement.dim)
+                        part = chunks[index] if index < len(chunks) else part.narrow(placement.dim, 0, 0)
+                box = _box(shape, mesh, rank, placements)
+                assert torch.equal(box.of(whole), part)
+                assert box.size == tuple(part.shape)
+
+
+def test_sharding_without_fsdp2_names_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("torch.distributed.fsdp.fully_shard", raising=False)
+    with pytest.raises(ImportError, match=r"create_sharded needs .*PyTorch 2\.6; this is"):
+        shard_blocks(nn.Linear(2, 2))
 
 
 def test_owners_share_the_work() -> None:

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_aten = torch.ops.aten
-
 
 def infer(func: Any, args: Any) -> Any:
     """What `func(*args)` returns on the meta device, or None if that is not a plain case."""
@@ -143,29 +141,25 @@ def _roll(x: Tensor, *others: Any) -> Tensor:
     return _new(x, x.shape)
 
 
-_RULES: dict[Any, Callable[..., Any]] = {
-    **dict.fromkeys(
-        (
-            *(
-                _aten.relu.default,
-                _aten.gelu.default,
-                _aten.silu.default,
-                _aten.hardswish.default,
-                _aten.hardsigmoid.default,
-            ),
-            *(_aten.leaky_relu.default, _aten.elu.default, _aten.hardtanh.default, _aten.mish.default),
-        ),
-        _elementwise,
-    ),
-    **dict.fromkeys((_aten.relu_.default, _aten.silu_.default, _aten.hardswish_.default), _elementwise_),
-    **dict.fromkeys((_aten.add.Tensor, _aten.mul.Tensor, _aten.sub.Tensor), _binary),
-    **dict.fromkeys((_aten.add_.Tensor, _aten.mul_.Tensor, _aten.sub_.Tensor), _binary_),
-    _aten._softmax.default: _softmax,
-    _aten._safe_softmax.default: _softmax,
-    _aten.convolution.default: _convolution,
-    _aten.mm.default: _mm,
-    _aten.addmm.default: _addmm,
-    _aten.native_layer_norm.default: _layer_norm,
-    _aten.native_batch_norm.default: _batch_norm,
-    _aten.roll.default: _roll,
-}
+# By name, since not every PyTorch has them all.
+_NAMES: tuple[tuple[str, Callable[..., Any]], ...] = (
+    ("relu gelu silu hardswish hardsigmoid leaky_relu elu hardtanh mish", _elementwise),
+    ("relu_ silu_ hardswish_", _elementwise_),
+    ("add.Tensor mul.Tensor sub.Tensor", _binary),
+    ("add_.Tensor mul_.Tensor sub_.Tensor", _binary_),
+    ("_softmax _safe_softmax", _softmax),
+    ("convolution", _convolution),
+    ("mm", _mm),
+    ("addmm", _addmm),
+    ("native_layer_norm", _layer_norm),
+    ("native_batch_norm", _batch_norm),
+    ("roll", _roll),
+)
+
+
+def _operator(name: str) -> Any:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.aten, packet, None), overload or "default", None)
+
+
+_RULES = {func: rule for names, rule in _NAMES for name in names.split() if (func := _operator(name)) is not None}

@@ -78,8 +78,10 @@ def create_sharded(
 
 def shard_blocks(model: nn.Module, **options: Any) -> None:
     """Apply `fully_shard` to each of a model's `blocks_of`, then to the model."""
-    from torch.distributed.fsdp import fully_shard
-
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError as error:
+        raise ImportError(f"create_sharded needs fully_shard, so PyTorch 2.6; this is {torch.__version__}.") from error
     for name in [*reversed(list(blocks_of(model))), ""]:  # from the inside out
         fully_shard(model.get_submodule(name), **options)
 

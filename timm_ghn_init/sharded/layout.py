@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 
 
 class Box(NamedTuple):
@@ -62,8 +61,15 @@ class Layout:
 
 @lru_cache(maxsize=1 << 14)
 def _box(shape: tuple[int, ...], mesh: tuple[int, ...], rank: int, placements: tuple[Any, ...]) -> Box:
-    coordinate = [int(c) for c in np.unravel_index(rank, mesh)]
-    return Box(*reversed(_compute_local_shape_and_global_offset(shape, mesh, coordinate, placements)))
+    offset, size = [0] * len(shape), list(shape)
+    for placement, parts, index in zip(placements, mesh, np.unravel_index(rank, mesh), strict=True):
+        if isinstance(placement, Shard):  # as `torch.chunk`; the next dimension of the mesh cuts what this one leaves
+            dim = placement.dim
+            part = -(-size[dim] // parts)
+            start = min(int(index) * part, size[dim])
+            offset[dim] += start
+            size[dim] = min(part, size[dim] - start)
+    return Box(tuple(offset), tuple(size))
 
 
 def mesh_of(model: nn.Module) -> DeviceMesh | None:
