@@ -3,6 +3,7 @@
 import gzip
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -287,3 +288,10 @@ def test_damaged_fashion_mnist(damage: Callable[[Path], Any], message: str, tmp_
     damage(tmp_path / "train-images-idx3-ubyte.gz")
     with pytest.raises(DatasetError, match=message):
         load("fashion-mnist", 32, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "package"), [("digits", "sklearn.datasets"), ("cifar10", "torchvision.datasets")])
+def test_a_missing_package_is_named_with_our_extra(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DatasetError, match=r"pip install 'timm-ghn-init\[finetune\]'"):
+        load(name, 8)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from timm_ghn_init.images.datasets import DatasetError, load
 from timm_ghn_init.images.formula import FormulaImages
 from timm_ghn_init.training import evaluate as evaluation
 from timm_ghn_init.training.evaluate import Score, evaluate, summary
-from timm_ghn_init.training.loop import TrainConfig, Trainer, TrainingError
+from timm_ghn_init.training.loop import TrainConfig, Trainer, TrainingError, _adamw
 from timm_ghn_init.training.networks import KINDS, MAX_MACS, SPLITS, Network, Record, build, network, sample, within
 
 TINY = {"max_shape": [8, 8, 3, 3], "weight_norm": True, "ve": True, "layernorm": True, "hid": 8}
@@ -468,12 +469,37 @@ def test_train_and_evaluate_from_the_command_line(tmp_path: Path, capsys: pytest
     assert result["chance"] == 0.25 and len(result["scores"]) == 8 + 9 + 6
 
 
+def test_where_there_is_no_fused_optimiser_the_plain_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the CPU before PyTorch 2.4; one step has the same result, but for rounding."""
+
+    def step() -> torch.Tensor:
+        p = torch.nn.Parameter(torch.arange(4.0))
+        p.grad = torch.ones(4)
+        optimizer = _adamw([p], 0.1, 0.01)
+        optimizer.step()
+        fused.append(bool(optimizer.defaults["fused"]))
+        return p.detach()
+
+    class Unfused(torch.optim.AdamW):
+        def __init__(self, *args: Any, fused: bool | None = None, **kwargs: Any) -> None:
+            if fused:
+                raise RuntimeError("`fused=True` requires all the params to be on another device")
+            super().__init__(*args, **kwargs)
+
+    fused: list[bool] = []
+    expected = step()
+    monkeypatch.setattr(torch.optim, "AdamW", Unfused)
+    torch.testing.assert_close(step(), expected)
+    assert fused == [True, False]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train-ghn", "--data", "nowhere"], "no data set or folder 'nowhere'"),
         (["train-ghn", "--time-budget", "soon"], "no time such as 90m"),
-        (["eval-ghn", "nothing.safetensors"], "nothing.safetensors"),
+        (["eval-ghn", "nothing.safetensors"], "nothing.safetensors: no such file"),
+        (["eval-ghn", "ghn2-ort"], "Did you mean ghn2-orth"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

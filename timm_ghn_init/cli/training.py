@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from ..sources import is_source
 from .arguments import Command, seconds, whole
 from .messages import mistakes, table
 from .models import read_device, read_source
@@ -104,4 +105,7 @@ def eval_ghn(args: argparse.Namespace) -> int:
 
 
 def _as_source(text: str) -> str:
-    return f"file:{text}" if Path(text).is_file() else text
+    """Names as they are, paths with `file:`, also those that lead nowhere: whoever reads it then says so."""
+    path = Path(text)
+    is_path = path.is_file() or (not is_source(text) and (path.suffix or len(path.parts) > 1))
+    return f"file:{text}" if is_path else text

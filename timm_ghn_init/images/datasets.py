@@ -18,6 +18,8 @@ from . import DatasetError
 from .folder import Files, find_images, read_image
 from .split import Split, mixed
 
+_INSTALL = "pip install 'timm-ghn-init[finetune]'"
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -72,7 +74,7 @@ def _digits(size: int, folder: Path) -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DatasetError("The digits come with scikit-learn: pip install scikit-learn.") from error
+        raise DatasetError(f"The digits come with scikit-learn: {_INSTALL}.") from error
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16
     images = F.interpolate(images, (size, size), mode="bilinear").mul(255).round().to(torch.uint8)
@@ -85,7 +87,7 @@ def _cifar10(size: int, folder: Path) -> Dataset:
     try:
         from torchvision.datasets import CIFAR10
     except ImportError as error:
-        raise DatasetError("CIFAR-10 is read by torchvision: pip install torchvision.") from error
+        raise DatasetError(f"CIFAR-10 is read by torchvision: {_INSTALL}.") from error
     try:
         parts = [CIFAR10(str(folder), train=train, download=True) for train in (True, False)]
     except Exception as error:  # of urllib, of the file system, of a damaged file
@@ -124,7 +126,7 @@ def _download_fashion_mnist(folder: Path) -> None:
     try:
         from torchvision.datasets import FashionMNIST
     except ImportError as error:
-        raise DatasetError("Fashion-MNIST is downloaded by torchvision: pip install torchvision.") from error
+        raise DatasetError(f"Fashion-MNIST is downloaded by torchvision: {_INSTALL}.") from error
     try:
         FashionMNIST(str(folder), download=True)
     except Exception as error:  # of urllib, of the file system

@@ -128,9 +128,7 @@ class Trainer:
         self.images: Images = open_images(config.data, config.num_classes, data_dir)
         torch.manual_seed(config.seed)
         self.ghn = GHN(num_classes=self.images.num_classes, **config.ghn).to(self.device).train()
-        self.optimizer = torch.optim.AdamW(
-            self.ghn.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = _adamw(list(self.ghn.parameters()), config.lr, config.weight_decay)
         if config.start is not None:
             self._begin_from(config.start)
         self.state = State()
@@ -350,3 +348,11 @@ def _ranks() -> tuple[int, int]:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _adamw(parameters: list[torch.nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """In one kernel for all parameters, where this PyTorch has one for their device."""
+    try:
+        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
+    except RuntimeError:
+        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
