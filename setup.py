@@ -35,9 +35,12 @@ class ReproducibleSdist(sdist):
             return member
 
         path = f"{base_name}.tar.gz"
-        with open(path, "wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=int(epoch)) as packed:
-            with tarfile.open(fileobj=packed, mode="w", dereference=True) as tar:
-                tar.add(base_dir, filter=plain)  # folders in alphabetical order
+        with (
+            open(path, "wb") as file,
+            gzip.GzipFile("", "wb", fileobj=file, mtime=int(epoch)) as packed,
+            tarfile.open(fileobj=packed, mode="w", dereference=True) as tar,
+        ):
+            tar.add(base_dir, filter=plain)  # folders in alphabetical order
         return path
 
 
