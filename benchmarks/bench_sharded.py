@@ -39,7 +39,7 @@ from timm_ghn_init.ghn import GHN
 from timm_ghn_init.recipe.plan import make_plan
 from timm_ghn_init.recipe.postprocessing import auto_layer, list_layers, process_weight, to_process
 from timm_ghn_init.sharded import exchange, post
-from timm_ghn_init.sharded.create import shard_blocks
+from timm_ghn_init.sharded.blocks import shard_blocks
 from timm_ghn_init.sharded.post import owners
 from timm_ghn_init.sources import parse_source
 

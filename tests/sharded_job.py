@@ -29,7 +29,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 import timm_ghn_init
 from timm_ghn_init import CheckpointError, TraceError, init_model, load_ghn
 from timm_ghn_init.recipe.postprocessing import process_weight
-from timm_ghn_init.sharded import initialise, post
+from timm_ghn_init.sharded import place as initialise
+from timm_ghn_init.sharded import post
 from timm_ghn_init.sharded.exchange import local
 from timm_ghn_init.weights import files as weights
 

@@ -18,7 +18,7 @@ from timm_ghn_init import init_model
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph import trace
 from timm_ghn_init.own_init.values import own_values
-from timm_ghn_init.sharded.create import blocks_of, shard_blocks
+from timm_ghn_init.sharded.blocks import blocks_of, shard_blocks
 from timm_ghn_init.sharded.layout import _box
 from timm_ghn_init.sharded.post import owners
 

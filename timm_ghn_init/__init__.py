@@ -11,12 +11,12 @@ from .sources import Source, list_sources, parse_source
 
 if TYPE_CHECKING:
     from .checkpoints.load import CheckpointError, fetch, load_ghn, save_ghn
+    from .create import create_sharded
     from .ghn import GHN
     from .graph import Graph, TraceError, trace
     from .initialize import init_model
     from .recipe.postprocessing import postprocess
     from .report import InitReport
-    from .sharded.create import create_sharded
     from .sharded.save import save_sharded
     from .weights.hub import HubError
     from .weights.push import push_model
@@ -38,7 +38,7 @@ _LAZY = {
     "postprocess": "recipe.postprocessing",
     "push_model": "weights.push",
     "InitReport": "report",
-    "create_sharded": "sharded.create",
+    "create_sharded": "create",
     "save_sharded": "sharded.save",
 }
 

@@ -119,7 +119,7 @@ def initialise(
     """
     name, ghn = model_name(model), options.ghn
     if any(hasattr(p, "device_mesh") for p in model.parameters()):
-        from .sharded.initialise import initialise as initialise_sharded  # needs PyTorch's distributed engine
+        from .sharded.place import initialise as initialise_sharded  # needs PyTorch's distributed engine
 
         return initialise_sharded(model, source, options)
     fresh, without_memory = None, on_meta(model)

@@ -17,9 +17,9 @@ from ..graph import model_name
 from ..report import InitReport
 from ..weights.files import add_to_digest, metadata_of, provenance
 from .exchange import Exchange
-from .initialise import TIMEOUT
 from .layout import layout_of
 from .meeting import Meeting
+from .place import TIMEOUT
 
 
 def save_sharded(
