@@ -84,7 +84,7 @@ def count_memory() -> Callable[[], int]:
     rise, run = [0], post.PostProcessing.run
 
     def measured(self: Any, *args: Any) -> None:
-        for name in self._plan.final:  # the model's own memory, which nothing has touched so far
+        for name in self._tiles:  # the model's own memory, which nothing has touched so far
             exchange.local(self._model.get_parameter(name)).zero_()
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 17)  # what is freed goes back at once: memory in use is counted, no more

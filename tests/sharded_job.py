@@ -27,9 +27,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import timm_ghn_init
-from timm_ghn_init import CheckpointError, TraceError, init_model, load_ghn
+from timm_ghn_init import CheckpointError, TraceError, init_model, initialize, load_ghn
 from timm_ghn_init.recipe.postprocessing import process_weight
-from timm_ghn_init.sharded import place as initialise
 from timm_ghn_init.sharded import post
 from timm_ghn_init.sharded.exchange import local
 from timm_ghn_init.weights import files as weights
@@ -361,11 +360,11 @@ def a_source_that_is_not_there(job: Job) -> None:
 def a_source_that_only_rank_0_has(job: Job) -> None:
     model = place(build("tied"), job.mesh, [Shard(0)])
     if job.rank != 0:
-        initialise.load_ghn = None  # type: ignore[assignment]
+        initialize.load_ghn = None  # type: ignore[assignment]
     try:
         job.init(model, "tied")
     finally:
-        initialise.load_ghn = load_ghn
+        initialize.load_ghn = load_ghn
     same(model, job.expected("tied"))
 
 

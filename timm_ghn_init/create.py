@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from .initialize import Options
+from .initialize import initialise
 from .own_init.deferred import DeferredInit, deferred_init
 from .own_init.stand_ins import named_tensors
+from .recipe.options import Options
 from .sharded.blocks import shard_blocks
-from .sharded.place import initialise
 from .sources import Source, parse_source
 from .weights.timm_config import note_source
 
@@ -70,7 +70,7 @@ def create_sharded(
             build = partial(timm.create_model, model_name, **timm_kwargs)
             return _constructed(build, deferred, names, source.seed_or(seed))
 
-    report = initialise(model, source, Options(seed=seed, device=device, timeout=timeout), constructed)
+    report = initialise(model, source, Options(seed=seed, device=device, timeout=timeout), constructed=constructed)
     note_source(model, report)
     model.ghn_report = report  # type: ignore[assignment]
     return model

@@ -46,7 +46,7 @@ def initialise(
     seed: int | None = None,
     device: torch.device | str | None = None,
     progress: bool | None = None,
-    settle: Callable[[list[nn.Parameter]], object] | None = None,
+    give_memory: Callable[[list[str]], object] = lambda names: None,
 ) -> InitReport:
     """Initialise a model in place with "rand" or "orth".
 
@@ -59,7 +59,7 @@ def initialise(
         seed: of everything that is drawn. Default: the source's own, else 0.
         device: where to orthogonalise; as in `postprocess`.
         progress: show progress bars; as in `postprocess`.
-        settle: as in `timm_ghn_init.initialize.initialise`.
+        give_memory: called before anything is written, with the names of what will be; as in `Place`.
 
     Returns:
         What was drawn (`predicted`), what was orthogonalised (`postprocessed`) and what was left.
@@ -72,8 +72,7 @@ def initialise(
     layer = 1 if source.layer == "auto" else source.layer
     check(model, layer=layer, beta=0.0, overwritten={n for n, _ in model.named_parameters()})
     writes = _plan(model, seed)
-    if settle is not None:
-        settle([w.parameter for w in writes])
+    give_memory([w.name for w in writes])
 
     start = time.perf_counter()
     with one_thread_each(_MAX_WORKERS) as map_:

@@ -19,7 +19,9 @@ class Plan(NamedTuple):
         names: parameters to predict.
         skipped: the others -> why not.
         layer: the first to post-process, counted from 1; 0 without post-processing.
-        seed: of the post-processing's noise.
+        beta: scale of the post-processing's noise, Eq. (1).
+        orthogonal: whether Eq. (2) follows.
+        seed: of the noise.
         changed: names of the weights to post-process.
         rest: those of `changed` whose result follows from the model's own values as well.
     """
@@ -28,6 +30,8 @@ class Plan(NamedTuple):
     names: list[str]
     skipped: dict[str, str]
     layer: int
+    beta: float
+    orthogonal: bool
     seed: int
     changed: list[str]
     rest: list[str]
@@ -57,12 +61,13 @@ def make_plan(model: nn.Module, name: str, graph: Graph, ghn: GHN, source: Sourc
         raise TraceError(f"{name}: {source} predicts none of its parameters: {skipped}")
     seed = source.seed_or(seed)
     if not source.orth:
-        return Plan(graph, names, skipped, 0, seed, [], [])
+        return Plan(graph, names, skipped, 0, 0.0, False, seed, [], [])
     layer = auto_layer(name, len(list_layers(model)), ghn.depth) if source.layer == "auto" else source.layer
     changed = to_process(model, layer)
     predicted = {id(model.get_parameter(n)) for n in names if graph.targets[n].whole}
     rest = [t.name for t in changed if id(t.weight) not in predicted]
-    return Plan(graph, names, skipped, layer, seed, [t.name for t in changed], rest)
+    changed_names = [t.name for t in changed]
+    return Plan(graph, names, skipped, layer, source.beta, source.orthogonal, seed, changed_names, rest)
 
 
 def _choose(graph: Graph, ghn: GHN, source: Source) -> tuple[list[str], dict[str, str]]:

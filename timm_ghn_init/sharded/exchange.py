@@ -32,7 +32,7 @@ class Exchange:
 
     def __init__(self, layout: Layout, model: str, timeout: float) -> None:
         self._layout, self._model, self._timeout = layout, model, timeout
-        self._device = communication_device(layout)
+        self._device = communication_device(layout.mesh)
         self._group = layout.mesh.get_group() if layout.mesh.ndim == 1 else None  # of two dimensions: the whole job
         self._operations: list[tuple[dist.P2POp, str, Callable[[], object]]] = []
 

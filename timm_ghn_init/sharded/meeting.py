@@ -10,6 +10,8 @@ import torch.distributed as dist
 
 from .layout import Layout
 
+TIMEOUT = 1800.0  # seconds; that of PyTorch itself, and longer than one rank computes at a layer
+
 _SLICE = 0.5  # seconds between two looks at whether another rank has failed
 
 

@@ -1,191 +1,173 @@
-"""The recipe for a model whose parameters are DTensors: every rank writes its own part, and post-processing is shared.
+"""A model whose parameters are DTensors: every rank holds a part of it, and writes that.
 
 A prediction is a small block for each parameter that repeats, so there is nothing to send for it: each rank has all
 blocks, and writes what lies in its part. Only post-processing needs whole weights (see `post`).
 """
 
-import copy
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.load import load_ghn, resolve_default
 from ..ghn import GHN, Tile
-from ..graph import Graph, TraceError, model_name, trace
-from ..initialize import Clock, Options, report_of
+from ..graph import Graph, TraceError, trace
 from ..own_init.stand_ins import meta_parameter, named_tensors, replaced
 from ..own_init.values import materialise, on_meta, own_values, warn_unset
-from ..recipe import assign
-from ..recipe.plan import Plan, make_plan
-from ..recipe.postprocessing import check
-from ..report import InitReport
-from ..sources import Source, parse_source
+from ..recipe.clock import Clock
+from ..recipe.options import Options
+from ..recipe.place import Place, T
+from ..recipe.plan import Plan
+from ..sources import Source
 from ..threads import one_thread
 from ..weights import cache as weights_cache
-from ..weights.key import ghn_digest
 from .exchange import Exchange, local
 from .layout import Layout, layout_of, mesh_of
-from .meeting import Meeting
+from .meeting import TIMEOUT, Meeting
 from .post import PostProcessing
 from .share import communication_device, share_ghn
 
 _logger = logging.getLogger(__name__)
 
-TIMEOUT = 1800.0  # seconds; that of PyTorch itself, and longer than one rank computes at a layer
 
-ValuesOf = Callable[[Sequence[str]], dict[str, Tensor]]
-
-
-def initialise(model: nn.Module, source: Source, options: Options, constructed: ValuesOf | None = None) -> InitReport:
-    """`init_model` for a model with DTensors among its parameters. All ranks of their mesh must call it.
+class Sharded(Place):
+    """A model whose parameters are DTensors. All ranks of their mesh must make one, and do the same with it.
 
     Args:
-        constructed: gives the values, whole and on the CPU, that the model's constructor would have given to parameters
-            and buffers of these names. Default: they get those of its `reset_parameters` and `init_weights`.
+        model: with at least one DTensor among its parameters; may be on the meta device.
+        name: of the model.
+        asked: the source, as the user named it.
+        options: of these all but `input_size`.
+        constructed: as in `initialize.initialise`.
 
     Raises:
-        As `init_model`.
-        RuntimeError: another rank has failed, did not come, or has another model or other arguments.
+        ValueError: this rank is not part of the mesh.
     """
-    name, ghn = model_name(model), options.ghn
-    _bring_back_shards(model)
-    mesh = mesh_of(model)
-    assert mesh is not None
-    members = [int(r) for r in mesh.mesh.flatten()]
-    here = members.index(torch.distributed.get_rank()) if torch.distributed.get_rank() in members else -1
-    if here < 0:
-        layout_of(model, name)  # raises
-    seconds = TIMEOUT if options.timeout is None else options.timeout
-    meeting = Meeting(name, members, here, seconds)
 
-    def begin() -> Any:
-        layout_of(model, name)
-        _refuse(name, source, options.cache)
-        return _load(source, options.progress, here) if ghn is None else None
-
-    loaded = meeting(f"rank {members[0]} fetches {source}" if ghn is None else "checks", begin)
-    layout = layout_of(model, name)
-    target = communication_device(layout) if options.device is None else torch.device(options.device)
-    asked = str(source.prediction)
-    source = parse_source(loaded[0]["source"]) if ghn is None else source.prediction
-    clock = Clock(target)
-    work = _Work(model, name, layout, source, target, clock, options.init_rest, constructed)
-    with torch.no_grad(), torch.autocast(target.type, enabled=False):
-        if ghn is None:
-            first = load_ghn(source, target) if layout.rank == 0 else None
-            ghn = clock("share", lambda: share_ghn(first, loaded[0]["config"], layout, target))
-            digest = ""
-        else:
-            ghn = ghn if ghn.device == target else copy.deepcopy(ghn).to(target)
-            digest = ghn_digest(ghn)
-        said = meeting(
-            "plan and checks",
-            lambda: {"source": asked, **work.prepare(ghn, options.input_size, options.seed, digest)},
-        )
-        _compare(name, said, members)
-        work.write()
-        if work.plan.changed:
-            post = PostProcessing(model, work.plan, source, work.tiles, layout, target)
-            exchange = Exchange(layout, name, seconds)
-            clock("postprocess", lambda: meeting("post-processing", lambda: post.run(exchange, options.progress)))
-    report = work.report()
-    _logger.log(logging.INFO if layout.rank == 0 else logging.DEBUG, "%s", report)
-    return report
-
-
-class _Work:
-    """What one rank does on its own."""
+    layout: Layout
 
     def __init__(
         self,
         model: nn.Module,
         name: str,
-        layout: Layout,
-        source: Source,
-        device: torch.device,
-        clock: Clock,
-        init_rest: bool | None,
-        constructed: ValuesOf | None,
+        asked: Source,
+        options: Options,
+        constructed: Callable[[Collection[str]], dict[str, Tensor]] | None = None,
     ) -> None:
-        self.model, self.name, self.layout, self.source = model, name, layout, source
-        self.device, self.clock, self.init_rest, self.constructed = device, clock, init_rest, constructed
-        self.plan: Plan
-        self.tiles: dict[str, Tile]
-        self.own: tuple[str, ...] = ()
-        self.unset: tuple[str, ...] = ()
+        self.model, self.name = model, name
+        self._asked, self._options, self._constructed = asked, options, constructed
+        _bring_back_shards(model)
+        mesh = mesh_of(model)
+        assert mesh is not None
+        self._members = [int(r) for r in mesh.mesh.flatten()]
+        if torch.distributed.get_rank() not in self._members:
+            layout_of(model, name)  # raises
+        rank = self._members.index(torch.distributed.get_rank())
+        self.first = rank == 0
+        self._timeout = TIMEOUT if options.timeout is None else options.timeout
+        self._meeting = Meeting(name, self._members, rank, self._timeout)
+        self.device = communication_device(mesh) if options.device is None else torch.device(options.device)
+        self.clock = Clock(self.device)
+        self._waiting = True
 
-    def prepare(self, ghn: GHN, input_size: Any, seed: int | None, digest: str) -> dict[str, str]:
-        """Plan, predict and check; nothing is written. Returns what all ranks must have in common."""
-        model, source, clock = self.model, self.source, self.clock
-        graph = clock("trace", lambda: _trace(model, input_size, ghn))
-        self.plan = plan = make_plan(model, self.name, graph, ghn, source, seed)
-        self._rest = self._rest_to_initialise(plan)
-        if source.orth:
-            without_values = {*plan.names, *self._rest}
-            check(model, plan.layer, source.beta, overwritten=without_values, look_at=_look_at)
-        z = clock("embed", lambda: ghn.embed(plan.graph))
-        self.tiles = clock("decode", lambda: ghn.decode(plan.graph, z, plan.names))
-        assign.check_finite(self.tiles, f"{self.name}, {source}")
+    def share(self, load: Callable[[], tuple[Source, GHN]]) -> tuple[Source, GHN]:
+        own = self._options.ghn is not None
+        loaded: tuple[Source, GHN] | None = None
+
+        def begin() -> Any:
+            nonlocal loaded
+            self.layout = layout_of(self.model, self.name)
+            _refuse(self.name, self._asked, self._options.cache)
+            if own or self.first:
+                loaded = load()
+                return None if own else {"source": asdict(loaded[0]), "config": loaded[1].config}
+            return None
+
+        said = self._meeting("checks" if own else f"rank {self._members[0]} fetches {self._asked}", begin)
+        if own:
+            assert loaded is not None
+            return loaded
+        mine = None if loaded is None else loaded[1]
+        ghn = self.clock("share", lambda: share_ghn(mine, said[0]["config"], self.layout, self.device))
+        return Source(**said[0]["source"]), ghn
+
+    def together(
+        self, topic: str, work: Callable[[], T], in_common: Callable[[T], Mapping[str, str]] | None = None
+    ) -> T:
+        results: list[T] = []
+
+        def begin() -> Any:
+            results.append(work())
+            return None if in_common is None else {**in_common(results[0]), **self._in_common()}
+
+        said = self._meeting(topic, begin)
+        if in_common is not None:
+            _compare(self.name, said, self._members)
+        return results[0]
+
+    def _in_common(self) -> dict[str, str]:
+        model = self.model
         placements = {n: [str(x) for x in p.placements] for n, p in model.named_parameters()}  # type: ignore[attr-defined]
         return {
-            "model": self.name,
-            "seed": str(plan.seed),
-            "init_rest": str(self.init_rest),
-            "plan (graph, shapes, dtypes, GHN)": plan.key(model, source, digest),
+            "init_rest": str(self._options.init_rest),
             "mesh": str(self.layout.mesh.mesh.tolist()),
             "placements": hashlib.sha256(json.dumps(placements).encode()).hexdigest(),
-            "what is on the meta device": hashlib.sha256(json.dumps(sorted(self._rest)).encode()).hexdigest(),
+            "what is on the meta device": hashlib.sha256(json.dumps(sorted(on_meta(model))).encode()).hexdigest(),
         }
 
-    def write(self) -> None:
-        """All that this rank can do alone: memory, the model's own initialisation, and the predictions."""
-        if on_meta(self.model):
-            materialise(self.model, communication_device(self.layout))
-        if self._rest:
-            self.clock("own", self._initialise_rest)
-        self.clock("write", self._write)
+    def trace(self, dialect: Literal["ghn2", "ghn3"], input_size: Any) -> Graph:
+        try:
+            with replaced(self.model, lambda name, tensor: meta_parameter(tensor)):
+                return trace(self.model, input_size, dialect, real=False)
+        except TraceError as error:
+            raise TraceError(f"{error}. If it needs real values: initialise the model before sharding it.") from None
 
-    def report(self) -> InitReport:
-        return report_of(
-            self.model, self.name, self.source, self.plan, self.device, self.clock, own=self.own, unset=self.unset
-        )
+    def look_at(self, weight: Tensor) -> Tensor:
+        to_come = weight.is_meta or (self._waiting and self._options.init_rest)
+        return weight.new_empty(0, device="cpu") if to_come else local(weight)  # type: ignore[arg-type]
 
-    def _rest_to_initialise(self, plan: Plan) -> list[str]:
-        if self.init_rest is False:
-            return []
-        whole = {n for n in plan.names if plan.graph.targets[n].whole}
-        tensors = on_meta(self.model) if self.init_rest is None else list(named_tensors(self.model))
-        return [n for n in tensors if n not in whole]
+    def give_memory(self, overwritten: list[str]) -> None:
+        self._waiting, without_memory = False, on_meta(self.model)
+        wanted = {None: without_memory, True: list(named_tensors(self.model)), False: []}[self._options.init_rest]
+        rest = [n for n in wanted if n not in set(overwritten)]
+        if without_memory:
+            materialise(self.model, communication_device(self.layout.mesh))
+        if rest:
+            self.clock("own", lambda: self._initialise(rest))
 
-    def _initialise_rest(self) -> None:
-        if self.constructed is not None:
-            values, self.unset = self.constructed(self._rest), ()
+    def _initialise(self, names: list[str]) -> None:
+        """The model's own values for parameters and buffers of these names."""
+        if self._constructed is not None:
+            values, self.unset = self._constructed(names), ()
         else:
-            values, self.unset = own_values(self.model, self._rest, self.plan.seed)
+            values, self.unset = own_values(self.model, names, self._asked.seed_or(self._options.seed))
         tensors = named_tensors(self.model)
         for name, value in values.items():
             tensor = tensors[name]
             if hasattr(tensor, "device_mesh"):
-                local(tensor).copy_(self.layout.own_box(tensor).of(value))  # type: ignore[arg-type]
+                local(tensor).copy_(self.layout.own_box(tensor).of(value))
             else:
                 tensor.copy_(value)
         self.own = tuple(n for n in values if n not in self.unset)
-        if self.layout.rank == 0:
+        if self.first:
             warn_unset(self.name, self.unset)
 
-    def _write(self) -> None:
-        final = set(self.plan.final)  # their owners build them anew
+    def write(self, tiles: dict[str, Tile], later: Collection[str]) -> None:
+        later = set(later)  # their owners build them anew
         with one_thread():
-            for name, tile in self.tiles.items():
-                if name not in final:
-                    parameter = self.model.get_parameter(name)
-                    part = local(parameter)
-                    tile.to(part.device).write_part_(part, self.layout.own_box(parameter).offset)
+            for name in [n for n in tiles if n not in later]:
+                parameter, tile = self.model.get_parameter(name), tiles.pop(name)
+                part = local(parameter)
+                tile.to(part.device).write_part_(part, self.layout.own_box(parameter).offset)
+
+    def postprocess(self, names: list[str], tiles: Mapping[str, Tile], plan: Plan, progress: bool | None) -> None:
+        post = PostProcessing(self.model, names, plan, tiles, self.layout, self.device)
+        exchange = Exchange(self.layout, self.name, self._timeout)
+        self._meeting("post-processing", lambda: post.run(exchange, progress))
 
 
 def _bring_back_shards(model: nn.Module) -> None:
@@ -208,26 +190,6 @@ def _refuse(name: str, source: Source, cache: bool | None) -> None:
         )
     if weights_cache.is_on(None):
         _logger.info("%s is sharded: TIMM_GHN_CACHE has no effect on it.", name)
-
-
-def _load(source: Source, progress: bool | None, rank: int) -> Any:
-    """On the first rank: which source it really is, and the config of its GHN."""
-    if rank != 0:
-        return None
-    source = resolve_default(source.prediction, progress)
-    return {"source": str(source), "config": load_ghn(source).config}
-
-
-def _trace(model: nn.Module, input_size: Any, ghn: GHN) -> Graph:
-    try:
-        with replaced(model, lambda name, tensor: meta_parameter(tensor)):
-            return trace(model, input_size, ghn.dialect, real=False)
-    except TraceError as error:
-        raise TraceError(f"{error}. If it needs real values: initialise the model before sharding it.") from None
-
-
-def _look_at(weight: Tensor) -> Tensor:
-    return weight.new_empty(0, device="cpu") if weight.is_meta else local(weight)  # type: ignore[arg-type]
 
 
 def _compare(name: str, said: list[dict[str, str]], members: list[int]) -> None:

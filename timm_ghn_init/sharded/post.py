@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..ghn import Tile
 from ..recipe.plan import Plan
 from ..recipe.postprocessing import cost, process_weight, progress_bar
-from ..sources import Source
 from ..threads import one_thread
 from .exchange import Exchange
 from .layout import Layout
@@ -33,38 +32,38 @@ class PostProcessing:
 
     Args:
         model: its parameters may still be without their prediction.
-        plan: what is to be done.
-        source: with which options.
-        tiles: the predictions.
+        names: the weights.
+        plan: with which options.
+        tiles: predictions that are not written yet; other weights are gathered.
         device: where to compute.
     """
 
     def __init__(
         self,
         model: nn.Module,
+        names: list[str],
         plan: Plan,
-        source: Source,
         tiles: Mapping[str, Tile],
         layout: Layout,
         device: torch.device,
     ) -> None:
-        self._model, self._plan, self._source, self._tiles = model, plan, source, tiles
+        self._model, self._names, self._plan, self._tiles = model, names, plan, tiles
         self._layout, self._device = layout, device
         self._failure: Exception | None = None
 
     @torch.no_grad()
     def run(self, exchange: Exchange, progress: bool | None) -> None:
-        """Post-process all layers of the plan.
+        """Post-process all of them.
 
         A rank whose computation fails goes on sending, so that no other waits for it, and raises at the end.
         """
-        rounds, rest = owners(self._model, self._plan.changed, self._layout.size), set(self._plan.rest)
+        rounds = owners(self._model, self._names, self._layout.size)
         show = progress if self._layout.rank == 0 else False
         under_way: list = []  # type: ignore[type-arg]
-        with one_thread(), progress_bar(show, len(self._plan.changed)) as advance:
+        with one_thread(), progress_bar(show, len(self._names)) as advance:
             for owner in rounds:
                 weights = {name: (self._model.get_parameter(name), rank) for name, rank in owner.items()}
-                gathered = exchange.gather({name: pair for name, pair in weights.items() if name in rest})
+                gathered = exchange.gather({name: pair for name, pair in weights.items() if name not in self._tiles})
                 mine = next((name for name, rank in owner.items() if rank == self._layout.rank), None)
                 whole = None if mine is None else self._compute(mine, gathered)
                 exchange.wait(under_way)
@@ -78,14 +77,14 @@ class PostProcessing:
             raise self._failure
 
     def _compute(self, name: str, gathered: Tensor | None) -> Tensor:
-        parameter, source = self._model.get_parameter(name), self._source
+        parameter, plan = self._model.get_parameter(name), self._plan
         whole = gathered
         try:
             if gathered is None:
                 whole = empty_for(parameter, self._device)
                 self._tiles[name].to(self._device).write_(whole)
             assert whole is not None
-            process_weight(whole, name, source.beta, source.orthogonal, self._plan.seed, self._device)
+            process_weight(whole, name, plan.beta, plan.orthogonal, plan.seed, self._device)
         except Exception as error:  # out of memory, for one
             self._failure = self._failure or RuntimeError(
                 f"{name}: {type(error).__name__}: {error}. The model is initialised in part: initialise it again."

@@ -18,8 +18,7 @@ from ..report import InitReport
 from ..weights.files import add_to_digest, metadata_of, provenance
 from .exchange import Exchange
 from .layout import layout_of
-from .meeting import Meeting
-from .place import TIMEOUT
+from .meeting import TIMEOUT, Meeting
 
 
 def save_sharded(

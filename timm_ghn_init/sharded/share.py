@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from ..ghn import GHN
 from .layout import Layout
@@ -35,7 +36,7 @@ def _broadcast(tensor: Tensor, layout: Layout) -> None:
     mesh = layout.mesh
     coordinate = mesh.get_coordinate()
     assert coordinate is not None
-    passed = tensor.to(communication_device(layout)).contiguous()
+    passed = tensor.to(communication_device(mesh)).contiguous()
     for dim in range(mesh.ndim):
         if not any(coordinate[dim + 1 :]):
             group = mesh.get_group(dim)
@@ -44,7 +45,7 @@ def _broadcast(tensor: Tensor, layout: Layout) -> None:
         tensor.copy_(passed)
 
 
-def communication_device(layout: Layout) -> torch.device:
+def communication_device(mesh: DeviceMesh) -> torch.device:
     """Where the tensors have to be that the mesh sends."""
-    kind = layout.mesh.device_type
+    kind = mesh.device_type
     return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)

@@ -1,0 +1,91 @@
+"""Where the values of a model lie: the one thing in which a whole and a sharded model differ."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..ghn import GHN, Tile
+from ..graph import Graph
+from ..sources import Source
+from .clock import Clock
+from .plan import Plan
+
+T = TypeVar("T")
+
+
+class Place(ABC):
+    """A model and its memory, for the recipe to work on.
+
+    Attributes:
+        model: whose values they are.
+        name: of the model, for messages.
+        device: where to decode and post-process.
+        clock: of this initialisation.
+        first: whether this process speaks, where several do the same.
+        own, unset: as in `InitReport`, once there is memory.
+    """
+
+    model: nn.Module
+    name: str
+    device: torch.device
+    clock: Clock
+    first = True
+    own: tuple[str, ...] = ()
+    unset: tuple[str, ...] = ()
+
+    @abstractmethod
+    def share(self, load: Callable[[], tuple[Source, GHN]]) -> tuple[Source, GHN]:
+        """The resolved source and its GHN, loaded once for all who work on this model."""
+
+    @abstractmethod
+    def together(
+        self, topic: str, work: Callable[[], T], in_common: Callable[[T], Mapping[str, str]] | None = None
+    ) -> T:
+        """Do a piece of work; where it fails for one who works on this model, it fails for all.
+
+        Args:
+            topic: what the work is, in words for messages.
+            work: writes no predicted value.
+            in_common: what of the result all of them must have in common, by what it is called.
+
+        Returns:
+            This process's own result.
+        """
+
+    @abstractmethod
+    def trace(self, dialect: Literal["ghn2", "ghn3"], input_size: Any) -> Graph:
+        """As `graph.trace`."""
+
+    @abstractmethod
+    def look_at(self, weight: Tensor) -> Tensor:
+        """What is there of a weight's values, in its dtype; nothing of those that are yet to come."""
+
+    @abstractmethod
+    def give_memory(self, overwritten: list[str]) -> None:
+        """Memory, and their own initialisation, for values that do not have it yet.
+
+        Args:
+            overwritten: names of the parameters that need none of the latter, because they will be written whole.
+        """
+
+    @abstractmethod
+    def write(self, tiles: dict[str, Tile], later: Collection[str]) -> None:
+        """Write predictions into the parameters, which keep identity, dtype, device and `requires_grad`.
+
+        Args:
+            tiles: by parameter name. What is written is taken out.
+            later: names of those that will be post-processed, and may wait until then.
+        """
+
+    @abstractmethod
+    def postprocess(self, names: list[str], tiles: Mapping[str, Tile], plan: Plan, progress: bool | None) -> None:
+        """Eq. (1) and (2) on these weights.
+
+        Args:
+            tiles: predictions that are not written yet.
+            plan: says with which options.
+            progress: as in `init_model`.
+        """

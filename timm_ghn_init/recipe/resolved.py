@@ -1,0 +1,34 @@
+"""A source, and what it stands for on this machine."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..ghn import GHN
+from ..sources import Source
+from ..weights.key import ghn_digest
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Made once, at the front door; whoever needs a source further down takes it from here.
+
+    Attributes:
+        asked: the source as the user named it.
+        source: the one that is really used, "ghn" resolved, without the keys that change nothing about the weights.
+        ghn: the hypernetwork, where it is to compute.
+        own: whether that is an object of the user's instead of what the source names.
+        cache: whether finished weights are kept on disk.
+        org: whose repositories on the Hub to look for them in; None for nobody's.
+    """
+
+    asked: Source
+    source: Source
+    ghn: GHN
+    own: bool = False
+    cache: bool = False
+    org: str | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """As `ghn_digest`."""
+        return ghn_digest(self.ghn, frozen=not self.own)
