@@ -34,14 +34,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from timm_ghn_init import init_model, load_ghn, save_ghn, trace
+from timm_ghn_init import init_model, load_ghn, parse_source, save_ghn, trace
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.recipe.plan import make_plan
 from timm_ghn_init.recipe.postprocessing import auto_layer, list_layers, process_weight, to_process
+from timm_ghn_init.recipe.resolved import Resolved
 from timm_ghn_init.sharded import exchange, post
 from timm_ghn_init.sharded.blocks import shard_blocks
 from timm_ghn_init.sharded.post import owners
-from timm_ghn_init.sources import parse_source
 
 CONFIG = {"max_shape": (64, 64, 16, 16), "num_classes": 1000, "weight_norm": True, "ve": True, "layernorm": True}
 Record = dict[str, Any]
@@ -177,11 +177,11 @@ def figure(values: list[float], digits: int) -> str:
 def paper_table(model: str, source: str, ranks: list[int], args: argparse.Namespace) -> str:
     with torch.device("meta"):
         built = timm.create_model(model)
-    ghn = load_ghn(source)
+    asked, ghn = parse_source(source), load_ghn(source)
     start = time.perf_counter()
     with torch.no_grad():
         graph = trace(built, None, ghn.dialect)
-        plan = make_plan(built, model, graph, ghn, parse_source(source), None)
+        plan = make_plan(built, model, graph, Resolved(asked, asked, ghn), None)
         ghn.decode(graph, ghn.embed(graph), plan.names)
     everywhere = time.perf_counter() - start
     rate = args.tflops * 1e12 if args.tflops else measured_rate()

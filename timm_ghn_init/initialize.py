@@ -117,7 +117,8 @@ def initialise(
         report = baselines.initialise(model, source, seed, options.device, options.progress, place.give_memory)
     else:
         place = Whole(model, name, seed, options, settle)
-        keep = weights_cache.is_on(source.cache if options.cache is None else options.cache)
+        wanted = source.cache if options.cache is None else options.cache
+        keep = weights_cache.is_on() if wanted is None else wanted
         org = hub.organisation(source) if options.ghn is None else None  # nobody else has a GHN of one's own
         report = recipe.initialise(place, _resolve(place, source, options, keep, org), options)
     _logger.log(logging.INFO if place.first else logging.DEBUG, "%s", report)

@@ -23,12 +23,12 @@ class Finished:
         cached, downloaded: whether the weights came from there.
     """
 
-    def __init__(self, place: Place, plan: Plan, resolved: Resolved) -> None:
-        self._place, self._plan, self._source = place, plan, resolved.source
-        self._cache = resolved.cache
+    def __init__(self, place: Place, plan: Plan) -> None:
+        self._place, self._plan = place, plan
+        resolved = plan.resolved
         self.key = self.repo = ""
         if resolved.cache or resolved.org:
-            self.key = plan.key(place.model, resolved.source, resolved.digest)
+            self.key = plan.key(place.model, resolved.digest)
         # On the Hub are final values, which are of no use where they follow from the prediction in part.
         if resolved.org and not set(plan.names) & set(plan.rest):
             self.repo = f"{resolved.org}/{hub.repo_name(place.name, resolved.source, resolved.digest)}"
@@ -50,10 +50,10 @@ class Finished:
                 predict()
             return not self.downloaded
 
-        if not self._cache:
+        if not self._plan.resolved.cache:
             make()
             return
-        about = {"model": place.name, "source": str(self._source), "device": str(place.device)}
+        about = {"model": place.name, "source": str(self._plan.source), "device": str(place.device)}
         file = f"{self.key}-{place.device.type}"
         self.cached = place.clock("cache", lambda: cache.fill(file, parts, make, about))
 
@@ -62,6 +62,6 @@ def find(
     model: nn.Module, resolved: Resolved, input_size: int | Sequence[Any] | None, seed: int | None
 ) -> tuple[str, str]:
     """The key of what would be predicted for a model, and the name of the Hub repository to look for it in."""
-    name, ghn, source = model_name(model), resolved.ghn, resolved.source
-    plan = make_plan(model, name, trace(model, input_size, ghn.dialect), ghn, source, seed)
-    return plan.key(model, source, resolved.digest), hub.repo_name(name, source, resolved.digest)
+    name, graph = model_name(model), trace(model, input_size, resolved.ghn.dialect)
+    plan = make_plan(model, name, graph, resolved, seed)
+    return plan.key(model, resolved.digest), hub.repo_name(name, resolved.source, resolved.digest)

@@ -9,29 +9,28 @@ from ..graph import Graph, TraceError
 from ..sources import Source
 from ..weights.key import weights_key
 from .postprocessing import auto_layer, list_layers, to_process
+from .resolved import Resolved
 
 
 class Plan(NamedTuple):
-    """What is predicted and post-processed in a model.
+    """What is predicted and post-processed in a model: all that the steps after it go by.
 
     Attributes:
+        resolved: what predicts.
         graph: of the model.
         names: parameters to predict.
         skipped: the others -> why not.
         layer: the first to post-process, counted from 1; 0 without post-processing.
-        beta: scale of the post-processing's noise, Eq. (1).
-        orthogonal: whether Eq. (2) follows.
-        seed: of the noise.
+        seed: of the post-processing's noise.
         changed: names of the weights to post-process.
         rest: those of `changed` whose result follows from the model's own values as well.
     """
 
+    resolved: Resolved
     graph: Graph
     names: list[str]
     skipped: dict[str, str]
     layer: int
-    beta: float
-    orthogonal: bool
     seed: int
     changed: list[str]
     rest: list[str]
@@ -41,12 +40,17 @@ class Plan(NamedTuple):
         """Those of `changed` whose result follows from the prediction alone."""
         return [name for name in self.changed if name not in self.rest]
 
-    def key(self, model: nn.Module, source: Source, ghn: str) -> str:
+    @property
+    def source(self) -> Source:
+        """The source that is really used."""
+        return self.resolved.source
+
+    def key(self, model: nn.Module, ghn: str) -> str:
         """As `weights_key`, for the GHN with this `ghn_digest`."""
-        return weights_key(model, ghn, self.graph, self.names, source, self.layer, self.seed, self.changed)
+        return weights_key(model, ghn, self.graph, self.names, self.source, self.layer, self.seed, self.changed)
 
 
-def make_plan(model: nn.Module, name: str, graph: Graph, ghn: GHN, source: Source, seed: int | None) -> Plan:
+def make_plan(model: nn.Module, name: str, graph: Graph, resolved: Resolved, seed: int | None) -> Plan:
     """Work out what a source does to a model, whose values do not matter: it may be on the meta device.
 
     Args:
@@ -56,18 +60,18 @@ def make_plan(model: nn.Module, name: str, graph: Graph, ghn: GHN, source: Sourc
     Raises:
         TraceError: nothing would be predicted.
     """
-    names, skipped = _choose(graph, ghn, source)
+    source = resolved.source
+    names, skipped = _choose(graph, resolved.ghn, source)
     if not names:
         raise TraceError(f"{name}: {source} predicts none of its parameters: {skipped}")
     seed = source.seed_or(seed)
     if not source.orth:
-        return Plan(graph, names, skipped, 0, 0.0, False, seed, [], [])
-    layer = auto_layer(name, len(list_layers(model)), ghn.depth) if source.layer == "auto" else source.layer
+        return Plan(resolved, graph, names, skipped, 0, seed, [], [])
+    layer = auto_layer(name, len(list_layers(model)), resolved.ghn.depth) if source.layer == "auto" else source.layer
     changed = to_process(model, layer)
     predicted = {id(model.get_parameter(n)) for n in names if graph.targets[n].whole}
     rest = [t.name for t in changed if id(t.weight) not in predicted]
-    changed_names = [t.name for t in changed]
-    return Plan(graph, names, skipped, layer, source.beta, source.orthogonal, seed, changed_names, rest)
+    return Plan(resolved, graph, names, skipped, layer, seed, [t.name for t in changed], rest)
 
 
 def _choose(graph: Graph, ghn: GHN, source: Source) -> tuple[list[str], dict[str, str]]:

@@ -20,11 +20,11 @@ from .resolved import Resolved
 
 def initialise(place: Place, resolved: Resolved, options: Options) -> InitReport:
     """Initialise a model with a prediction. Raises as `init_model` does."""
-    ghn, source, clock = resolved.ghn, resolved.source, place.clock
+    ghn, clock = resolved.ghn, place.clock
 
     def plan_and_check() -> Plan:
         graph = clock("trace", lambda: place.trace(ghn.dialect, options.input_size))
-        plan = make_plan(place.model, place.name, graph, ghn, source, options.seed)
+        plan = make_plan(place.model, place.name, graph, resolved, options.seed)
         _check(place, plan)
         return plan
 
@@ -36,7 +36,7 @@ def initialise(place: Place, resolved: Resolved, options: Options) -> InitReport
         """Section 2 of the paper."""
         z = clock("embed", lambda: ghn.embed(plan.graph))
         tiles = clock("decode", lambda: ghn.decode(plan.graph, z, plan.names))
-        assign.check_finite(tiles, f"{place.name}, {source}")
+        assign.check_finite(tiles, f"{place.name}, {plan.source}")
         return tiles
 
     def predict_and_write() -> None:
@@ -50,35 +50,34 @@ def initialise(place: Place, resolved: Resolved, options: Options) -> InitReport
             clock("postprocess", lambda: place.postprocess(names, tiles, plan, options.progress))
 
     with torch.no_grad(), torch.autocast(place.device.type, enabled=False):  # float32, whatever the caller trains in
-        plan = place.together("plan and checks", plan_and_check, lambda plan: _in_common(place, plan, resolved))
-        finished = Finished(place, plan, resolved)
+        plan = place.together("plan and checks", plan_and_check, lambda plan: _in_common(place, plan))
+        finished = Finished(place, plan)
         place.together("memory", give_memory)
         finished.fill(predict_and_write)
         postprocess(plan.rest, {})
-    return _report(place, plan, resolved, finished)
+    return _report(place, plan, finished)
 
 
 def _check(place: Place, plan: Plan) -> None:
     if plan.layer:
-        check(place.model, plan.layer, plan.beta, overwritten=plan.names, look_at=place.look_at)
+        check(place.model, plan.layer, plan.source.beta, overwritten=plan.names, look_at=place.look_at)
 
 
-def _in_common(place: Place, plan: Plan, resolved: Resolved) -> dict[str, str]:
-    """What all who work on a model must have in common. Where they were given the GHN, they have."""
+def _in_common(place: Place, plan: Plan) -> dict[str, str]:
+    """What all who work on a model must have in common. Where the GHN was shared, they have that."""
+    resolved = plan.resolved
     return {
         "source": str(resolved.asked.prediction),
         "model": place.name,
         "seed": str(plan.seed),
-        "plan (graph, shapes, dtypes, GHN)": plan.key(
-            place.model, resolved.source, resolved.digest if resolved.own else ""
-        ),
+        "plan (graph, shapes, dtypes, GHN)": plan.key(place.model, resolved.digest if resolved.own else ""),
     }
 
 
-def _report(place: Place, plan: Plan, resolved: Resolved, finished: Finished) -> InitReport:
+def _report(place: Place, plan: Plan, finished: Finished) -> InitReport:
     return InitReport(
         model=place.name,
-        source=str(resolved.source),
+        source=str(plan.source),
         device=str(place.device),
         nodes=len(plan.graph.nodes),
         edges=len(plan.graph.edges),

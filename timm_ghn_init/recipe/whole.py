@@ -78,7 +78,8 @@ class Whole(Place):
         tiles.clear()
 
     def postprocess(self, names: list[str], tiles: Mapping[str, Tile], plan: Plan, progress: bool | None) -> None:
-        options: dict[str, Any] = {"layer": plan.layer, "beta": plan.beta, "orthogonal": plan.orthogonal}
+        source = plan.source
+        options: dict[str, Any] = {"layer": plan.layer, "beta": source.beta, "orthogonal": source.orthogonal}
         options |= {"seed": plan.seed, "device": self.device, "progress": progress}
         postprocess(self.model, names=names, **options)
 

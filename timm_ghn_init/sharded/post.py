@@ -77,14 +77,14 @@ class PostProcessing:
             raise self._failure
 
     def _compute(self, name: str, gathered: Tensor | None) -> Tensor:
-        parameter, plan = self._model.get_parameter(name), self._plan
+        parameter, source = self._model.get_parameter(name), self._plan.source
         whole = gathered
         try:
             if gathered is None:
                 whole = empty_for(parameter, self._device)
                 self._tiles[name].to(self._device).write_(whole)
             assert whole is not None
-            process_weight(whole, name, plan.beta, plan.orthogonal, plan.seed, self._device)
+            process_weight(whole, name, source.beta, source.orthogonal, self._plan.seed, self._device)
         except Exception as error:  # out of memory, for one
             self._failure = self._failure or RuntimeError(
                 f"{name}: {type(error).__name__}: {error}. The model is initialised in part: initialise it again."
