@@ -43,7 +43,7 @@ from timm_ghn_init.checkpoints.load import load_ghn
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph import Dialect, Graph, trace
 from timm_ghn_init.graph.isolate import isolated
-from timm_ghn_init.graph.primitives import is_layer
+from timm_ghn_init.graph.modules import is_layer
 from timm_ghn_init.recipe import assign
 
 PACKAGE = Path(timm_ghn_init.__file__).parent

@@ -2,6 +2,12 @@
 
 import math
 
+from torch import Tensor
+
+from .reduce import NO_OPS, Op
+from .tape import Tape, Use
+from .values import Value
+
 MAX_TOKENS = 16  # class and register tokens in front of the grid
 
 
@@ -35,3 +41,19 @@ def grid_of(shape: tuple[int, ...], layout: str, grid: tuple[int, int] | None) -
     if length - side * side > MAX_TOKENS or (grid is not None and length in grid):
         return (length, 1)  # positions along one axis
     return (side, side)
+
+
+def add_position(tape: Tape, x: Value, p: Value, out: Tensor) -> Value:
+    """activations + a learned position embedding: a node with no predecessor that enters a sum."""
+    added = x.origin
+    for name in sorted(p.leaves):
+        shape = tuple(tape.parameters[name].shape)
+        if sum(s > 1 for s in shape) < 2:
+            tape.explain(name, "a token joined to the others")
+            continue
+        grid = next((tape.ops[o].grid for o in sorted(x.origin) if tape.ops[o].grid), None)
+        channels = next((tape.ops[o].channels for o in sorted(x.origin)), None)
+        origin = tape.add(Op("pos_enc", NO_OPS, name, shape, channels=channels, grid=grid))
+        tape.uses.setdefault(name, []).append(Use(len(tape.ops) - 1, "pos_enc", shape))
+        added |= origin
+    return Value(tape.add(Op("sum", added))) if added != x.origin else x

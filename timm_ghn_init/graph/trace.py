@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_leaves
 from . import positions
 from .graph import Dialect, Graph, Node, Target
 from .inputs import example_sizes
-from .recorder import ForwardError, Recorder, Use
+from .recorder import ForwardError, Recorder
 from .reduce import Op, reduce
+from .tape import Use
 
 _logger = logging.getLogger(__name__)
 
@@ -103,7 +104,8 @@ def _build(
     input_size: tuple[int, ...],
 ) -> Graph:
     """The graph of what was recorded, and for each parameter the node that it is predicted from, or why it is not."""
-    ops, parameters = recorder.ops, recorder.parameters
+    tape = recorder.tape
+    ops, parameters = tape.ops, tape.parameters
     order, edges = reduce(ops, outputs, dialect)
     index = {op: node for node, op in enumerate(order)}
     nodes = tuple(Node(op.kind, op.param, _node_shape(op)) for op in (ops[i] for i in order))
@@ -112,7 +114,7 @@ def _build(
         classifier = _last_layers(nodes, pairs) if recorder.logits else set()
     targets = {}
     for name, parameter in parameters.items():
-        use = next((u for u in recorder.uses.get(name, ()) if u.op in index), None)  # of a layer called twice the first
+        use = next((u for u in tape.uses.get(name, ()) if u.op in index), None)  # of a layer called twice the first
         if use is not None:
             targets[name] = _target(name, tuple(parameter.shape), use, ops[use.op], index[use.op], name in classifier)
     if not targets:
@@ -120,7 +122,7 @@ def _build(
             f"{model_name(recorder.model)}: none of its {len(parameters)} parameters was recognised as a convolution, "
             "linear layer, norm or position embedding."
         )
-    skipped = {name: recorder.reasons.get(name, UNUSED) for name in parameters if name not in targets}
+    skipped = {name: tape.reasons.get(name, UNUSED) for name in parameters if name not in targets}
     return Graph(nodes, pairs, targets, skipped, dialect, input_size)
 
 

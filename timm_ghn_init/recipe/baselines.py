@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import model_name
-from ..graph.primitives import written_norm
+from ..graph.modules import written_norm
 from ..report import InitReport
 from ..sources import Source
 from ..threads import one_thread_each

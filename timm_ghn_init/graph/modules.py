@@ -1,0 +1,80 @@
+"""What only the class of a module can tell."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_NORM_NAME = re.compile(r"norm|^GRN$", re.IGNORECASE)
+_NORM_WEIGHT = ("weight", "gamma", "scale")
+_NORM_BIAS = ("bias", "beta")
+
+
+@dataclass(frozen=True)
+class WrittenNorm:
+    """A norm layer that is written out in Python: its primitive and the names of its weight and bias."""
+
+    primitive: str
+    weight: str
+    bias: str | None
+
+
+def written_norm(module: nn.Module) -> WrittenNorm | None:
+    """Recognise a norm layer by its class, None for any other module and for PyTorch's own norms.
+
+    Those are known by their operator. The others (RMSNorm, FilterResponseNorm, EvoNorm, GlobalResponseNorm ...) have in
+    common that they are called a norm, own nothing but vectors, a weight among them, and hold no other layer.
+    """
+    if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)):
+        return None
+    own = {name: p for name, p in module._parameters.items() if p is not None}
+    weight = next((name for name in _NORM_WEIGHT if name in own), None)
+    if weight is None or not _NORM_NAME.search(type(module).__name__):
+        return None
+    if any(p.dim() == 0 or max(p.shape) != p.numel() for p in own.values()) or _holds_layers(module):
+        return None
+    primitive = "bn" if "batchnorm" in type(module).__name__.lower() else "ln"
+    return WrittenNorm(primitive, weight, next((name for name in _NORM_BIAS if name in own), None))
+
+
+def _holds_layers(module: nn.Module) -> bool:
+    return any(p.dim() > 1 for child in module.children() for p in child.parameters())
+
+
+def is_layer(module: nn.Module | None) -> bool:
+    """Whether a module's matrix parameters are layer weights by class, even where no input reaches them."""
+    return isinstance(
+        module, (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+    ) or is_convolution(module)
+
+
+def is_convolution(module: nn.Module | None) -> bool:
+    """Convolutions by class or, for those that mix several kernels into one, by what they keep."""
+    return isinstance(module, nn.modules.conv._ConvNd) or (hasattr(module, "kernel_size") and hasattr(module, "groups"))
+
+
+def unrolled_once(module: nn.RNNBase, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    """The forward of an LSTM, GRU or RNN for one time step: its linear layers, in the order in which they follow.
+
+    Recording every step would repeat the same layers as often as the sequence is long.
+    """
+    last = []
+    for layer in range(module.num_layers):
+        directions = []
+        for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]:
+            h = x
+            kinds = ("ih", "hh", "hr")[: 3 if module.proj_size else 2]
+            # Of the gates, which are stacked, as many rows as one of them, or the layer that follows, has.
+            widths = (module.proj_size or module.hidden_size, module.hidden_size, module.proj_size)
+            for kind, width in zip(kinds, widths, strict=False):
+                weight = getattr(module, f"weight_{kind}_l{layer}{suffix}")
+                bias = getattr(module, f"bias_{kind}_l{layer}{suffix}", None)
+                h = F.linear(h, weight, bias)[..., :width]
+            directions.append(h)
+            last.append(h.select(-2, -1))
+        x = torch.cat(directions, -1) if module.bidirectional else directions[0]
+    final = torch.stack(last)
+    return x, (final, final) if isinstance(module, nn.LSTM) else final

@@ -1,0 +1,1 @@
+"""What an operator is in the primitive graph: one function each, named by the table in `primitives.py`."""

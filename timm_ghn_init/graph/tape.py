@@ -1,0 +1,159 @@
+"""What is written down of a forward pass: operations, values of tensors, uses of parameters."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from .graph import Role
+from .reduce import NO_OPS, Op
+from .values import CONSTANT, Value, union
+
+
+class Use(NamedTuple):
+    """How a parameter is used: the operation and the tensor of that operation which it is, or is a part of."""
+
+    op: int
+    role: Role
+    shape: tuple[int, ...]
+    offset: int = 0
+    kernel: tuple[int, ...] | None = None
+
+
+class Tape:
+    """Operations in the order in which they ran, and what is known of the tensors between them.
+
+    Attributes:
+        ops: the operations; 0 is the input.
+        parameters: of the model, by name.
+        uses: of each parameter, the operations that predict it.
+        reasons: of parameters that were seen in a place that is not predicted.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.ops = [Op("input", NO_OPS)]
+        self.parameters = dict(model.named_parameters())
+        self.uses: dict[str, list[Use]] = {}
+        self.reasons: dict[str, str] = {}
+        self.opaque = 0  # depth of norm modules that are written out in Python
+        self._owners = {id(p): m for m in model.modules() for p in m._parameters.values() if p is not None}
+        self._values: dict[int, tuple[int, Value]] = {}  # by id of the tensor: (time, value)
+        self._writes: dict[int, tuple[int, Value]] = {}  # by id of the storage: what was last written in place
+        self._alive: list[Any] = []  # ids stay unique as long as what they name is alive
+        self._time = 0
+
+    # -- values --------------------------------------------------------------------------------------------------
+
+    def assign(self, tensor: Tensor, value: Value) -> None:
+        self._time += 1
+        if id(tensor) not in self._values:
+            self._alive.append(tensor)
+        self._values[id(tensor)] = (self._time, value)
+
+    def value(self, tensor: Any) -> Value:
+        """What is known of a tensor, writes through other views of its memory included."""
+        if not isinstance(tensor, Tensor):
+            return CONSTANT
+        time, value = self._values.get(id(tensor), (0, CONSTANT))
+        if self._writes:
+            written, other = self._writes.get(tensor.untyped_storage()._cdata, (0, CONSTANT))
+            if written > time:
+                return union((value, other))
+        return value
+
+    def mutate(self, func: Any, args: Any, kwargs: Any, value: Value) -> None:
+        for position, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            given = kwargs.get(argument.name, args[position] if position < len(args) else None)
+            for tensor in tensors_of((given,), {}):
+                before = self.value(tensor)
+                if before != value:
+                    self.assign(tensor, value)
+                    storage = tensor.untyped_storage()
+                    self._writes[storage._cdata] = (self._time, value)
+
+    def contract(self, name: str, tensors: list[Tensor]) -> Value:
+        """An operation that is no primitive: its output stands for its inputs."""
+        values = [self.value(t) for t in tensors]
+        return self.merge(values, f"an operand of {name.removeprefix('aten::')}")
+
+    def merge(self, values: Sequence[Value], reason: str) -> Value:
+        """Union of values. Parameters that meet something that depends on the input are not predicted from there."""
+        if len(values) < 2:
+            return values[0] if values else CONSTANT
+        merged = union(values)
+        if merged.origin and merged.leaves:
+            for value in values:
+                if not value.origin:
+                    for name in value.leaves:
+                        self.explain(name, reason)
+            merged = merged._replace(leaves=frozenset().union(*(v.leaves for v in values if v.origin)))
+        return merged
+
+    def explain(self, name: str, reason: str) -> None:
+        if not self.opaque:
+            self.reasons.setdefault(name, reason)
+
+    # -- operations ----------------------------------------------------------------------------------------------
+
+    def add(self, op: Op) -> frozenset[int]:
+        if op.channels is None or op.grid is None:
+            known = [self.ops[s] for s in op.sources]
+            if op.channels is None and known:
+                channels = [k.channels for k in known]
+                if op.kind == "concat":
+                    op.channels = sum(c for c in channels if c) if all(channels) else None
+                else:
+                    op.channels = channels[0] if len(set(channels)) == 1 else None
+            op.grid = op.grid or next((k.grid for k in known if k.grid), None)
+        self.ops.append(op)
+        return frozenset((len(self.ops) - 1,))
+
+    def use(self, value: Value, op: int, role: Role, shape: tuple[int, ...], main: str, **kwargs: Any) -> None:
+        """Note that the tensor with this value is what operation `op` predicts: which parameters does it hold?"""
+        parts = value.parts or ((main, 0),)
+        for name, offset in parts:
+            self.uses.setdefault(name, []).append(Use(op, role, shape, offset, **kwargs))
+        for name in value.leaves.difference(n for n, _ in parts):
+            self.explain(name, f"folded into a {role} that is predicted without it")
+
+    def main_leaf(self, value: Value, numel: int) -> str:
+        """Of the parameters that a weight is computed from, the one that is the weight: as large, else the largest."""
+        return max(
+            sorted(value.leaves), key=lambda n: (self.parameters[n].numel() == numel, self.parameters[n].numel())
+        )
+
+    def owner(self, name: str) -> nn.Module | None:
+        return self._owners.get(id(self.parameters[name]))
+
+    def node_shape(self, value: Value, main: str, used: Tensor) -> tuple[int, ...]:
+        """The parameter's own shape, or the joined tensor's if it is one of several."""
+        shape = tuple(self.parameters[main].shape)
+        if not value.parts:
+            return shape
+        if used.dim() == 1:
+            return tuple(used.shape)
+        rows = max(offset + len(self.parameters[name]) for name, offset in value.parts)  # `used` may be transposed
+        return (rows, *shape[1:])
+
+    def siblings(self, value: Value) -> Iterable[str]:
+        """All parameters of the modules that those of a value belong to."""
+        owners = {id(self.owner(n)) for n in value.leaves}
+        return [n for n in self.parameters if id(self.owner(n)) in owners] if owners else ()
+
+
+def tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Tensors among arguments, one level of lists deep."""
+    found = []
+    for a in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(a, Tensor):
+            found.append(a)
+        elif isinstance(a, (list, tuple)):
+            found.extend(t for t in a if isinstance(t, Tensor))
+    return found
+
+
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a vector, whichever way it was made to broadcast."""
+    return tuple(s for s in shape if s > 1) or (1,)
