@@ -78,8 +78,7 @@ class GHN(nn.Module):
         self.dialect: Dialect = "ghn3" if graphormer else "ghn2"
         if layernorm:
             self.ln = nn.LayerNorm(hid)
-        # The released key is `embed.weight`, and `embed` is also the method: so not assigned as an attribute.
-        self._modules["embed"] = nn.Embedding(len(PRIMITIVES), hid)
+        self._modules["embed"] = nn.Embedding(len(PRIMITIVES), hid)  # see `primitive_table`
         self.shape_enc = ShapeEncoder(hid, num_classes, m)
         self.gnn = self._hypernet(hypernet, hid, ve, heads, layers)
         if decoder not in ("conv", "mlp"):
@@ -106,14 +105,22 @@ class GHN(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def primitive_table(self) -> nn.Embedding:
+        """One row per primitive, (15, hid).
+
+        Released files call it `embed.weight`, while `embed(graph)` is what users call. An attribute cannot be both, so
+        the table is registered under its released name and read here.
+        """
+        return self._modules["embed"]  # type: ignore[return-value]
+
     def node_features(self, graph: Graph) -> Tensor:
         """What is known of each node on its own: the embeddings of its primitive and of its shape, (N, hid)."""
         return self._features(graph.nodes)
 
     def _features(self, nodes: tuple[Node, ...]) -> Tensor:
-        table: nn.Embedding = self._modules["embed"]  # type: ignore[assignment]
         primitives = torch.tensor([_INDEX[node.primitive] for node in nodes], device=self.device)
-        return table(primitives) + self.shape_enc(nodes)
+        return self.primitive_table(primitives) + self.shape_enc(nodes)
 
     def embed(self, graph: Graph) -> Tensor:
         """Node embeddings after message passing, (N, hid), rows in the order of `graph.nodes`.
