@@ -167,7 +167,8 @@ def used(model: nn.Module, size: tuple[int, ...]) -> set[str]:
 
 def differentiable(model: nn.Module, size: tuple[int, ...]) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Stand-ins of the parameters, requiring gradients, and the outputs of one forward pass on meta, in eval mode."""
-    with isolated(list(model.modules()), dict(model.named_parameters()), "meta") as parameters:
+    with isolated(list(model.modules()), dict(model.named_parameters()), "meta") as isolation:
+        parameters = isolation.parameters
         for p in parameters.values():
             p.requires_grad_(p.is_floating_point())
         output = model(torch.zeros((2, *size), device="meta"))

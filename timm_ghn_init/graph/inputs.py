@@ -30,19 +30,27 @@ def example_sizes(model: nn.Module, input_size: int | Sequence[Any] | None) -> I
 
 def _declared(model: nn.Module) -> tuple[int, list[tuple[int, int]]]:
     """Channels and (H, W) that the model declares: timm's traits and config, torchvision's habits."""
-    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    config = attribute(model, "pretrained_cfg") or attribute(model, "default_cfg")
     config = config if isinstance(config, dict) else {}
-    traits = getattr(model, "_traits", None) or {}
+    traits = attribute(model, "_traits") or {}
     sizes: list[Any] = [traits.get("img_size")]
-    sizes.append(getattr(getattr(model, "patch_embed", None), "img_size", None))
+    sizes.append(attribute(attribute(model, "patch_embed"), "img_size"))
     sizes.append((config.get("input_size") or ())[-2:])
-    sizes.append(getattr(model, "image_size", None))
+    sizes.append(attribute(model, "image_size"))
     # The first convolution is the truth about channels: `in_chans` changes it and leaves the config alone.
     first = next((m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
     channels = first.in_channels if first is not None else (config.get("input_size") or DEFAULT)[0]
-    if getattr(model, "in_chans", None):
-        channels = int(model.in_chans)  # type: ignore[arg-type]
+    if in_chans := attribute(model, "in_chans"):
+        channels = int(in_chans)
     return channels, [pair for size in sizes if (pair := _pair(size)) is not None]
+
+
+def attribute(thing: Any, name: str) -> Any:
+    """An attribute, None where there is none or where asking for it raises."""
+    try:
+        return getattr(thing, name, None)
+    except Exception:
+        return None
 
 
 def _pair(size: Any) -> tuple[int, int] | None:

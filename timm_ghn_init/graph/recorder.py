@@ -17,7 +17,7 @@ from .modules import WrittenNorm, unrolled_once, written_norm
 from .primitives import OPERATORS
 from .rules.norms import add_norm
 from .shapes import infer
-from .tape import Tape, tensors_of
+from .tape import Tape, tensors_of, written_by
 from .values import CONSTANT, Value
 
 
@@ -39,8 +39,9 @@ class Recorder(TorchDispatchMode):
         """One forward pass; returns the operations that the outputs come from."""
         tape = self.tape
         dtype = next((p.dtype for p in tape.parameters.values() if p.is_floating_point()), torch.float32)
-        with isolated(self.modules, tape.parameters, device) as names, torch.no_grad():
-            for name, tensor in names.items():
+        with isolated(self.modules, tape.parameters, device) as isolation, torch.no_grad():
+            self._keep = isolation.keep
+            for name, tensor in isolation.parameters.items():
                 tape.assign(tensor, Value(leaves=frozenset((name,))))
             inputs = [torch.zeros((2, *s), dtype=dtype, device=device) for s in size]
             for x in inputs:
@@ -89,6 +90,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        written = written_by(func, args, kwargs) if func._schema.is_mutable else ()
+        for tensor in written:
+            self._keep(tensor)
         out = infer(func, args) if not kwargs else None
         if out is None:
             out = func(*args, **kwargs)
@@ -103,8 +107,8 @@ class Recorder(TorchDispatchMode):
         except Exception as fault:  # ours, not the model's
             self._fault = fault
             raise
-        if func._schema.is_mutable:
-            tape.mutate(func, args, kwargs, value)
+        for tensor in written:
+            tape.write(tensor, value)
         for tensor in tensors_of((out,), {}):
             # Masks and indices carry no gradient: what is computed from them does not depend on the features.
             tape.assign(tensor, value if tensor.is_floating_point() or tensor.is_complex() else CONSTANT)

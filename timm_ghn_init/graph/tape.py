@@ -61,17 +61,11 @@ class Tape:
                 return union((value, other))
         return value
 
-    def mutate(self, func: Any, args: Any, kwargs: Any, value: Value) -> None:
-        for position, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            given = kwargs.get(argument.name, args[position] if position < len(args) else None)
-            for tensor in tensors_of((given,), {}):
-                before = self.value(tensor)
-                if before != value:
-                    self.assign(tensor, value)
-                    storage = tensor.untyped_storage()
-                    self._writes[storage._cdata] = (self._time, value)
+    def write(self, tensor: Tensor, value: Value) -> None:
+        """Note that an operation has written to a tensor in place."""
+        if self.value(tensor) != value:
+            self.assign(tensor, value)
+            self._writes[tensor.untyped_storage()._cdata] = (self._time, value)
 
     def contract(self, name: str, tensors: list[Tensor]) -> Value:
         """An operation that is no primitive: its output stands for its inputs."""
@@ -152,6 +146,15 @@ def tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
         elif isinstance(a, (list, tuple)):
             found.extend(t for t in a if isinstance(t, Tensor))
     return found
+
+
+def written_by(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that an operation writes to."""
+    given = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given.append(kwargs.get(argument.name, args[position] if position < len(args) else None))
+    return tensors_of(given, {})
 
 
 def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

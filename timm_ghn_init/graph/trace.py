@@ -11,10 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 from . import positions
 from .graph import Dialect, Graph, Node, Target
-from .inputs import example_sizes
+from .inputs import attribute, example_sizes
 from .recorder import ForwardError, Recorder
 from .reduce import Op, reduce
 from .tape import Use
+from .unsupported import refuse_unsupported
 
 _logger = logging.getLogger(__name__)
 
@@ -53,8 +54,10 @@ def trace(
 
     Raises:
         TraceError: the forward fails at this input size, or nothing in the model was recognised.
+        ValueError: a scripted, exported, lazy, quantised or offloaded model, or FSDP1, in whole or in part.
     """
     name = model_name(model)
+    refuse_unsupported(model, name)
     if next(model.parameters(), None) is None:
         raise TraceError(f"{name} has no parameters: there is nothing to initialise.")
     errors: list[str] = []
@@ -79,7 +82,7 @@ def trace(
 
 def model_name(model: nn.Module) -> str:
     """What messages call a model: its timm architecture, or its class."""
-    config = getattr(model, "pretrained_cfg", None) or {}
+    config = attribute(model, "pretrained_cfg")
     architecture = config.get("architecture") if isinstance(config, dict) else None
     return architecture or type(model).__name__
 
@@ -88,7 +91,7 @@ def _declared_classifier(model: nn.Module, names: Iterable[str] | None) -> set[s
     """Parameters of the classification layers as far as the model (or the caller) declares them; None: not at all."""
     if names is not None:
         heads: list[Any] = [model.get_submodule(n) for n in names]
-    elif callable(get_classifier := getattr(model, "get_classifier", None)):
+    elif callable(get_classifier := attribute(model, "get_classifier")):
         heads = [h for h in tree_leaves(get_classifier()) if isinstance(h, nn.Module)]
     else:
         return None

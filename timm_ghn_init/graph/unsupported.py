@@ -1,0 +1,100 @@
+"""Models that cannot be read or written: known before anything is touched, and refused with the way out."""
+
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+from torch import nn
+
+
+class _Kind(NamedTuple):
+    """A kind of model that is refused, known by the classes of its modules, parameters and buffers."""
+
+    classes: str  # a pattern for their full names, those of their bases included
+    what: str
+    way_out: str
+
+
+_FSDP1 = _Kind(
+    r"\.FullyShardedDataParallel$|\.FlatParameter$",
+    "wrapped in FullyShardedDataParallel (FSDP1), which keeps parameters in flat pieces",
+    "Initialise the model before wrapping it, or shard it with torch.distributed.fsdp.fully_shard (FSDP2).",
+)
+_ZERO3 = _Kind(
+    r"^deepspeed\..*(Zero|Init)Param",
+    "partitioned by DeepSpeed's ZeRO-3",
+    "Initialise the model before deepspeed.initialize, outside deepspeed.zero.Init.",
+)
+_OFFLOADED = _Kind(
+    "",
+    "offloaded by accelerate, which fetches its weights in the forward pass",
+    "Initialise the model before dispatching it, or take the hooks off: accelerate.hooks.remove_hook_from_submodules.",
+)
+_KINDS = (
+    _Kind(
+        r"^torch\.jit\.",
+        "scripted or traced with torch.jit, and its Python code is gone",
+        "Initialise the Python model, then script or trace that.",
+    ),
+    _Kind(
+        r"^torch\.export\..*ExportedProgram$",
+        "an exported program",
+        "Initialise the model that it was exported from, then export that.",
+    ),
+    _Kind(
+        r"\.UninitializedTensorMixin$",
+        "lazy: its shapes are not known yet",
+        "Run a forward pass first, with inputs of the size that the model is for.",
+    ),
+    _Kind(
+        r"^torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.(?!.*\.FloatFunctional$|.*\.FXFloatFunctional$)"
+        r"|^(bitsandbytes|torchao|optimum\.quanto|quanto|auto_gptq|gptqmodel|awq|hqq|compressed_tensors)\."
+        r"|^(transformers|diffusers)\.(integrations|quantizers)\.",
+        "quantised",
+        "Initialise the model in floating point, then quantise that.",
+    ),
+    _FSDP1,
+    _ZERO3,
+)
+# Kinds that leave the classes as they are, and the attribute of a parameter that gives them away.
+_ATTRIBUTES = {"_fsdp_flattened": _FSDP1, "ds_tensor": _ZERO3}
+
+
+def refuse_unsupported(model: Any, name: str) -> None:
+    """Raise where a model, or a part of it, is of a kind that cannot be traced. Nothing is touched.
+
+    Raises:
+        ValueError: a scripted, exported, lazy, quantised, offloaded or flatly sharded model, in whole or in part.
+        TypeError: no module at all.
+    """
+    parts = dict(_parts(model))
+    kinds = {cls: _kind_of(cls) for cls in {type(part) for part in parts.values()}}
+    for path, part in parts.items():
+        kind = kinds[type(part)] or _kind_by_attributes(part)
+        if kind is not None:
+            where = f"{path} is" if path else "the model is"
+            raise ValueError(f"{name}: {where} {kind.what}. {kind.way_out} Nothing was changed.")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"A model is a torch.nn.Module, not {type(model).__module__}.{type(model).__qualname__}.")
+
+
+def _parts(model: Any) -> Iterator[tuple[str, Any]]:
+    """The model, its modules and the tensors that they hold, by name."""
+    yield "", model
+    if isinstance(model, nn.Module):
+        yield from chain(model.named_modules(), model.named_parameters(), model.named_buffers())
+
+
+def _kind_of(cls: type) -> _Kind | None:
+    names = "\n".join(f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__)
+    return next((kind for kind in _KINDS if re.search(kind.classes, names, re.MULTILINE)), None)
+
+
+def _kind_by_attributes(part: Any) -> _Kind | None:
+    """The kinds that leave all classes as they are."""
+    if isinstance(part, nn.Module):
+        hook = part.__dict__.get("_hf_hook")
+        offloads = hook is not None and any(getattr(h, "offload", False) for h in getattr(hook, "hooks", (hook,)))
+        return _OFFLOADED if offloads else None
+    return next((kind for attribute, kind in _ATTRIBUTES.items() if hasattr(part, attribute)), None)
