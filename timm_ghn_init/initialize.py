@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .checkpoints.load import load_ghn, resolve_default
 from .ghn import GHN
-from .graph import model_name
+from .graph import model_name, refuse_unsupported
 from .recipe import baselines, finished, recipe
 from .recipe.options import Options
 from .recipe.place import Place
@@ -69,7 +69,8 @@ def init_model(
 
     Raises:
         ValueError: unknown source, bad option, a `layer` beyond the last one, a `ghn` for a baseline; a baseline for
-            a model that is sharded or on the meta device; parameters sharded in part or in a way that is not supported.
+            a model that is sharded or on the meta device; parameters sharded in part or in a way that is not supported;
+            a kind of model that cannot be traced (scripted, exported, lazy, quantised, offloaded, FSDP1).
         CheckpointError: the GHN cannot be fetched or read.
         TraceError: the model's forward pass fails or nothing in it is recognised.
         RuntimeError: the prediction is not finite. Of sharded models: a rank is gone, has failed or did not come, or
@@ -102,6 +103,7 @@ def initialise(
     """
     options = options or Options()
     name, seed = model_name(model), source.seed_or(options.seed)
+    refuse_unsupported(model, name)
     place: Place
     if any(hasattr(p, "device_mesh") for p in model.parameters()):
         from .sharded.place import Sharded  # needs PyTorch's distributed engine

@@ -2,5 +2,17 @@
 
 from .graph import PRIMITIVES, Dialect, Graph, Node, Role, Target
 from .trace import TraceError, model_name, trace
+from .unsupported import refuse_unsupported
 
-__all__ = ["PRIMITIVES", "Dialect", "Graph", "Node", "Role", "Target", "TraceError", "model_name", "trace"]
+__all__ = [
+    "PRIMITIVES",
+    "Dialect",
+    "Graph",
+    "Node",
+    "Role",
+    "Target",
+    "TraceError",
+    "model_name",
+    "refuse_unsupported",
+    "trace",
+]
