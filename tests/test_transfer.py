@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ def transfer(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setattr(module, "LABELS", (20, 40))
     monkeypatch.setattr(module, "EPOCHS", {"test_resnet": {20: 2, 40: 1}})
     monkeypatch.setattr(module, "LEARNING_RATES", {"sgd": (0.1, 0.01)})
+    monkeypatch.setattr(module, "WIDEST", 5.0)  # no more than these
     monkeypatch.setattr(module, "ProcessPoolExecutor", InThisProcess)
     monkeypatch.setattr(module.logging, "disable", lambda *_: None)  # what a worker may do, but not to other tests
     threads = torch.get_num_threads()
@@ -53,11 +55,11 @@ def test_it_runs_once_and_writes_table_and_plot(transfer: ModuleType, tmp_path: 
     runs, text, plot = (tmp_path / name for name in ("r.jsonl", "t.md", "t.svg"))
     arguments = ["--ghn", f"file:{ghn_file}", "--seeds", "2", "--json", str(runs), "--inits", "rand"]
     transfer.main([*arguments, "--markdown", str(text)])
-    assert "| network | labels | RAND |" in text.read_text()
-    assert len(read(runs)) == 2 + 2 * 2
+    assert "| data | network | labels | epochs | RAND |" in text.read_text()
+    assert len(read(runs)) == 2 * (2 + 2)  # for each number of labels learning rates, then seeds
     transfer.main([*arguments, "ghn-orth", "--markdown", str(text), "--plot", str(plot)])
     records = read(runs)
-    assert len(records) == 2 * (2 + 2 * 2)  # learning rates, then seeds for each number of labels
+    assert len(records) == 2 * 2 * (2 + 2)
     final = [r for r in records if r["trial"]["stage"] == "final"]
     for init in ("rand", f"file:{ghn_file}-orth"):
         own = [r["trial"] for r in final if r["trial"]["init"] == init]
@@ -67,12 +69,11 @@ def test_it_runs_once_and_writes_table_and_plot(transfer: ModuleType, tmp_path: 
             (40, 0, 1),
             (40, 1, 1),
         ]
-        assert len({t["lr"] for t in own}) == 1
+        assert all(len({t["lr"] for t in own if t["labels"] == n}) == 1 for n in (20, 40))
     differ = ("init", "seed", "lr", "labels", "epochs", "ghn")  # the budget and all else are the same for all
     assert len({json.dumps({n: v for n, v in r["trial"].items() if n not in differ}) for r in final}) == 1
-    mean = sum(r["test_accuracy"] for r in final[:2]) / 2
-    assert [final[0]["trial"]["init"], final[0]["trial"]["labels"]] == ["rand", 20]
-    assert f"| test_resnet | 20 | {100 * mean:.1f} ± " in text.read_text()
+    first = [r["test_accuracy"] for r in final if (r["trial"]["init"], r["trial"]["labels"]) == ("rand", 20)]
+    assert f"| digits | test_resnet | 20 | 2 | {100 * sum(first) / 2:.1f} ± " in text.read_text()
     assert "RAND</text>" in plot.read_text() and "GHN-ORTH</text>" in plot.read_text()
     transfer.main([*arguments, "ghn-orth"])
     assert read(runs) == records
@@ -92,17 +93,69 @@ def test_verdicts_are_computed(transfer: ModuleType, upper: Any, lower: Any, exp
     assert transfer.verdict(upper, lower) == expected
 
 
-def test_protocol_is_complete() -> None:
-    """Every network has epochs for every number of labels, and learning rates."""
+def finished(trial: Any, accuracy: float, curve: tuple[float, ...] = ()) -> dict[str, Any]:
+    return {"validation_accuracy": accuracy, "validation_loss": 1.0, "curves": {"validation_accuracy": list(curve)}}
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [
+        (0.03, [0.01, 0.03, 0.1]),
+        (0.1, [0.01, 0.03, 0.1, 0.3]),
+        (0.003, [0.001, 0.003, 0.01, 0.03, 0.1]),
+        (1e9, [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]),  # there is an end to it
+    ],
+)
+def test_the_best_learning_rate_lies_inside_of_those_tried(best: float, tried: list[float]) -> None:
+    module = benchmark()
+    plan = module.Widening(
+        module.trial(module.Group("digits", "resnet18", 100, 1, "rand"), "ghn2"), (0.1, 0.03, 0.01), 2
+    )
+    results: dict[str, Any] = {}
+    while todo := plan(results):
+        trial = todo[0]
+        results[trial.key] = finished(trial, 1 - abs(math.log(trial.lr / best)))
+    assert plan.tried(results) == tried
+    final = plan.final(results)
+    assert [(t.seed, t.stage) for t in final] == [(0, "final"), (1, "final")]
+    assert final[0].lr == (best if best < 1e9 else 30.0)
+
+
+def test_epochs_to_a_given_accuracy() -> None:
+    module = benchmark()
+    rand, orth, ghn = (module.Group("digits", "resnet18", 100, 1, init) for init in ("rand", "orth", "ghn"))
+    found = {
+        rand: [finished(None, 0.8, (0.1, 0.4, 0.6)), finished(None, 0.8, (0.1, 0.6, 1.0))],  # ends with 0.8
+        orth: [finished(None, 0.7, (0.1, 0.73, 0.7))],
+        ghn: [finished(None, 0.7, (0.7, 0.7, 0.71))],
+    }
+    assert [module.epochs_to_target(g, found) for g in (rand, orth, ghn)] == ["3 of 3", "2 of 3", "never"]
+
+
+def test_the_better_of_rand_and_orth() -> None:
+    module = benchmark()
+    rand, orth, ghn = (module.Group("digits", "resnet18", 100, 1, init) for init in ("rand", "orth", "ghn-orth"))
+    scores = {rand: (0.8, 0.01), orth: (0.7, 0.2), ghn: (0.82, 0.01)}
+    assert module.verdicts([rand.row], scores).splitlines()[-1].endswith("| within |  | yes |")
+    assert module.verdicts([rand.row], {rand: (0.8, 0.01), ghn: (0.82, 0.01)}).splitlines()[-1].endswith("|  |  |  |")
+
+
+def benchmark() -> Any:
     import sys
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     try:
-        module = importlib.import_module("transfer")
+        return importlib.import_module("transfer")
     finally:
         sys.path.pop(0)
+
+
+def test_protocol_is_complete() -> None:
+    """Every network has epochs for every number of labels, and learning rates."""
+    module = benchmark()
     for model in module.MODELS:
         assert set(module.EPOCHS[model]) == set(module.LABELS)
-        trials = module.candidates(model, "rand", "ghn2-formula")
-        assert [t.lr for t in trials] == list(module.learning_rates(model))
-        assert len({t.key for t in trials}) == 4
+        rates = module.LEARNING_RATES[module.optimizer(model)]
+        assert len(set(rates)) == len(rates) >= 2
+    groups = [module.Group("digits", m, n, 1, "rand") for m in module.MODELS for n in module.LABELS]
+    assert len({module.trial(group, "ghn2-formula").key for group in groups}) == len(groups)
