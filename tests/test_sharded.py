@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,7 +15,7 @@ from sharded_job import CHECKS, VIT
 from torch import nn
 from torch.distributed.tensor import Replicate, Shard
 
-from timm_ghn_init import init_model
+from timm_ghn_init import create_sharded, init_model
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph import trace
 from timm_ghn_init.own_init.values import own_values
@@ -145,6 +146,18 @@ def test_sharding_without_fsdp2_names_the_version(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delattr("torch.distributed.fsdp.fully_shard", raising=False)
     with pytest.raises(ImportError, match=r"create_sharded needs .*PyTorch 2\.6; this is"):
         shard_blocks(nn.Linear(2, 2))
+
+
+def test_a_constructor_that_reads_values_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many of timm's did until 1.0.20."""
+
+    def entrypoint(pretrained: bool = False, **kwargs: object) -> nn.Module:
+        return nn.Dropout(torch.linspace(0, 1, 3)[1].item())
+
+    monkeypatch.setitem(timm.models._registry._model_entrypoints, "reads_values", entrypoint)
+    mesh: Any = None
+    with pytest.raises(RuntimeError, match=r"reads_values: its constructor .*timm 1\.0\.21 on; this is"):
+        create_sharded("reads_values", "ghn2-formula", mesh)
 
 
 def test_owners_share_the_work() -> None:

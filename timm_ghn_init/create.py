@@ -59,8 +59,7 @@ def create_sharded(
     import timm
 
     source = parse_source(source)
-    with torch.device("meta"):
-        model = timm.create_model(model_name, **timm_kwargs)
+    model = _on_meta(model_name, timm_kwargs)
     shard_blocks(model, **{**(fully_shard_kwargs or {}), "mesh": mesh})
 
     def constructed(names: Collection[str]) -> dict[str, Tensor]:
@@ -74,6 +73,22 @@ def create_sharded(
     note_source(model, report)
     model.ghn_report = report  # type: ignore[assignment]
     return model
+
+
+def _on_meta(model_name: str, timm_kwargs: Mapping[str, Any]) -> nn.Module:
+    import timm
+
+    try:
+        with torch.device("meta"):
+            return timm.create_model(model_name, **timm_kwargs)
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta tensor" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{model_name}: its constructor reads values, so it cannot be built on the meta device ({error}). "
+            f"Many of timm's can from timm 1.0.21 on; this is {timm.__version__}. Or build it on the CPU, shard it and "
+            "call init_model."
+        ) from error
 
 
 def _constructed(
