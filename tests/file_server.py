@@ -1,9 +1,11 @@
 """A small HTTP server for one file that can misbehave as networks do."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 class FileServer(ThreadingHTTPServer):
@@ -13,7 +15,11 @@ class FileServer(ThreadingHTTPServer):
         requests: (method, path, Range header) of each request so far.
         cut: list of numbers of bytes after which the next responses break off; then they come whole.
         ranges: answer Range requests with the part that is asked for.
-        status: answer every request with this error.
+        status: answer every request with this status and no content.
+        reason: said beside the status.
+        length: say how long the answer is.
+        drip: seconds between two bytes of the answer, from its first header on or only of its body (`drip_headers`).
+        authorizations: Authorization headers that were sent.
         gate: body bytes past the first half wait for this event.
         headers: sent with every answer.
     """
@@ -27,6 +33,11 @@ class FileServer(ThreadingHTTPServer):
         self.cut: list[int] = []
         self.ranges = True
         self.status = 0
+        self.reason: str | None = None
+        self.length = True
+        self.drip = 0.0
+        self.drip_headers = True
+        self.authorizations: set[str | None] = set()
         self.gate: threading.Event | None = None
         self.headers: dict[str, str] = {}
 
@@ -48,25 +59,30 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         wanted = self.headers.get("Range")
         server.requests.append((self.command, self.path, wanted))
+        server.authorizations.add(self.headers.get("Authorization"))
+        if server.drip and server.drip_headers:
+            self.wfile = _Dripping(self.wfile, server)  # type: ignore[assignment]
         if server.status:
-            self.send_error(server.status)
+            self.send_response_only(server.status, server.reason)
+            self.send_own_headers()
             return
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and server.ranges else 0
-        if start >= len(server.content):
+        if start >= len(server.content) > 0:
             self.send_error(416)
             return
         body = server.content[start:]
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in server.headers.items():
-            self.send_header(name, value)
-        self.end_headers()
+        if server.length:
+            self.send_header("Content-Length", str(len(body)))
+        self.send_own_headers()
         if self.command == "HEAD":
             return
         if server.cut:
             body = body[: server.cut.pop(0)]
+        if server.drip and not server.drip_headers:
+            self.wfile = _Dripping(self.wfile, server)  # type: ignore[assignment]
         half = len(body) // 2
         try:
             self.wfile.write(body[:half])
@@ -77,8 +93,34 @@ class _Handler(BaseHTTPRequestHandler):
             pass  # the client went away
         self.close_connection = True
 
+    def send_own_headers(self) -> None:
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
     def log_message(self, *_: object) -> None:
         pass
+
+
+class _Dripping:
+    """A file whose bytes go out one by one."""
+
+    def __init__(self, file: Any, server: FileServer) -> None:
+        self.file, self.server = file, server
+        self.flush, self.closed = file.flush, False
+
+    def write(self, data: bytes) -> None:
+        for byte in data:
+            if self.server.drip and not self.closed:
+                time.sleep(self.server.drip)
+                try:
+                    self.file.write(bytes([byte]))
+                except OSError:  # the client went away
+                    self.closed = True
+
+    def close(self) -> None:
+        self.closed = True
+        self.file.close()
 
 
 @contextmanager
@@ -91,6 +133,7 @@ def serving(content: bytes) -> Iterator[FileServer]:
     finally:
         if server.gate is not None:
             server.gate.set()
+        server.drip = 0.0
         server.shutdown()
         server.server_close()
         thread.join()

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import resource
 import subprocess
 import sys
 import threading
@@ -529,9 +530,34 @@ def test_a_full_disk(server: FileServer, tmp_path: Path, monkeypatch: pytest.Mon
     assert kept(tmp_path) == []
 
 
+def test_a_disk_that_fills_up_while_it_downloads(server: FileServer, tmp_path: Path) -> None:
+    """What would take the room goes; what was there stays."""
+    (tmp_path / "home").mkdir()
+    write(tmp_path / "home" / "other", b"mine")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"File too large.*Make room there"):
+            fetch("ghn2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert kept(tmp_path) == ["other"]
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [204, 200])
+def test_an_answer_with_nothing_in_it(server: FileServer, tmp_path: Path, status: int) -> None:
+    server.content, server.status = b"", status if status != 200 else 0
+    with pytest.raises(CheckpointError, match=r"answered 204 No Content, without a file|is empty"):
+        fetch("ghn2")
+    assert kept(tmp_path) == []
+
+
 def test_other_content_is_removed(server: FileServer, tmp_path: Path) -> None:
     server.content = b"<html>Please log in</html>"
-    with pytest.raises(CheckpointError, match=r"not ghn2_imagenet\.pt .*git blob id"):
+    with pytest.raises(
+        CheckpointError, match=r"not ghn2_imagenet\.pt .*git blob id.*26 bytes that begin with b'<html>"
+    ):
         fetch("ghn2")
     assert kept(tmp_path) == []
     assert len(server.gets()) == 1

@@ -1,10 +1,12 @@
 """Finished weights on a Hub of our own: pushed, loaded by timm, found by their key, and never in the way."""
 
+import base64
 import hashlib
 import json
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -58,9 +60,7 @@ def pushed(hub: HubServer, source: str, **kwargs: Any) -> str:
 
 
 def unplug(monkeypatch: pytest.MonkeyPatch) -> None:
-    nobody = "http://127.0.0.1:9"
-    template = nobody + "/{repo_id}/resolve/{revision}/{filename}"
-    set_constants(monkeypatch, ENDPOINT=nobody, HUGGINGFACE_CO_URL_TEMPLATE=template)
+    at(monkeypatch, "http://127.0.0.1:9")
 
 
 # -- pushing -----------------------------------------------------------------------------------------------------------
@@ -611,6 +611,41 @@ def test_no_network(
     create(f"{source}?hub=me")
     create(f"{source}?hub=me&push=1")
     assert "but not pushed" in warnings_in(caplog)[1]
+
+
+def at(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Let the Hub be at another address."""
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    set_constants(monkeypatch, ENDPOINT=endpoint, HUGGINGFACE_CO_URL_TEMPLATE=template)
+
+
+def test_an_address_with_a_password(
+    hub: HubServer, source: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mirror that asks for a user is used, and the password is shown to nobody."""
+    pushed(hub, source)
+    caplog.set_level(logging.DEBUG, logger="timm_ghn_init")
+    monkeypatch.setenv("HF_TOKEN", "")
+    at(monkeypatch, hub.url.replace("://", "://me:s3cret@"))
+    hub.authorizations.clear()
+    assert init_model(timm.create_model(ARCH), f"{source}?hub=me").downloaded
+    assert hub.authorizations == {f"Basic {base64.b64encode(b'me:s3cret').decode()}"}
+    for broken in (401, 403, 404, 500, 0):
+        hub.faults = [Fault("", status=broken, times=100, message="asked for http://me:s3cret@hub/x")]
+        if not broken:
+            at(monkeypatch, "http://me:s3cret@127.0.0.1:9")
+        create(f"{source}?hub=me&push=1&seed={broken}")
+    assert len(warnings_in(caplog)) > 4
+    assert "s3cret" not in caplog.text
+
+
+def test_what_the_hub_says_steers_no_terminal(hub: HubServer, source: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="timm_ghn_init")
+    for status in (400, 401, 403, 500):
+        hub.faults = [Fault("", status=status, times=100, message="\x1b]0;owned\x07\x1b[31mred\x9b")]
+        create(f"{source}?hub=me&push=1")
+    assert "red" in caplog.text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", caplog.text)
 
 
 def test_download_that_is_cut(hub: HubServer, source: str) -> None:
