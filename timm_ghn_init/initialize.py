@@ -18,11 +18,12 @@ from .recipe.resolved import Resolved
 from .recipe.whole import Settle, Whole, refuse_unwritable
 from .report import InitReport
 from .sources import Source, parse_source
+from .text import logger
 from .weights import cache as weights_cache
 from .weights import hub
 from .weights.push import push_predicted
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 
 def init_model(

@@ -1,13 +1,14 @@
 """What the ranks of a data-parallel job have to agree on."""
 
-import logging
 import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-_logger = logging.getLogger(__name__)
+from .text import logger
+
+_logger = logger(__name__)
 
 _PATIENCE = timedelta(seconds=60)  # for rank 0 to decide
 

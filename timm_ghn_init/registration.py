@@ -1,6 +1,5 @@
 """The sources are known to timm as soon as it is imported, and not before: importing timm takes seconds."""
 
-import logging
 import sys
 import threading
 from collections.abc import Callable
@@ -8,7 +7,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_logger = logging.getLogger(__name__)
+from .text import logger
+
+_logger = logger(__name__)
 
 
 def register() -> None:

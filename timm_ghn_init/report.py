@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .text import clean
+
 
 @dataclass(frozen=True)
 class InitReport:
@@ -78,4 +80,4 @@ class InitReport:
         for reason, count in Counter(self.skipped.values()).most_common():
             example = next(name for name, r in self.skipped.items() if r == reason)
             lines.append(f"  {left}: {count} x {reason} ({example}{' ...' if count > 1 else ''})")
-        return "\n".join(lines)
+        return "\n".join(map(clean, lines))  # names come from models

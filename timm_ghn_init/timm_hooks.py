@@ -17,7 +17,6 @@ such weights stands in `weights.timm_config`.
 
 import copy
 import functools
-import logging
 import sys
 import threading
 from collections.abc import Callable
@@ -29,9 +28,10 @@ from torch import nn
 from .own_init.deferred import DeferredInit, deferred_init
 from .report import InitReport
 from .sources import Source, is_source, parse_source
+from .text import logger
 from .weights.timm_config import cfg_fields, source_cfg
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 # Listed by `timm.list_models(pretrained=True)`. Every other source works as a tag as well without being listed.
 LISTED_TAGS = ("ghn2", "ghn2-orth")

@@ -4,7 +4,6 @@ A graph's embedding is the mean of its nodes' embeddings after message passing, 
 """
 
 import fnmatch
-import logging
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,8 +13,9 @@ import torch
 
 from ..ghn import GHN
 from ..graph import Graph, trace
+from ..text import logger
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 
 class Architecture(NamedTuple):

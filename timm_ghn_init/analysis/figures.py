@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..draw.words import clean
+from ..text import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from ..draw.words import clean
 from ..finetune.results import percent
+from ..text import clean
 from ..version import __version__
 from .figures import FAINT, GRID, INK, SERIES, Line, curves, deviation, distribution, lines, panel, rendered, style
 from .runs import Experiment, Row

@@ -7,7 +7,6 @@ read where they lie.
 """
 
 import hashlib
-import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from ..atomic import own_folder, replacing, resumable
 from ..ranks import agree
 from ..sources import DEFAULT, KNOWN, SHIPPED, KnownGHN, Source, parse_source
+from ..text import logger
 from .download import DownloadError, download, git_blob_id, sha256
 from .formats import CheckpointError, GHNFile, build, check_finite, open_ghn, write_ghn
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointError", "fetch", "home", "is_cached", "load_ghn", "resolve_default", "save_ghn"]
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 _OFFICIAL = "ghn2"
 _FORMAT = "1"  # counts up when converted files change

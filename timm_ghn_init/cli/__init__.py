@@ -6,12 +6,12 @@ options and no more, and what is slow to import is imported when a command runs.
 """
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from ..text import logger
 from . import (
     analyze,
     bake,
@@ -30,7 +30,7 @@ from . import (
 from .arguments import PROG, ArgumentParser, Run
 from .messages import is_mistake, logging_to_stderr, one_line
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 FAMILIES = (  # in the order of --help
     *(predict, inspect, graph, ghns),

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..sources import Source, is_namespace
+from ..text import logger
 from .arguments import Command, add_model_options, add_prediction
 from .files import writing_folder
 from .messages import UserError, did_you_mean, one_line, table
 from .models import build_initialised, model_key, read_source
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 FAILED = "failed"
 

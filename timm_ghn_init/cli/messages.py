@@ -5,6 +5,8 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from ..text import clean
+
 
 class UserError(Exception):
     """A mistake of the user; the message says what to do instead."""
@@ -20,7 +22,7 @@ def is_mistake(error: Exception) -> bool:
 
 def one_line(text: object) -> str:
     """Names come from models and files: no line breaks, and nothing that steers a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
+    return clean(" ".join(str(text).split()))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -48,10 +50,10 @@ def mistakes(*types: type[Exception]) -> Iterator[None]:
 
 
 class _Formatter(logging.Formatter):
-    """As timm's: information as it is, all else with its level."""
+    """As timm's: information as it is, all else with its level. Nothing steers a terminal, in tracebacks either."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = "\n".join(map(clean, super().format(record).split("\n")))
         return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
 
 

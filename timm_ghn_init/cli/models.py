@@ -1,11 +1,11 @@
 """From options to models, graphs, devices and sources."""
 
 import argparse
-import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 from ..sources import DEFAULT, Source, parse_source
+from ..text import logger
 from .messages import UserError, did_you_mean, mistakes
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..graph import Graph
     from ..report import InitReport
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 
 def create_architecture(args: argparse.Namespace) -> "nn.Module":

@@ -3,12 +3,12 @@
 import argparse
 import copy
 import io
-import logging
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sources import Source
+from ..text import logger
 from .arguments import Command
 from .messages import UserError, did_you_mean, table
 from .models import read_source
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..ghn import GHN
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 TOLERANCE = 1e-4  # relative to the largest value of a tensor
 WITHOUT_POOLING = ("mnasnet", "shufflenet")  # they pool with a mean that ppuda does not see

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from ..atomic import replacing
 from ..graph import Graph
+from ..text import clean
 from .compose import layout
 from .dot import as_dot
 from .looks import GROUPS, RADIUS, STYLES, TIMES
 from .png import as_png
 from .scene import Layout
 from .svg import as_svg
-from .words import clean
 
 __all__ = ["FORMATS", "GROUPS", "RADIUS", "STYLES", "TIMES", "draw", "layout"]
 

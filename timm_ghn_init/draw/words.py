@@ -3,6 +3,7 @@
 from collections import Counter
 
 from ..graph import Graph, Node
+from ..text import clean
 from .grid import MARGIN
 from .looks import CHAR, FAINT_INK, RADIUS, STYLES, TIMES, UNKNOWN
 from .scene import Text
@@ -23,11 +24,6 @@ def _shape(node: Node) -> str:
 
 def tooltip(node: Node) -> str:
     return "\n".join(filter(None, (node.primitive, clean(node.param), _shape(node))))
-
-
-def clean(text: str) -> str:
-    """Text on one line that any of the formats can hold: names come from the model, and may hold anything."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
 
 
 def _text_width(text: Text) -> float:

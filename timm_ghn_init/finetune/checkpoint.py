@@ -1,6 +1,5 @@
 """The state of a run that may be killed."""
 
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 import torch
 
 from ..atomic import replace_by_torch
+from ..text import logger
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 
 class Checkpoint:

@@ -1,17 +1,17 @@
 """Which trials to run next. A plan is a function of the results so far, so any number of processes can share it."""
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..text import logger
 from .protocol import Trial, settled
 from .results import Record, Runs
 from .train import run
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 Results = Mapping[str, Record]  # finished runs by key
 Plan = Callable[[Results], list[Trial]]

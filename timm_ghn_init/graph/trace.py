@@ -1,6 +1,5 @@
 """Model -> Graph: record one forward pass on the meta device, reduce it, and say what can be predicted."""
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from ..text import logger
 from . import positions
 from .graph import Dialect, Graph, Node, Target
 from .inputs import attribute, example_sizes
@@ -17,7 +17,7 @@ from .reduce import Op, reduce
 from .tape import Use
 from .unsupported import refuse_unsupported
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 UNUSED = "not used by the forward pass in eval mode"
 

@@ -6,7 +6,6 @@ for what is wanted, and meta tensors, which cost nothing, for all that is predic
 and a part of a sharded parameter is cut out of the same whole on every rank.
 """
 
-import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..text import logger
 from .stand_ins import meta_parameter, named_tensors, replaced
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 _EACH = ("reset_parameters", "init_non_persistent_buffers")  # of a module, for its own tensors
 _WHOLE = "init_weights"  # of a model, for all that is in it

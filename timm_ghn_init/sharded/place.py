@@ -6,7 +6,6 @@ blocks, and writes what lies in its part. Only post-processing needs whole weigh
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from ..recipe.options import Options
 from ..recipe.place import Place, T
 from ..recipe.plan import Plan
 from ..sources import Source
+from ..text import logger
 from ..threads import one_thread
 from ..weights import cache as weights_cache
 from .exchange import Exchange, local
@@ -31,7 +31,7 @@ from .meeting import TIMEOUT, Meeting
 from .post import PostProcessing
 from .share import communication_device, share_ghn
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 
 class Sharded(Place):

@@ -8,7 +8,6 @@ where an uninterrupted one does.
 
 import csv
 import json
-import logging
 import math
 import os
 import time
@@ -29,10 +28,11 @@ from ..atomic import append, replace_by_torch, replacing
 from ..checkpoints.load import load_ghn, save_ghn
 from ..ghn import GHN
 from ..images.batches import Images, open_images
+from ..text import logger
 from ..version import __version__
 from .networks import MAX_MACS, network
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 CHECKPOINT, LOG, RESULT = "checkpoint.pt", "log.csv", "ghn.safetensors"
 COLUMNS = ("step", "seconds", "lr", "loss", "accuracy", "grad_norm", "skipped_steps")

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..atomic import remove_abandoned, replacing
 from ..checkpoints.load import home
+from ..text import logger
 from .files import WeightsError, plain, read, save
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 DEFAULT_SIZE = "10GB"
 _PATIENCE = 600.0  # seconds to wait for another process before doing its work as well

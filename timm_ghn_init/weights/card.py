@@ -7,6 +7,7 @@ from typing import Any
 
 from ..report import InitReport
 from ..sources import KNOWN, parse_source
+from ..text import clean
 
 _PAPER = "[Pretraining a Neural Network before Knowing Its Architecture](https://arxiv.org/abs/2207.10049)"
 
@@ -125,4 +126,4 @@ def _code(value: object) -> str:
 
 
 def _one_line(value: object) -> str:
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(value).split()))
+    return clean(" ".join(str(value).split()))

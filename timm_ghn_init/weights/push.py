@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,13 +13,14 @@ from torch import nn
 
 from ..report import InitReport
 from ..sources import Source, parse_source
+from ..text import logger
 from ..version import __version__
 from .card import model_card
 from .files import METADATA_KEY, provenance, read_about, save, state_dict
 from .hub import CARD, CONFIG, MAIN, WEIGHTS, HubError, hub_error, locate, status_of
 from .timm_config import write_config
 
-_logger = logging.getLogger(__name__)
+_logger = logger(__name__)
 
 _ATTEMPTS = 5  # where others push to the same branch at the same time
 _CONFLICTS = (409, 412)
