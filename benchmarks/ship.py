@@ -10,6 +10,7 @@ metadata, docs/shipped-ghn.md and docs/shipped-ghn.svg. What `--notes` holds goe
 import argparse
 import csv
 import json
+import math
 import os
 import platform
 from dataclasses import asdict
@@ -86,7 +87,7 @@ def main() -> None:
     target.parent.mkdir(exist_ok=True)
     save_ghn(ghn, target, metadata(args, training, scores))
     (ROOT / "docs" / "shipped-ghn.md").write_text(page(args, training, scores, target))
-    draw(args.run / LOG, ROOT / "docs" / "shipped-ghn.svg")
+    draw(args.run / LOG, ROOT / "docs" / "shipped-ghn.svg", SHIPPED, ghn.num_classes)
 
 
 def metadata(args: argparse.Namespace, training: dict, scores: list[Score]) -> dict[str, str]:
@@ -133,19 +134,39 @@ def page(args: argparse.Namespace, training: dict, scores: list[Score], target: 
     return text + ("\n" + args.notes.read_text() if args.notes else "")
 
 
-def draw(log: Path, path: Path) -> None:
+def draw(log: Path, path: Path, name: str, classes: int) -> None:
+    """Loss and accuracy of the networks that are being trained on, with what guessing would have."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    matplotlib.rcParams["svg.hashsalt"] = "timm_ghn_init"
+    matplotlib.rcParams.update({"svg.hashsalt": "timm_ghn_init", "svg.fonttype": "none"})
     with log.open(newline="") as file:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    for axis, column, colour in zip(axes, ("loss", "accuracy"), ("#0072b2", "#009e73"), strict=True):
-        axis.plot([r["step"] for r in rows], [r[column] for r in rows], color=colour, linewidth=1)
-        axis.set(xlabel="step", ylabel=f"{column} of predicted networks")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.3), layout="constrained")
+    figure.suptitle(
+        f"Training of {name}: networks with predicted parameters, batches of {classes} classes", fontsize=10
+    )
+    panels = (
+        ("loss", "cross-entropy, nats", "#0072b2", math.log(classes)),
+        ("accuracy", "accuracy, %", "#009e73", 100 / classes),
+    )
+    for axis, (column, label, colour, chance) in zip(axes, panels, strict=True):
+        scale = 100 if column == "accuracy" else 1
+        axis.plot([r["step"] for r in rows], [scale * r[column] for r in rows], color=colour, linewidth=1)
+        axis.axhline(chance, color="#66707a", linewidth=1, linestyle=(0, (4, 3)))
+        axis.annotate(
+            "chance",
+            (1, chance),
+            (0, 3),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            color="#66707a",
+            fontsize=9,
+        )
+        axis.set(xlabel="step", ylabel=label)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
