@@ -146,7 +146,7 @@ def draw(log: Path, path: Path, name: str, classes: int) -> None:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.3), layout="constrained")
     figure.suptitle(
-        f"Training of {name}: networks with predicted parameters, batches of {classes} classes", fontsize=10
+        f"Training of {name}: networks with predicted parameters, {classes} classes", fontsize=10
     )
     panels = (
         ("loss", "cross-entropy, nats", "#0072b2", math.log(classes)),
