@@ -145,9 +145,7 @@ def draw(log: Path, path: Path, name: str, classes: int) -> None:
     with log.open(newline="") as file:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.3), layout="constrained")
-    figure.suptitle(
-        f"Training of {name}: networks with predicted parameters, {classes} classes", fontsize=10
-    )
+    figure.suptitle(f"Training of {name}: networks with predicted parameters, {classes} classes", fontsize=10)
     panels = (
         ("loss", "cross-entropy, nats", "#0072b2", math.log(classes)),
         ("accuracy", "accuracy, %", "#009e73", 100 / classes),
