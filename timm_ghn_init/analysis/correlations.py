@@ -93,8 +93,8 @@ def compare(
 
     Returns:
         For JSON: "kind", "arch", "seed", "bins", "selected" (layers), "layers" (number, name and shape of each) and
-        "inits", a row for each with "init" and lists by layer: "mean", "std" and "histogram" (None where
-        `channel_correlations` gives none).
+        "inits", a row for each with "init", "layer" (the first that was post-processed, or None), and lists by layer:
+        "mean", "std" and "histogram" (None where `channel_correlations` gives none).
 
     Raises:
         ValueError: a layer that does not exist, or whatever `initialised` raises.
@@ -106,13 +106,13 @@ def compare(
     rows = []
     disable = None if progress is None else not progress
     for init in tqdm(dict.fromkeys(inits), desc="correlations", unit="init", leave=False, delay=2.0, disable=disable):
-        used, model = initialised(create, init, seed=seed, input_size=input_size, progress=progress)
+        used, model, first = initialised(create, init, seed=seed, input_size=input_size, progress=progress)
         measured = model_correlations(model)
         shown = shown or [
             {"layer": i, "name": n, "shape": list(model.get_parameter(n).shape)} for i, n in enumerate(measured, 1)
         ]
         _check_layers(layers, len(shown), name)
-        row: dict[str, Any] = {"init": used}
+        row: dict[str, Any] = {"init": used, "layer": first}
         for field in Correlations._fields:
             row[field] = [None if c is None else getattr(c, field) for c in measured.values()]
         rows.append(row)
@@ -176,6 +176,7 @@ def _is_row(value: Any, n_layers: int, bins: int) -> bool:
     return (
         isinstance(value, dict)
         and isinstance(value.get("init"), str)
+        and (value.get("layer") is None or (type(value["layer"]) is int and 1 <= value["layer"] <= n_layers))
         and all(isinstance(value.get(f), list) and len(value[f]) == n_layers for f in ("std", "histogram"))
         and all(v is None or (type(v) in (int, float) and 0 <= v <= 1) for v in value["std"])
         and all(v is None or _is_histogram(v, bins) for v in value["histogram"])

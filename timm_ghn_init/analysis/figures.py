@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..sources import parse_source
 from ..text import clean
 
 if TYPE_CHECKING:
@@ -14,12 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, GRID, PAPER = "#1f2933", "#66707a", "#d9dee3", "#ffffff"
-# Lines of a picture. Apart in hue and lightness for colour-blind readers, and each 3 : 1 or more against white.
-SERIES = ("#0072b2", "#d55e00", "#00805c", "#a8508a", "#8a6d00", "#4d4d4d")
 # Of dashes and gaps, in line widths; () is a solid line.
 DASHES = ((), (5.0, 1.5), (6.0, 1.5, 1.2, 1.5), (1.5, 1.2), (7.0, 1.5, 1.5, 1.5, 1.5, 1.5), (9.0, 3.0))
-_MARKERS = "osD^vPXh"  # a star is what is given
-_MOST_GROUPS = 8  # of a scatter plot; all others share one grey
+_SHAPES = "osD^vPX"  # of groups in a scatter plot; stars are what is given
+# Of these, apart from one another and from the stars, all others share a grey.
+_GROUPS = ("#0072b2", "#d55e00", "#00805c", "#a8508a", "#8a6d00", "#5ab4f0", "#c7a400")
+_OTHERS = "#b8bec6"
+_STARS = ("#000000", "#e8003a", "#6a00ff", "#00e0c0")
 STYLE: Any = {  # matplotlib names the keys' type only in new versions
     "svg.fonttype": "none",  # text stays text
     "font.size": 9,
@@ -53,6 +55,24 @@ class Line(NamedTuple):
     def style(self) -> Any:
         return (0, self.dash) if self.dash else "-"
 
+    @property
+    def width(self) -> float:
+        """A prediction is drawn broad, so that it shows below its post-processed self where the two coincide."""
+        return 3.4 if self == PALETTE["ghn"] else 1.6
+
+
+# An initialisation looks the same in all pictures. Apart in hue and lightness for colour-blind readers, 3 : 1 or more
+# against white; grey is for what all others are compared with.
+PALETTE = {
+    "rand": Line("#767676", DASHES[0]),
+    "orth": Line("#0072b2", DASHES[1]),
+    "ghn": Line("#d55e00", DASHES[0]),
+    "ghn-orth": Line("#00805c", DASHES[2]),
+    "pretrained": Line("#a8508a", DASHES[3]),
+    "timm": Line("#8a6d00", DASHES[4]),
+}
+SERIES = tuple(line.colour for line in PALETTE.values())
+
 
 class Curve(NamedTuple):
     """One quantity by epoch: mean, least and most over the seeds; None where no run got that far."""
@@ -64,12 +84,28 @@ class Curve(NamedTuple):
 
 
 def lines(labels: Iterable[str]) -> dict[str, Line]:
-    """A look for each label, in their order."""
-    looks = {}
+    """A look for each label: that of its kind of initialisation, another dash or colour where that is taken."""
+    looks: dict[str, Line] = {}
     for i, label in enumerate(dict.fromkeys(labels)):
-        dash = DASHES[(i + i // len(SERIES)) % len(DASHES)]  # where colours begin anew, others
-        looks[label] = Line(SERIES[i % len(SERIES)], dash)
+        wanted = PALETTE.get(_kind(label)) or list(PALETTE.values())[i % len(PALETTE)]
+        colour, dash = SERIES.index(wanted.colour), DASHES.index(wanted.dash)
+        others = (
+            Line(SERIES[(colour + c) % len(SERIES)], DASHES[(dash + d) % len(DASHES)])
+            for c in range(len(SERIES))
+            for d in range(len(DASHES))
+        )
+        looks[label] = next((line for line in others if line not in looks.values()), wanted)
     return looks
+
+
+def _kind(label: str) -> str:
+    """The key of `PALETTE` for an initialisation, which may be followed by ", " and what else tells it from others."""
+    name = label.partition(", ")[0]
+    try:
+        source = parse_source(name)
+    except ValueError:
+        return name
+    return source.baseline.name if source.baseline else "ghn-orth" if source.orth else "ghn"
 
 
 # -- panels ------------------------------------------------------------------------------------------------------------
@@ -87,31 +123,62 @@ def distribution(axes: Axes, data: Mapping[str, Any], layer: int, looks: Mapping
         density = [c / max(1, sum(counts)) * bins / 2 for c in counts]
         highest = max(highest, *density)
         look = looks[row["init"]]
-        axes.plot(centres, density, color=look.colour, ls=look.style)
+        axes.plot(centres, density, color=look.colour, ls=look.style, lw=look.width)
     axes.set_yscale("symlog", linthresh=0.1)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), ylim=(0, 1.6 * max(highest, 1)))
-    axes.set(xlabel="Pearson's correlation", ylabel="density (log scale)")
+    axes.set(xlabel="Pearson's correlation", ylabel="density (log, linear below 0.1)")
     info = data["layers"][layer - 1]
     shape = "\N{MULTIPLICATION SIGN}".join(map(str, info["shape"]))
     axes.set_title(_short(f"layer {layer}: {info['name']}, {shape}"))
 
 
 def deviation(axes: Axes, data: Mapping[str, Any], looks: Mapping[str, Line]) -> None:
-    """Standard deviation of the correlations in each layer, a line for each initialisation."""
+    """Standard deviation of the correlations in each layer, a line for each initialisation; where L is."""
     for row in data["inits"]:
         known = [(info["layer"], std) for info, std in zip(data["layers"], row["std"], strict=True) if std is not None]
         look = looks[row["init"]]
         x, y = zip(*known, strict=True) if known else ((), ())
-        axes.plot(x, y, color=look.colour, ls=look.style, marker="o", ms=2.5, label=clean(row["init"]))
-    axes.set(xlabel="layer, in the order of the network", ylabel="std of the correlations")
+        axes.plot(
+            x,
+            y,
+            color=look.colour,
+            ls=look.style,
+            lw=look.width,
+            marker="o",
+            ms=1.5 + look.width,
+            label=clean(row["init"]),
+        )
+    n = len(data["layers"])
+    axes.set(xlabel="layer, in the order of the network, from 1", ylabel="std of the correlations", xlim=(0.5, n + 0.5))
     axes.set_ylim(bottom=0)
-    _whole_numbers(axes)
+    axes.set_xticks(_from_one(n))
+    _mark_first_layers(axes, data["inits"], looks)
     axes.set_title("All layers")
 
 
-def curves(axes: Axes, series: Sequence[Curve], looks: Mapping[str, Line], title: str) -> None:
-    """Accuracies by epoch: the mean over seeds as a line, the range of the seeds as a band."""
+def _from_one(n: int) -> list[int]:
+    """About ten numbers from 1 to n: round ones, and 1 instead of 0."""
+    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, n) if n / s <= 12)
+    return [1, *(i for i in range(step, n + 1, step) if i > 1)]
+
+
+def _mark_first_layers(axes: Axes, inits: Sequence[Mapping[str, Any]], looks: Mapping[str, Line]) -> None:
+    """L, the first layer that is post-processed, of each initialisation that has one beyond the first."""
+    found: dict[int, str] = {}
+    for row in inits:
+        if (row.get("layer") or 1) > 1:
+            found.setdefault(row["layer"], looks[row["init"]].colour)
+    for layer, colour in found.items():
+        axes.axvline(layer - 0.5, color=colour, lw=1, ls=(0, (2, 2)), zorder=0)
+        axes.annotate(
+            f"L = {layer}", (layer - 0.5, 1), (-3, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
+            ha="right", va="top", color=colour,
+        )  # fmt: skip
+
+
+def curves(axes: Axes, series: Sequence[Curve], looks: Mapping[str, Line], title: str, chance: float | None) -> None:
+    """Accuracies by epoch: the mean over seeds as a line, their range as a band; what guessing would have."""
     for curve in series:
         look = looks[curve.label]
         known = [
@@ -122,10 +189,26 @@ def curves(axes: Axes, series: Sequence[Curve], looks: Mapping[str, Line], title
         if known:
             x, mean, low, high = zip(*known, strict=True)
             axes.fill_between(x, low, high, color=look.colour, alpha=0.15, lw=0)
-            axes.plot(x, mean, color=look.colour, ls=look.style, label=curve.label, marker="o" if len(x) == 1 else None)
+            marker = "o" if len(x) == 1 else None
+            axes.plot(x, mean, color=look.colour, ls=look.style, lw=look.width, label=curve.label, marker=marker)
+    if chance is not None:
+        axes.axhline(100 * chance, color=FAINT, lw=1, ls=(0, (4, 3)), zorder=1)
+        axes.annotate(
+            "chance", (1, 100 * chance), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", color=FAINT,
+        )  # fmt: skip
     axes.set(xlabel="epoch", ylabel="accuracy (%)")
     _whole_numbers(axes)
     axes.set_title(title)
+
+
+def same_scale(*panels: Axes) -> None:
+    """The same limits for all, those of what any of them shows."""
+    for limits in ("xlim", "ylim"):
+        bounds = [getattr(axes, f"get_{limits}")() for axes in panels]
+        low, high = min(b[0] for b in bounds), max(b[1] for b in bounds)
+        for axes in panels:
+            axes.set(**{limits: (low, high)})
 
 
 def _whole_numbers(axes: Axes) -> None:
@@ -136,22 +219,35 @@ def _whole_numbers(axes: Axes) -> None:
 
 def scatter(axes: Axes, data: Mapping[str, Any], value_name: str | None = None) -> None:
     """Embeddings on their first two principal components; given architectures are pointed out by name."""
+    from matplotlib.patheffects import withStroke
+
     points, share = data["points"], data["variance"]
     if value_name is None:
         _by_group(axes, points)
     else:
         _by_value(axes, points, value_name)
+    halo = withStroke(linewidth=2.5, foreground=PAPER)
     middle = (min(p["x"] for p in points) + max(p["x"] for p in points)) / 2
-    for p in (p for p in points if p["given"]):
+    for i, p in enumerate(p for p in points if p["given"]):
         side = -1 if p["x"] > middle else 1  # so that the name stays inside
-        axes.scatter(p["x"], p["y"], marker="*", s=150, c=SERIES[1], edgecolors=INK, linewidths=0.8, zorder=3)
+        look = {"c": _STARS[i % len(_STARS)], "edgecolors": PAPER, "linewidths": 0.8}
+        axes.scatter(p["x"], p["y"], marker="*", s=170, zorder=3, label=clean(p["name"]), **look)
         name = axes.annotate(clean(p["name"]), (p["x"], p["y"]), (7 * side, 5), textcoords="offset points", zorder=4)
-        name.set(ha="left" if side > 0 else "right", weight="bold")
+        name.set(ha="left" if side > 0 else "right", weight="bold", path_effects=[halo])
     axes.set(
         xlabel=f"first principal component ({share[0]:.0%} of the variance)",
         ylabel=f"second principal component ({share[1]:.0%})",
     )
     axes.margins(0.12)
+    axes.set_title(_embedding_title(data))
+    side = 1.0 if value_name is None else 1.22  # beside the colours' scale
+    axes.legend(loc="upper left", bbox_to_anchor=(side, 1.0))
+
+
+def _embedding_title(data: Mapping[str, Any]) -> str:
+    others = sum(not p["given"] for p in data["points"])
+    ghn = f"of {data['ghn']}" if data.get("ghn") else "of a GHN"
+    return _short(f"Graph embeddings {ghn}, among {others} architectures", 90)
 
 
 def _by_group(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
@@ -160,13 +256,11 @@ def _by_group(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
         if not p["given"]:
             groups.setdefault(p["group"], []).append(p)
     largest = sorted(groups, key=lambda g: -len(groups[g]))
-    named = largest if len(largest) <= _MOST_GROUPS else largest[: _MOST_GROUPS - 1]
-    for i, group in enumerate(named):
-        label = f"{clean(group)} ({len(groups[group])})"
-        _dots(axes, groups[group], c=SERIES[i % len(SERIES)], marker=_MARKERS[i % len(_MARKERS)], label=label)
-    others = [p for g in largest if g not in named for p in groups[g]]
-    _dots(axes, others, c="#b8bec6", marker=".", zorder=1, label=f"{len(largest) - len(named)} others ({len(others)})")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    for group, colour, marker in zip(largest, _GROUPS, _SHAPES, strict=False):
+        _dots(axes, groups[group], c=colour, marker=marker, label=f"{clean(group)} ({len(groups[group])})")
+    others = [p for g in largest[len(_GROUPS) :] for p in groups[g]]
+    label = f"{len(largest) - len(_GROUPS)} others ({len(others)})"
+    _dots(axes, others, c=_OTHERS, marker=".", zorder=1, label=label)
 
 
 def _by_value(axes: Axes, points: Sequence[Mapping[str, Any]], name: str) -> None:
@@ -202,7 +296,7 @@ def correlation_figure(data: Mapping[str, Any]) -> Figure:
     selected, looks = data["selected"], lines(row["init"] for row in data["inits"])
     columns = min(2, max(1, len(selected)))
     rows = -(-len(selected) // columns)
-    figure = Figure(figsize=(4.4 * columns, 2.6 * rows + 3.2), layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(4.4 * columns, 2.6 * rows + 3.5), layout="constrained", facecolor=PAPER)
     grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[1.0] * rows, 1.1])
     for i, layer in enumerate(selected):
         distribution(figure.add_subplot(grid[i // columns, i % columns]), data, layer, looks)
@@ -210,8 +304,13 @@ def correlation_figure(data: Mapping[str, Any]) -> Figure:
     deviation(last, data, looks)
     figure.suptitle(clean(f"Correlation between the channels of {data['arch']}"), ha="left", x=0.01, size=11)
     handles, labels = last.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))), title=PEAK, title_fontsize=8
+    )
     return figure
+
+
+PEAK = "A peak at 1: pairs of channels that are copies, as a GHN repeats its block of 64 where a layer has more."
 
 
 def embedding_figure(data: Mapping[str, Any], value_name: str | None = None) -> Figure:

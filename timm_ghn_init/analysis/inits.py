@@ -1,6 +1,7 @@
 """A network with any of the initialisations that are to be compared."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,6 +11,20 @@ from ..initialize import init_model
 from ..sources import is_source, parse_source
 
 Create = Callable[[bool], nn.Module]
+
+
+class Initialised(NamedTuple):
+    """A network with one of the initialisations.
+
+    Attributes:
+        init: what was really used ("ghn" resolved).
+        model: the network.
+        layer: the first layer that was post-processed, from 1; None where none was.
+    """
+
+    init: str
+    model: nn.Module
+    layer: int | None = None
 
 
 def check_inits(inits: list[str]) -> None:
@@ -27,7 +42,7 @@ def check_inits(inits: list[str]) -> None:
 
 def initialised(
     create: Create, init: str, *, seed: int = 0, input_size: int | None = None, progress: bool | None = None
-) -> tuple[str, nn.Module]:
+) -> Initialised:
     """A new network with one initialisation.
 
     Args:
@@ -39,7 +54,7 @@ def initialised(
         progress: as in `init_model`.
 
     Returns:
-        The initialisation that was really used ("ghn" resolved), and the network. The global random state is kept.
+        The network. The global random state is kept.
 
     Raises:
         ValueError: unknown initialisation, or weights that cannot be had; the message says what to do instead.
@@ -50,10 +65,10 @@ def initialised(
         torch.manual_seed(seed)
         model = _with_weights(create) if init == PRETRAINED else create(False)
     if not is_source(init):
-        return init, model
+        return Initialised(init, model)
     own = parse_source(init).seed
     report = init_model(model, init, input_size=input_size, seed=seed if own is None else own, progress=progress)
-    return report.source, model
+    return Initialised(report.source, model, report.layer)
 
 
 def _with_weights(create: Create) -> nn.Module:

@@ -1,28 +1,46 @@
 """A report on fine-tuning runs as one page of HTML that needs nothing else: no network, no script, no font.
 
-All text from files goes through `_e`; pictures are matplotlib's SVG with its colours replaced by variables of the page,
-so that they follow the reader's light or dark scheme.
+What the page looks like is said in page.html.jinja and page.css; here is what it says. All text from files goes
+through Jinja2's autoescape. Pictures are matplotlib's SVG with its colours replaced by variables of the page, so that
+they follow the reader's light or dark scheme.
 """
 
 import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from ..finetune.results import percent
 from ..text import clean
 from ..version import __version__
-from .figures import FAINT, GRID, INK, SERIES, Line, curves, deviation, distribution, lines, panel, rendered, style
+from .figures import (
+    FAINT,
+    GRID,
+    INK,
+    PEAK,
+    SERIES,
+    Line,
+    curves,
+    deviation,
+    distribution,
+    lines,
+    panel,
+    rendered,
+    same_scale,
+    style,
+)
 from .runs import Experiment, Row
 from .runs import curves as run_curves
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
 CURVES = {"train_accuracy": "Training", "validation_accuracy": "Validation"}
-_DARK_SERIES = ("#5ab4f0", "#ff8f4d", "#35c79c", "#e39ac9", "#e3c24a", "#b9c1c9")
+COLUMNS = ("test %", "validation %", "seeds", "hyper-parameters")
+_DARK_SERIES = ("#a3a3a3", "#5ab4f0", "#ff8f4d", "#35c79c", "#e39ac9", "#e3c24a")
 # The page's variables: value in a light and in a dark scheme.
 _VARIABLES = {
     "paper": ("#ffffff", "#14181d"),
@@ -48,75 +66,84 @@ def page(experiments: Sequence[Experiment], correlations: Sequence[Mapping[str, 
         [row.label for e in experiments for row in e.rows]
         + [row["init"] for data in correlations for row in data["inits"]]
     )
-    with style():
-        sections = [_experiment(e, i, looks) for i, e in enumerate(experiments)]
-        sections += [_correlations(data, i, looks) for i, data in enumerate(correlations)]
-    note = f"<p>{left_out} lines of the file are no sound runs and were left out.</p>" if left_out else ""
     runs = [run for e in experiments for row in e.rows for run in row.runs]
     title = "Fine-tuning: " + ", ".join(dict.fromkeys(e.arch for e in experiments)) if experiments else "Correlations"
-    return "\n".join(
-        (
-            "<!DOCTYPE html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            # Nothing may be fetched, and nothing run, whatever the page holds.
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-            '<meta name="color-scheme" content="light dark">',
-            f"<title>{_e(title)}</title><style>{_css()}</style></head><body><main>",
-            f"<h1>{_e(title)}</h1>{note}",
-            *sections,
-            _commands(runs) if runs else "",
-            f"<footer>timm-ghn-init {_e(__version__)}</footer></main></body></html>\n",
+    with style():
+        return _template().render(
+            title=title,
+            css=_css(),
+            dates=_dates(runs),
+            left_out=left_out,
+            looks={label: _look(line) for label, line in looks.items()},
+            columns=COLUMNS,
+            experiments=[_experiment(e, i, looks) for i, e in enumerate(experiments)],
+            correlations=[_correlations(data, i, looks) for i, data in enumerate(correlations)],
+            peak=PEAK,
+            commands=Counter(_command(run.get("command") or []) for run in runs).items(),
+            machines=Counter(_pairs(run.get("machine")) + "; " + _pairs(run.get("versions")) for run in runs).items(),
+            version=__version__,
         )
+
+
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    def legible(value: Any) -> Any:
+        return value if isinstance(value, Markup) else clean(str(value))
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=legible, trim_blocks=True, lstrip_blocks=True
     )
+    return environment.from_string(_text("page.html.jinja"))
 
 
-def _e(text: object) -> str:
-    """Text from outside as text, whatever it holds."""
-    return escape(clean(str(text)))
+def _text(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 # -- fine-tuning -------------------------------------------------------------------------------------------------------
 
 
-def _experiment(experiment: Experiment, number: int, looks: Mapping[str, Line]) -> str:
-    panels = []
-    for i, (name, title) in enumerate(CURVES.items()):
+def _experiment(experiment: Experiment, number: int, looks: Mapping[str, Line]) -> dict[str, Any]:
+    best, chance = experiment.best, experiment.chance
+    most = max(len(row.runs) for row in experiment.rows)
+    first = experiment.rows[0].runs[0]
+    return {
+        "arch": experiment.arch,
+        "data": experiment.data,
+        "labels": experiment.labels,
+        "tested": experiment.tested,
+        "chance": None if chance is None else f"{100 * chance:.3g}",
+        "has_best": best is not None,
+        "stem": ", ".join(f"{n} {change}" for n, change in (first.get("stem") or {}).items()) or "as it is",
+        "rows": [{"label": row.label, "best": row is best, "cells": _cells(row, most)} for row in experiment.rows],
+        "pictures": _learning(experiment, number, looks),
+    }
+
+
+def _cells(row: Row, most: int) -> tuple[str, ...]:
+    return percent(row.test), percent(row.validation), _seeds(row, most), _settings(row)
+
+
+def _seeds(row: Row, most: int) -> str:
+    """How many runs there are, and what is missing for a fair comparison."""
+    n, diverged = len(row.runs), sum(bool(run.get("diverged")) for run in row.runs)
+    missing = f"{n} of {most}: not complete" if n < most else str(n)
+    return missing + (f" ({diverged} diverged)" if diverged else "")
+
+
+def _learning(experiment: Experiment, number: int, looks: Mapping[str, Line]) -> "list[Markup]":
+    """Learning curves, all on the same scale."""
+    drawn = []
+    for name, title in CURVES.items():
         series = [run_curves(row, name) for row in experiment.rows]
         if any(curve.mean for curve in series):
             figure, axes = panel()
-            curves(axes, series, looks, title)
-            panels.append(_svg(figure, f"e{number}c{i}", f"{title} accuracy by epoch"))
-    first = experiment.rows[0].runs[0]
-    stem = ", ".join(f"{n} {change}" for n, change in (first.get("stem") or {}).items()) or "as it is"
-    return (
-        f"<section><h2>{_e(experiment.arch)} on {_e(experiment.data)}, {experiment.labels} labels</h2>"
-        f"<p>Accuracy after the last epoch, mean ± standard deviation over seeds. Stem: {_e(stem)}.</p>"
-        f"{_table(experiment, looks)}{_legend([row.label for row in experiment.rows], looks)}"
-        f"<div class=panels>{''.join(panels)}</div>"
-        "<p class=faint>Lines are means over seeds, bands the range of the seeds.</p></section>"
-    )
-
-
-_COLUMNS = ("test %", "validation %", "seeds", "hyper-parameters")
-
-
-def _table(experiment: Experiment, looks: Mapping[str, Line]) -> str:
-    best = max((row.test[0] for row in experiment.rows if row.test[0] is not None), default=None)
-    body = []
-    for row in experiment.rows:
-        score = percent(row.test)
-        diverged = sum(bool(run.get("diverged")) for run in row.runs)
-        cells = (
-            f"<b>{score}</b>" if row.test[0] == best else score,
-            percent(row.validation),
-            f"{len(row.runs)}{f' ({diverged} diverged)' if diverged else ''}",
-            _e(_settings(row)),
-        )
-        named = "".join(f'<td data-h="{h}">{cell}</td>' for h, cell in zip(_COLUMNS, cells, strict=True))
-        body.append(f"<tr><th scope=row>{_swatch(looks[row.label])} {_e(row.label)}</th>{named}</tr>")
-    header = "".join(f"<th scope=col>{h}</th>" for h in ("initialisation", *_COLUMNS))
-    return f"<div class=wide><table><thead><tr>{header}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+            curves(axes, series, looks, title, experiment.chance)
+            drawn.append((figure, axes, title))
+    same_scale(*(axes for _, axes, _ in drawn))
+    return [_svg(figure, f"e{number}c{i}", f"{t} accuracy by epoch") for i, (figure, _, t) in enumerate(drawn)]
 
 
 _SHOWN = {
@@ -139,7 +166,7 @@ def _settings(row: Row) -> str:
 # -- correlations ------------------------------------------------------------------------------------------------------
 
 
-def _correlations(data: Mapping[str, Any], number: int, looks: Mapping[str, Line]) -> str:
+def _correlations(data: Mapping[str, Any], number: int, looks: Mapping[str, Line]) -> dict[str, Any]:
     panels = []
     for layer in data["selected"]:
         figure, axes = panel()
@@ -147,25 +174,21 @@ def _correlations(data: Mapping[str, Any], number: int, looks: Mapping[str, Line
         panels.append(_svg(figure, f"d{number}l{layer}", f"Distribution of correlations in layer {layer}"))
     figure, axes = panel((8.6, 2.9))
     deviation(axes, data, looks)
-    last = _svg(figure, f"d{number}", "Standard deviation of the correlations in each layer")
-    return (
-        f"<section><h2>Correlation between the channels of {_e(data['arch'])}</h2>"
-        "<p>Pearson's correlation between the weights of each two output channels of a layer, before any training: "
-        "the nearer to 0, the more independent they are.</p>"
-        f"{_legend([row['init'] for row in data['inits']], looks)}"
-        f"<div class=panels>{''.join(panels)}</div><div class=wide>{last}</div></section>"
-    )
+    return {
+        "arch": data["arch"],
+        "labels": [row["init"] for row in data["inits"]],
+        "pictures": panels,
+        "last": _svg(figure, f"d{number}", "Standard deviation of the correlations in each layer"),
+    }
 
 
 # -- how it came about -------------------------------------------------------------------------------------------------
 
 
-def _commands(runs: Sequence[Mapping[str, Any]]) -> str:
-    commands = Counter(_command(run.get("command") or []) for run in runs)
-    machines = Counter(_pairs(run.get("machine")) + "; " + _pairs(run.get("versions")) for run in runs)
-    blocks = [f"<pre>{_e(command)}</pre><p class=faint>{n} runs</p>" for command, n in commands.items()]
-    where = "".join(f"<li>{_e(machine)}: {n} runs</li>" for machine, n in machines.items())
-    return f"<section><h2>Commands</h2>{''.join(blocks)}<h3>Machines and versions</h3><ul>{where}</ul></section>"
+def _dates(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The first and the last day of the runs; "" where the file does not say."""
+    days = sorted(run["finished"][:10] for run in runs if run.get("finished"))
+    return "" if not days else days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
 
 
 def _command(argv: Sequence[str]) -> str:
@@ -180,8 +203,10 @@ def _pairs(mapping: Mapping[str, Any] | None) -> str:
 # -- pictures and looks ------------------------------------------------------------------------------------------------
 
 
-def _svg(figure: "Figure", salt: str, label: str) -> str:
+def _svg(figure: "Figure", salt: str, label: str) -> "Markup":
     """matplotlib's SVG without what a page has no use for, its colours as variables, its ids its own."""
+    from markupsafe import Markup, escape
+
     text = rendered(figure, ".svg", salt).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -189,59 +214,21 @@ def _svg(figure: "Figure", salt: str, label: str) -> str:
     view = re.search(r'viewBox="([^"]*)"', text)
     assert view is not None
     opening = (
-        f'<svg viewBox="{view[1]}" role="img" aria-label="{_e(label)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
+        f'<svg viewBox="{view[1]}" role="img" aria-label="{escape(label)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     text = opening + text[text.index(">") + 1 :]
     for name, (light, _) in _VARIABLES.items():
         text = text.replace(light, f"var(--{name})")
-    return text
+    return Markup(text)
 
 
-def _swatch(look: Line) -> str:
-    colour, dashes = f"var(--s{SERIES.index(look.colour)})", " ".join(f"{2.5 * part:g}" for part in look.dash)
-    return (
-        f'<svg class=swatch viewBox="0 0 32 8" aria-hidden=true><path d="M0 4H32" stroke="{colour}" '
-        f'stroke-width="2.5" stroke-dasharray="{dashes or "none"}"/></svg>'
-    )
+def _look(line: Line) -> dict[str, str]:
+    dashes = " ".join(f"{2.5 * part:g}" for part in line.dash) or "none"
+    return {"variable": f"s{SERIES.index(line.colour)}", "dashes": dashes, "width": f"{1.5 * line.width:g}"}
 
 
-def _legend(labels: Sequence[str], looks: Mapping[str, Line]) -> str:
-    items = "".join(f"<li>{_swatch(looks[label])} {_e(label)}</li>" for label in labels)
-    return f"<ul class=legend>{items}</ul>"
+def _css() -> "Markup":
+    from markupsafe import Markup
 
-
-def _css() -> str:
     light, dark = (";".join(f"--{name}:{pair[scheme]}" for name, pair in _VARIABLES.items()) for scheme in (0, 1))
-    return f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}{_CSS}"
-
-
-_CSS = """
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:1200px;margin:0 auto;padding:1.5rem 1rem 3rem}
-h1,h2,h3,th,li,p,footer{overflow-wrap:anywhere}
-h1{font-size:1.5rem;line-height:1.25;margin:0 0 1rem}
-h2{font-size:1.2rem;margin:2.5rem 0 .5rem;padding-top:1rem;border-top:1px solid var(--grid)}
-h3{font-size:1rem}
-p,ul{max-width:70ch}
-.faint,footer{color:var(--faint);font-size:.875rem}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;min-width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:.4rem .75rem .4rem 0;text-align:left;border-bottom:1px solid var(--grid)}
-th{font-weight:600}
-thead th{color:var(--faint);font-size:.875rem}
-td{white-space:nowrap}
-.legend{list-style:none;display:flex;flex-wrap:wrap;gap:.25rem 1.25rem;padding:0;max-width:none}
-.swatch{width:32px;height:8px;vertical-align:middle}
-.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:1rem}
-.panels svg{width:100%;max-width:640px;height:auto;display:block}
-.wide>svg{width:100%;min-width:560px;height:auto;display:block}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;border:1px solid var(--grid);border-radius:4px;padding:.75rem}
-@media(max-width:600px){
-thead{position:absolute;clip-path:inset(50%);width:1px;height:1px;overflow:hidden}
-tr{display:block;padding:.5rem 0;border-bottom:1px solid var(--grid)}
-th,td{display:block;border:0;padding:0;white-space:normal}
-td:not(:last-child){display:inline-block;margin-right:1rem}
-td::before{content:attr(data-h)" ";color:var(--faint)}
-}
-""".strip()
+    return Markup(f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}{_text('page.css')}")

@@ -40,6 +40,40 @@ class Experiment:
     labels: int
     rows: tuple[Row, ...]
 
+    @property
+    def best(self) -> Row | None:
+        """The row whose test accuracy is above all others by more than the larger of two deviations, if one is."""
+        known = sorted((row for row in self.rows if row.test[0] is not None), key=lambda row: -(row.test[0] or 0))
+        if len(known) < 2 or not all(_beyond(known[0].test, row.test) for row in known[1:]):
+            return None
+        return known[0]
+
+    @property
+    def chance(self) -> float | None:
+        """The accuracy of guessing; None where the runs do not say, or not all the same."""
+        classes = self._common("classes")
+        return 1 / classes if classes else None
+
+    @property
+    def tested(self) -> int | None:
+        """The number of test images, if it is that of all runs."""
+        return self._common("images", "test")
+
+    def _common(self, *names: str) -> int | None:
+        found = set()
+        for run in (run for row in self.rows for run in row.runs):
+            value: Any = run
+            for name in names:
+                value = value.get(name)
+            found.add(value)
+        return next(iter(found)) if len(found) == 1 else None
+
+
+def _beyond(upper: Score, lower: Score) -> bool:
+    """Whether one score is above another by more than the deviation; of a single run none is known."""
+    deviations = [s for s in (upper[1], lower[1]) if s is not None]
+    return bool(deviations) and (upper[0] or 0) - (lower[0] or 0) > max(deviations)
+
 
 def experiments(records: Iterable[Record]) -> tuple[list[Experiment], int]:
     """Sort the final runs of a results file.
@@ -104,6 +138,10 @@ def _is_share(value: Any) -> bool:
     return _is_number(value) and 0 <= value <= 1
 
 
+def _is_count(value: Any) -> bool:
+    return value is None or (type(value) is int and value > 0)
+
+
 def _is_curve(value: Any) -> bool:
     return isinstance(value, list) and all(v is None or _is_number(v) for v in value)
 
@@ -122,7 +160,9 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     "test_accuracy": _is_share,
     "validation_accuracy": lambda v: v is None or _is_share(v),
     "curves": lambda v: isinstance(v, dict) and all(map(_is_curve, v.values())),
-    "images": lambda v: isinstance(v, dict) and type(v.get("train")) is int,
+    "images": lambda v: isinstance(v, dict) and type(v.get("train")) is int and _is_count(v.get("test")),
+    "classes": _is_count,
+    "finished": lambda v: v is None or isinstance(v, str),
     "command": lambda v: v is None or (isinstance(v, list) and all(isinstance(part, str) for part in v)),
     "versions": lambda v: v is None or isinstance(v, dict),
     "machine": lambda v: v is None or isinstance(v, dict),
