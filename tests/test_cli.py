@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -19,7 +20,7 @@ from torch import nn
 
 import timm_ghn_init
 from timm_ghn_init.checkpoints import load as checkpoints
-from timm_ghn_init.cli import main
+from timm_ghn_init.cli import commands, main
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.sources import KNOWN
 
@@ -568,3 +569,29 @@ def test_known_names_are_listed_once(run: Callable) -> None:
     first = [line.split()[0] for line in run("list")[1].splitlines() if line]
     for name in KNOWN:
         assert first.count(name) <= 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert {"correlations", "--num-classes", "--time-budget", *commands()} <= set(re.findall(r"[\w-]+", script))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("shtab")
+    main(["completion", "bash"])
+    (tmp_path / "complete.sh").write_text(capsys.readouterr().out)
+    (tmp_path / "runs.jsonl").touch()
+    words = {"timm-ghn-init pre": {"predict"}, "timm-ghn-init predict r --num-c": {"--num-classes"}}
+    words["timm-ghn-init report ru"] = {"runs.jsonl"}
+    for line, expected in words.items():
+        given = line.split()
+        ask = (
+            f"source complete.sh; COMP_WORDS=({line}); COMP_CWORD={len(given) - 1}; "
+            f'_shtab_timm_ghn_init {given[0]} {given[-1]}; printf "%s\\n" "${{COMPREPLY[@]}}"'
+        )
+        out = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        assert set(out.split()) == expected

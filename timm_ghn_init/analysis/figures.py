@@ -230,7 +230,7 @@ def scatter(axes: Axes, data: Mapping[str, Any], value_name: str | None = None) 
     middle = (min(p["x"] for p in points) + max(p["x"] for p in points)) / 2
     for i, p in enumerate(p for p in points if p["given"]):
         side = -1 if p["x"] > middle else 1  # so that the name stays inside
-        look = {"c": _STARS[i % len(_STARS)], "edgecolors": PAPER, "linewidths": 0.8}
+        look: dict[str, Any] = {"c": _STARS[i % len(_STARS)], "edgecolors": PAPER, "linewidths": 0.8}
         axes.scatter(p["x"], p["y"], marker="*", s=170, zorder=3, label=clean(p["name"]), **look)
         name = axes.annotate(clean(p["name"]), (p["x"], p["y"]), (7 * side, 5), textcoords="offset points", zorder=4)
         name.set(ha="left" if side > 0 else "right", weight="bold", path_effects=[halo])
@@ -240,8 +240,8 @@ def scatter(axes: Axes, data: Mapping[str, Any], value_name: str | None = None) 
     )
     axes.margins(0.12)
     axes.set_title(_embedding_title(data))
-    side = 1.0 if value_name is None else 1.22  # beside the colours' scale
-    axes.legend(loc="upper left", bbox_to_anchor=(side, 1.0))
+    beside = 1.0 if value_name is None else 1.22  # the colours' scale
+    axes.legend(loc="upper left", bbox_to_anchor=(beside, 1.0))
 
 
 def _embedding_title(data: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from . import (
     analyze,
     bake,
     cache,
+    completion,
     finetune,
     ghns,
     graph,
@@ -35,7 +36,7 @@ _logger = logger(__name__)
 FAMILIES = (  # in the order of --help
     *(predict, inspect, graph, ghns),
     *(analyze, finetune, tune, report, training),
-    *(cache, push, bake, verify),
+    *(cache, push, bake, verify, completion),
 )
 
 
