@@ -1,4 +1,4 @@
-"""What setup.cfg cannot say: the README as an index shows it, and an sdist whose bytes follow from its files."""
+"""What setup.cfg cannot say: the README as an index shows it, and packages whose bytes follow from their files."""
 
 import gzip
 import os
@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.sdist import sdist
 
 
@@ -44,8 +45,17 @@ class ReproducibleSdist(sdist):
         return path
 
 
+class ReproducibleWheel(bdist_wheel):
+    """With modes that depend neither on the umask nor on how the files were checked out."""
+
+    def write_wheelfile(self, *args, **kwargs):
+        super().write_wheelfile(*args, **kwargs)  # the last file that is put into `bdist_dir`
+        for path in Path(self.bdist_dir).rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 setup(
     long_description=without_local_links(Path(__file__).with_name("README.md").read_text(encoding="utf-8")),
     long_description_content_type="text/markdown",
-    cmdclass={"sdist": ReproducibleSdist},
+    cmdclass={"bdist_wheel": ReproducibleWheel, "sdist": ReproducibleSdist},
 )
