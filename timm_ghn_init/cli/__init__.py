@@ -10,8 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .. import __version__
 from ..text import logger
+from ..version import __version__
 from . import (
     analyze,
     bake,

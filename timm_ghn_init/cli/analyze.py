@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..sources import DEFAULT
+from ..version import __version__
 from .arguments import Command, add_architecture, nested, whole
 from .files import output_path, writing
 from .messages import UserError, mistakes, table
