@@ -86,7 +86,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
     def command(name: str, run: Run) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, parser=parser)
         sub.add_argument("-v", "--verbose", action="count", default=0, help="more messages")
         sub.add_argument("-q", "--quiet", action="count", default=0, help="fewer messages")
         return sub

@@ -16,20 +16,17 @@ def add(command: Command) -> None:
 
 def completion(args: argparse.Namespace) -> int:
     """Print what makes a shell complete commands and options: eval "$(timm-ghn-init completion bash)"."""
-    from . import _parser
-
     try:
         import shtab
     except ImportError as error:
         raise UserError(
             'Completion is written by shtab, which is not installed: pip install "timm-ghn-init[completion]".'
         ) from error
-    parser = _parser()[0]
-    for action in _actions(parser):
+    for action in _actions(args.parser):
         kind = _completed(action)
         if kind:
             action.complete = getattr(shtab, kind)  # type: ignore[attr-defined]  # how shtab is told
-    print(shtab.complete(parser, args.shell))
+    print(shtab.complete(args.parser, args.shell))
     return 0
 
 
