@@ -31,7 +31,7 @@ def open_images(data: str, num_classes: int = 100, folder: str | Path | None = N
     Args:
         data: "formula", or what `datasets.load` takes.
         num_classes: of the formulas; a data set has its own.
-        folder: of CIFAR-10.
+        folder: of CIFAR-10 and Fashion-MNIST.
 
     Raises:
         DatasetError: as `datasets.load`.

@@ -47,7 +47,7 @@ class TrainConfig:
     """All that a training run depends on.
 
     Attributes:
-        data: "formula", "digits", "cifar10" or a folder, see `open_images`.
+        data: "formula", "digits", "cifar10", "fashion-mnist" or a folder, see `open_images`.
         num_classes: of the formulas.
         steps: of the optimiser; the learning rate follows a cosine to their end.
         networks: sampled networks in a step, in each process.
@@ -105,7 +105,7 @@ class Trainer:
         folder: created if need be.
         resume: go on from the checkpoint in the folder, if there is one.
         device: default: CUDA if there is one, else the CPU.
-        data_dir: of CIFAR-10.
+        data_dir: of CIFAR-10 and Fashion-MNIST.
         workers: processes that prepare images.
 
     Raises:
@@ -129,14 +129,14 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.ghn = GHN(num_classes=self.images.num_classes, **config.ghn).to(self.device).train()
         self.optimizer = _adamw(list(self.ghn.parameters()), config.lr, config.weight_decay)
-        if config.start is not None:
-            self._begin_from(config.start)
         self.state = State()
-        self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / CHECKPOINT).exists():
             if not resume:
                 raise TrainingError(f"{self.folder} holds a run already: go on with --resume, or name another folder.")
             self._load()
+        elif config.start is not None:
+            self._begin_from(config.start)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, time_budget: float | None = None, save_every: float = 300.0, progress: bool | None = None) -> None:
         """Train to the last step, or for a time.
