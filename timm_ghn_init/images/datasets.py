@@ -3,8 +3,6 @@
 All of them small images by today's standards, held as one uint8 tensor: there is nothing to wait for after the start.
 """
 
-import gzip
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from . import DatasetError
 from .folder import Files, find_images, read_image
+from .idx import idx_file, read_idx
 from .split import Split, mixed
 
 _INSTALL = "pip install 'timm-ghn-init[finetune]'"
@@ -104,13 +103,13 @@ def _cifar10(size: int, folder: Path) -> Dataset:
 def _fashion_mnist(size: int, folder: Path) -> Dataset:
     """70,000 grey photographs of clothes, 28 x 28 pixels (Zalando Research, arXiv 1708.07747, MIT licence)."""
     raw = folder / "FashionMNIST" / "raw"  # as torchvision lays it
-    found = next((place for place in (raw, folder, FASHION_MNIST) if _idx_file(place, "train-images")), None)
+    found = next((place for place in (raw, folder, FASHION_MNIST) if idx_file(place, "train-images")), None)
     if found is None:
         _download_fashion_mnist(folder)
         found = raw
     splits = []
     for part in ("train", "t10k"):
-        pixels, labels = (_read_idx(found, f"{part}-{what}") for what in ("images", "labels"))
+        pixels, labels = (read_idx(found, f"{part}-{what}") for what in ("images", "labels"))
         if pixels.ndim != 3 or labels.ndim != 1 or len(pixels) != len(labels):
             raise DatasetError(f"{found}: the images and labels of {part} do not belong together. Remove them.")
         images = _resize(torch.from_numpy(pixels)[:, None], size).expand(-1, 3, -1, -1).contiguous()
@@ -134,28 +133,6 @@ def _download_fashion_mnist(folder: Path) -> None:
             f"Fashion-MNIST is not in {folder} and cannot be downloaded ({error}). Copy FashionMNIST/raw there, or "
             "install Debian's package dataset-fashion-mnist."
         ) from error
-
-
-def _idx_file(folder: Path, stem: str) -> Path | None:
-    """A file of the MNIST format, compressed or not."""
-    kind = "idx3" if stem.endswith("images") else "idx1"
-    return next((p for end in ("", ".gz") if (p := folder / f"{stem}-{kind}-ubyte{end}").is_file()), None)
-
-
-def _read_idx(folder: Path, stem: str) -> np.ndarray:
-    """Bytes in the shape that their header says, http://yann.lecun.com/exdb/mnist."""
-    path = _idx_file(folder, stem)
-    if path is None:
-        raise DatasetError(f"{folder} holds no {stem}.")
-    try:
-        data = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(f"{path} cannot be read: {error}. Remove it.") from error
-    axes = data[3] if data[:3] == b"\0\0\x08" else 0
-    shape = np.frombuffer(data[4 : 4 + 4 * axes], dtype=">u4").astype(np.int64)
-    if len(shape) != axes or not axes or len(data) != 4 + 4 * axes + shape.prod():
-        raise DatasetError(f"{path} is damaged: it is not what its header says. Remove it.")
-    return np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * axes).reshape(shape.tolist()).copy()
 
 
 def _read(files: Files, size: int, folder: str) -> Split:
