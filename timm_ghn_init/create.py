@@ -27,6 +27,7 @@ def create_sharded(
     seed: int | None = None,
     device: str | torch.device | None = None,
     timeout: float | None = None,
+    example_inputs: Any = None,
     **timm_kwargs: Any,
 ) -> nn.Module:
     """Build one of timm's architectures on the meta device, shard it with FSDP2, and initialise it. All ranks call it.
@@ -44,6 +45,7 @@ def create_sharded(
         seed: of all that is random. Default: the source's own, else 0.
         device: where to decode and post-process. Default: that of the mesh.
         timeout: seconds to wait for another rank. Default: 1800.
+        example_inputs: as in `init_model`.
         timm_kwargs: for `timm.create_model`.
 
     Returns:
@@ -69,7 +71,8 @@ def create_sharded(
             build = partial(timm.create_model, model_name, **timm_kwargs)
             return _constructed(build, deferred, names, source.seed_or(seed))
 
-    report = initialise(model, source, Options(seed=seed, device=device, timeout=timeout), constructed=constructed)
+    options = Options(seed=seed, device=device, timeout=timeout, example_inputs=example_inputs)
+    report = initialise(model, source, options, constructed=constructed)
     note_source(model, report)
     model.ghn_report = report  # type: ignore[assignment]
     return model

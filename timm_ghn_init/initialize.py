@@ -38,6 +38,7 @@ def init_model(
     cache: bool | None = None,
     init_rest: bool | None = None,
     timeout: float | None = None,
+    example_inputs: Any = None,
 ) -> InitReport:
     """Initialise a model in place with parameters predicted by a Graph HyperNetwork, or with one of the baselines.
 
@@ -50,7 +51,7 @@ def init_model(
     result is that of the unsharded model. The first rank of the mesh fetches the GHN for all.
 
     Args:
-        model: any module that maps a batch of images to logits or features.
+        model: any module that maps a batch of images, or what else it takes, to logits or features.
         source: what predicts and what is done with the prediction, `NAME[-orth][?key=value&...]`; see
             `list_sources()`. "rand" and "orth" are the baselines that need no GHN (see `baselines`).
         ghn: a hypernetwork to use instead of the one that `source` names.
@@ -64,6 +65,7 @@ def init_model(
             `init_weights`), drawn from `seed`. Default: what was on the meta device. True: all of it, for a model that
             has been through `to_empty` already. False: none.
         timeout: of sharded models, seconds to wait for another rank. Default: 1800.
+        example_inputs: as in `trace`: what the model is called with, where that is not a batch of images.
 
     Returns:
         What was predicted, what was not, and why.
@@ -81,7 +83,8 @@ def init_model(
         >>> report = init_model(torchvision.models.resnet50(), "ghn2-orth?layer=37")
     """
     source = parse_source(source)
-    report = initialise(model, source, Options(ghn, input_size, seed, device, progress, cache, init_rest, timeout))
+    options = Options(ghn, input_size, seed, device, progress, cache, init_rest, timeout, example_inputs)
+    report = initialise(model, source, options)
     if source.push:
         push_predicted(model, report)
     return report

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,19 +19,26 @@ class Isolation(NamedTuple):
 
 
 @contextmanager
-def isolated(modules: Sequence[nn.Module], parameters: Mapping[str, nn.Parameter], device: str) -> Iterator[Isolation]:
+def isolated(
+    modules: Sequence[nn.Module],
+    parameters: Mapping[str, nn.Parameter],
+    device: str,
+    values: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Iterator[Isolation]:
     """A model in eval mode, every tensor it holds replaced, until the end of the block.
 
-    On "meta" all tensors become meta tensors; elsewhere parameters stay and buffers are copied, and what has no values
-    is zero. Whatever the forward does to the modules (mode, caches, counters, hooks, values) is undone.
+    On "meta" all tensors become meta tensors; elsewhere parameters stay and buffers are copied. Whatever the forward
+    does to the modules (mode, caches, counters, hooks, values) is undone.
 
     Args:
         modules: all modules of the model, itself first.
         parameters: all its parameters, by name.
         device: "meta" or "cpu".
+        values: on the CPU, instead of the model's own, by name. Where there are none at all: zeros.
     """
     undo = Undo(modules)
-    stand_ins: dict[int, Tensor] = {}
+    named = (*parameters.items(), *modules[0].named_buffers()) if values else ()
+    stand_ins = {id(t): values[name] for name, t in named if name in values}
 
     def stand_in(tensor: Tensor) -> Tensor:
         if id(tensor) not in stand_ins:

@@ -11,6 +11,7 @@ from typing import Any
 
 from .rules.attention import attention, softmax
 from .rules.layers import convolution, product
+from .rules.lookups import lookup
 from .rules.merges import join, multiply
 from .rules.norms import norm
 from .rules.pooling import global_pool, mean, pool
@@ -64,6 +65,10 @@ OPERATORS: dict[str, Rule] = {
     "aten::adaptive_avg_pool3d": global_pool,
     "aten::_adaptive_avg_pool3d": global_pool,
     "aten::mean": mean,
+    "aten::embedding": lookup,
+    "aten::index": lookup,
+    "aten::index_select": lookup,
+    "aten::gather": lookup,
     "aten::add": partial(join, primitive="sum"),
     "aten::add_": partial(join, primitive="sum"),
     "aten::cat": partial(join, primitive="concat"),

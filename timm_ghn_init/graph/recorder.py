@@ -3,7 +3,7 @@
 `primitives.py` says which rule an operator has, the rules stand in `rules/`, and what they write down in `tape.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,17 +12,39 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .inputs import Inputs
 from .isolate import isolated
 from .modules import WrittenNorm, unrolled_once, written_norm
+from .nested import named_tensors
 from .primitives import OPERATORS
 from .rules.norms import add_norm
 from .shapes import infer
 from .tape import Tape, tensors_of, written_by
-from .values import CONSTANT, Value
+from .values import CONSTANT, FEATURES, Value
 
 
 class ForwardError(Exception):
-    """The model's own code raised; the message says what."""
+    """The model's own code raised; the message says what.
+
+    Attributes:
+        steps: how many operations had run.
+        first_layer: the module that raised, if no layer had run before it.
+    """
+
+    def __init__(self, error: Exception, steps: int, any_layer: bool) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.steps = steps
+        self.first_layer = None if any_layer else _innermost(error)
+
+
+def _innermost(error: Exception) -> nn.Module | None:
+    """The module in whose forward an error was raised."""
+    found, frame = None, error.__traceback__
+    while frame is not None:
+        module = frame.tb_frame.f_locals.get("self")
+        found = module if isinstance(module, nn.Module) else found
+        frame = frame.tb_next
+    return found
 
 
 class Recorder(TorchDispatchMode):
@@ -34,35 +56,44 @@ class Recorder(TorchDispatchMode):
         self.modules = list(model.modules())
         self.tape = Tape(model)
         self._fault: Exception | None = None
+        self._steps = 0
 
-    def run(self, size: Sequence[tuple[int, ...]], device: str) -> frozenset[int]:
-        """One forward pass; returns the operations that the outputs come from."""
+    def run(self, inputs: Inputs, device: str, values: Mapping[str, Tensor] | None = None) -> None:
+        """One forward pass.
+
+        Args:
+            inputs: what the model is called with.
+            device: "meta" or "cpu".
+            values: of parameters and buffers, for a pass on the CPU. Default: their own, or zeros.
+
+        Raises:
+            ForwardError: the model's own code raised.
+        """
         tape = self.tape
-        dtype = next((p.dtype for p in tape.parameters.values() if p.is_floating_point()), torch.float32)
-        with isolated(self.modules, tape.parameters, device) as isolation, torch.no_grad():
+        with isolated(self.modules, tape.parameters, device, values or {}) as isolation, torch.no_grad():
             self._keep = isolation.keep
             for name, tensor in isolation.parameters.items():
                 tape.assign(tensor, Value(leaves=frozenset((name,))))
-            inputs = [torch.zeros((2, *s), dtype=dtype, device=device) for s in size]
-            for x in inputs:
-                tape.assign(x, Value(frozenset((0,))))
+            args, kwargs, features = inputs.on(device)
+            for x in features:
+                tape.assign(x, FEATURES)
             self._hook_norms()
             for module in self.modules:
                 if isinstance(module, nn.RNNBase):
                     module.__dict__["forward"] = partial(unrolled_once, module)
             with self:
-                output = self._call(inputs)
-        tensors = _output_tensors(output)
+                output = self._call(args, kwargs)
+        tensors = [t for _, t in named_tensors(output)]
         self.logits = len(tensors) == 1 and tensors[0].dim() == 2
-        return frozenset().union(*(tape.value(t).origin for t in tensors))
+        self.outputs = frozenset[int]().union(*(tape.value(t).origin for t in tensors))
 
-    def _call(self, inputs: list[Tensor]) -> Any:
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            return self.model(*inputs)
+            return self.model(*args, **kwargs)
         except Exception as error:  # whatever the model's own code raises
             if self._fault is not None:
                 raise self._fault from None
-            raise ForwardError(f"{type(error).__name__}: {error}") from error
+            raise ForwardError(error, self._steps, len(self.tape.ops) > 1) from error
 
     def _hook_norms(self) -> None:
         """A norm that is written out in Python is one node: what it does inside is not looked at."""
@@ -96,6 +127,7 @@ class Recorder(TorchDispatchMode):
         out = infer(func, args) if not kwargs else None
         if out is None:
             out = func(*args, **kwargs)
+        self._steps += 1
         tape = self.tape
         name = func._schema.name
         rule = None if tape.opaque else OPERATORS.get(name)
@@ -110,17 +142,15 @@ class Recorder(TorchDispatchMode):
         for tensor in written:
             tape.write(tensor, value)
         for tensor in tensors_of((out,), {}):
-            # Masks and indices carry no gradient: what is computed from them does not depend on the features.
-            tape.assign(tensor, value if tensor.is_floating_point() or tensor.is_complex() else CONSTANT)
+            tape.assign(tensor, value if _carries(tensor, value) else CONSTANT)
         return out
 
 
-def _output_tensors(output: Any, depth: int = 3) -> list[Tensor]:
-    """Tensors in a model's output: in tuples, lists and dicts, and in attributes, e.g. those of a dataclass."""
-    found = []
-    for leaf in tree_leaves(output):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif depth and hasattr(leaf, "__dict__"):
-            found.extend(_output_tensors(vars(leaf), depth - 1))
-    return found
+def _carries(tensor: Tensor, value: Value) -> bool:
+    """Masks and indices carry no gradient, so what is computed from them does not depend on the features.
+
+    Whole numbers that come from the input alone may be token ids.
+    """
+    if tensor.is_floating_point() or tensor.is_complex():
+        return True
+    return tensor.dtype != torch.bool and value == FEATURES

@@ -1,29 +1,23 @@
 """Model -> Graph: record one forward pass on the meta device, reduce it, and say what can be predicted."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..text import logger
 from . import positions
 from .graph import Dialect, Graph, Node, Target
-from .inputs import attribute, example_sizes
-from .recorder import ForwardError, Recorder
+from .inputs import attribute
+from .record import TraceError, record
+from .recorder import Recorder
 from .reduce import Op, reduce
 from .tape import Use
 from .unsupported import refuse_unsupported
 
-_logger = logger(__name__)
-
 UNUSED = "not used by the forward pass in eval mode"
-
-
-class TraceError(RuntimeError):
-    """The model could not be run or holds nothing that a GHN predicts; the message names it and the way out."""
 
 
 def trace(
@@ -31,8 +25,10 @@ def trace(
     input_size: int | Sequence[Any] | None = None,
     dialect: Dialect = "ghn2",
     classifier: Iterable[str] | None = None,
-    prepare: Callable[[], object] | None = None,
+    prepare: Callable[[], Mapping[str, Tensor] | None] | None = None,
     real: bool = True,
+    *,
+    example_inputs: Any = None,
 ) -> Graph:
     """Read the primitive graph off a model.
 
@@ -40,44 +36,33 @@ def trace(
     real values is run once on the CPU instead, with a log line. The model is left as it was.
 
     Args:
-        model: maps a batch of images to logits or features.
-        input_size: (C, H, W), or (H, W), or one int, or a list of (C, H, W) for several inputs. Default: what the
-            model says of itself (timm's `pretrained_cfg`, the first convolution), else (3, 224, 224).
+        model: maps a batch of images, or what else it takes, to logits or features.
+        input_size: (C, H, W), or (H, W), or one int, or (features,), or a list of those for several inputs. Default:
+            what the model says of itself (timm's `pretrained_cfg`, `config.image_size`, the convolution that the input
+            goes into), then a few usual sizes.
         dialect: "ghn2" or "ghn3", see `Graph`. A GHN knows its own: `ghn.dialect`.
         classifier: names of the modules that yield the logits. Default: timm's `get_classifier()`, else the last
             layers of the graph, where the output is a matrix of logits.
-        prepare: called before a forward pass on real values, for a model that does not have all of its values yet.
+        prepare: called before a forward pass on real values, for a model that does not have all of its values yet:
+            gives it those, or returns some by name. What still has none is zero.
         real: whether there may be a forward pass on real values.
+        example_inputs: what the forward is called with instead of images of `input_size`: a tensor, a tuple of
+            positional arguments, or a dict of keyword arguments. Their values matter only to a forward that reads them.
 
     Returns:
         The graph, nodes in topological order.
 
     Raises:
-        TraceError: the forward fails at this input size, or nothing in the model was recognised.
-        ValueError: a scripted, exported, lazy, quantised or offloaded model, or FSDP1, in whole or in part.
+        TraceError: the forward fails with these inputs, or nothing in the model was recognised.
+        ValueError: a scripted, exported, lazy, quantised or offloaded model, or FSDP1, in whole or in part; both
+            `input_size` and `example_inputs`, or no such inputs.
     """
     name = model_name(model)
     refuse_unsupported(model, name)
     if next(model.parameters(), None) is None:
         raise TraceError(f"{name} has no parameters: there is nothing to initialise.")
-    errors: list[str] = []
-    for size in example_sizes(model, input_size):
-        for device in ("meta", "cpu") if real else ("meta",):
-            if device == "cpu" and prepare is not None:
-                prepare()
-            recorder = Recorder(model)
-            try:
-                outputs = recorder.run(size, device)
-            except ForwardError as error:
-                errors.append(f"{'x'.join(map(str, size[0]))} on {device}: {error}")
-                continue
-            if device == "cpu":
-                _logger.info("%s: the forward pass needs real values (%s); traced on the CPU.", name, errors[-1])
-            return _build(recorder, outputs, dialect, _declared_classifier(model, classifier), size[0])
-    raise TraceError(
-        f"{name}: the forward pass failed, so its graph cannot be read. Pass input_size=(C, H, W) as the model expects "
-        f"it. Tried: " + "; ".join(errors)
-    )
+    recorder, inputs = record(model, name, input_size, example_inputs, prepare, real)
+    return _build(recorder, dialect, _declared_classifier(model, classifier), inputs.size)
 
 
 def model_name(model: nn.Module) -> str:
@@ -101,7 +86,6 @@ def _declared_classifier(model: nn.Module, names: Iterable[str] | None) -> set[s
 
 def _build(
     recorder: Recorder,
-    outputs: frozenset[int],
     dialect: Dialect,
     classifier: set[str] | None,
     input_size: tuple[int, ...],
@@ -109,7 +93,7 @@ def _build(
     """The graph of what was recorded, and for each parameter the node that it is predicted from, or why it is not."""
     tape = recorder.tape
     ops, parameters = tape.ops, tape.parameters
-    order, edges = reduce(ops, outputs, dialect)
+    order, edges = reduce(ops, recorder.outputs, dialect)
     index = {op: node for node, op in enumerate(order)}
     nodes = tuple(Node(op.kind, op.param, _node_shape(op)) for op in (ops[i] for i in order))
     pairs = np.array([(index[u], index[v]) for u, v in edges], dtype=np.int64).reshape(-1, 2)

@@ -24,6 +24,7 @@ class Value(NamedTuple):
 
 
 CONSTANT = Value()
+FEATURES = Value(frozenset((0,)))  # the model's input
 
 
 def union(values: Sequence[Value]) -> Value:

@@ -21,3 +21,4 @@ class Options:
     cache: bool | None = None
     init_rest: bool | None = None
     timeout: float | None = None
+    example_inputs: Any = None

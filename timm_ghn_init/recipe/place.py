@@ -56,7 +56,7 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def trace(self, dialect: Literal["ghn2", "ghn3"], input_size: Any) -> Graph:
+    def trace(self, dialect: Literal["ghn2", "ghn3"], input_size: Any, example_inputs: Any) -> Graph:
         """As `graph.trace`."""
 
     @abstractmethod

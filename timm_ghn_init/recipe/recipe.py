@@ -23,7 +23,7 @@ def initialise(place: Place, resolved: Resolved, options: Options) -> InitReport
     ghn, clock = resolved.ghn, place.clock
 
     def plan_and_check() -> Plan:
-        graph = clock("trace", lambda: place.trace(ghn.dialect, options.input_size))
+        graph = clock("trace", lambda: place.trace(ghn.dialect, options.input_size, options.example_inputs))
         plan = make_plan(place.model, place.name, graph, resolved, options.seed)
         _check(place, plan)
         return plan

@@ -44,9 +44,10 @@ class Whole(Place):
         settle: Settle | None = None,
     ) -> None:
         self.model, self.name = model, name
-        without_memory = on_meta(model)
+        without_memory, self._fresh = on_meta(model), None
         if options.init_rest or (settle is None and without_memory):
-            settle = _Fresh(self, seed, options).settle
+            self._fresh = _Fresh(self, seed, options)
+            settle = self._fresh.settle
         elif without_memory:
             refuse_unwritable(model, name)
         self._settle, self._waiting = settle, settle is not None
@@ -61,9 +62,15 @@ class Whole(Place):
     ) -> T:
         return work()
 
-    def trace(self, dialect: Literal["ghn2", "ghn3"], input_size: Any) -> Graph:
-        prepare = None if self._settle is None else lambda: self.give_memory([])
-        return trace(self.model, input_size, dialect, prepare=prepare)
+    def trace(self, dialect: Literal["ghn2", "ghn3"], input_size: Any, example_inputs: Any) -> Graph:
+        return trace(self.model, input_size, dialect, prepare=self._prepare, example_inputs=example_inputs)
+
+    def _prepare(self) -> Mapping[str, Tensor] | None:
+        """Values for a forward pass that needs them. A model on the meta device stays there, for the pass may fail."""
+        if self._fresh is not None:
+            return self._fresh.values()
+        self.give_memory([])
+        return None
 
     def look_at(self, weight: Tensor) -> Tensor:
         return weight.new_empty(0, device="cpu") if self._waiting else weight
@@ -92,6 +99,12 @@ class _Fresh:
         self._device = torch.get_default_device() if options.device is None else torch.device(options.device)
         if self._device.type == "meta":
             raise ValueError(f'{place.name} and the default device are on meta: say device="cpu", or another.')
+
+    def values(self) -> dict[str, Tensor]:
+        """What `settle` would write if nothing were overwritten."""
+        model = self._place.model
+        wanted = list(named_tensors(model)) if self._init_rest else on_meta(model)
+        return {} if self._init_rest is False else own_values(model, wanted, self._seed).values
 
     def settle(self, overwritten: list[nn.Parameter]) -> None:
         """As `deferred_init.DeferredInit.settle`."""

@@ -119,10 +119,10 @@ class Sharded(Place):
             "what is on the meta device": hashlib.sha256(json.dumps(sorted(on_meta(model))).encode()).hexdigest(),
         }
 
-    def trace(self, dialect: Literal["ghn2", "ghn3"], input_size: Any) -> Graph:
+    def trace(self, dialect: Literal["ghn2", "ghn3"], input_size: Any, example_inputs: Any) -> Graph:
         try:
             with replaced(self.model, lambda name, tensor: meta_parameter(tensor)):
-                return trace(self.model, input_size, dialect, real=False)
+                return trace(self.model, input_size, dialect, real=False, example_inputs=example_inputs)
         except TraceError as error:
             raise TraceError(f"{error}. If it needs real values: initialise the model before sharding it.") from None
 
