@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..text import logger
+from ..text import clean, logger
 from .inputs import Inputs, attempts, given
 from .recorder import ForwardError, Recorder
 
@@ -64,7 +64,7 @@ def record(
     raise TraceError(
         f"{name}: the forward pass failed, so its graph cannot be read. Pass input_size=(C, H, W) as the model expects "
         "it, or example_inputs=, a tensor, tuple or dict of what the model is called with. Tried: "
-        + "; ".join(map(str, telling))
+        + "; ".join(clean(failure, 400) for failure in telling)
     )
 
 
