@@ -75,6 +75,8 @@ if not TYPE_CHECKING:  # which would take any name for one of these
         from importlib import import_module
 
         value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        if name == "trace":
+            import_module(".draw", __name__)  # so that graphs draw themselves in notebooks
         return value
 
 

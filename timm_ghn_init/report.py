@@ -1,15 +1,21 @@
 """What was predicted, what was not, and why."""
 
+import json
+import math
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from .atomic import replacing
+from .notebook import folded
 from .text import clean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class InitReport:
-    """The account of one initialisation.
+    """The account of one initialisation. `print` shows it, a notebook with a table of all parameters.
 
     Attributes:
         model: architecture, or class, of the model.
@@ -62,11 +68,41 @@ class InitReport:
         """All of it for JSON, `coverage` included."""
         return {**asdict(self), "coverage": self.coverage}
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_dict` to a JSON file, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    def __repr__(self) -> str:
+        return (
+            f"InitReport({self.model!r}, {self.source!r}, {len(self.predicted)} of {len(self.sizes)} parameters, "
+            f"{_percent(self.coverage)} of the values)"
+        )
+
+    def _repr_html_(self) -> str:
+        done = set(self.postprocessed)
+        rows = (
+            (
+                name,
+                f"{size:,}",
+                self.predicted.get(name, ""),
+                "yes" if name in done else "",
+                self.skipped.get(name, ""),
+            )
+            for name, size in self.sizes.items()
+        )
+        header = ("parameter", "values", "predicted as", "post-processed", "why not predicted")
+        return folded(str(self), f"{len(self.sizes)} parameters", header, rows)
+
     def __str__(self) -> str:
         predicted, total = len(self.predicted), len(self.sizes)
         verb, nodes = ("predicted", f", {self.nodes} nodes") if self.nodes else ("initialised", "")
         lines = [
-            f"{self.model}: {predicted} of {total} parameters ({self.coverage:.2%} of the values) {verb} by "
+            f"{self.model}: {predicted} of {total} parameters ({_percent(self.coverage)} of the values) {verb} by "
             f"{self.source} on {self.device}{', cached' * self.cached}{', from the Hub' * self.downloaded}{nodes}, "
             f"{sum(self.seconds.values()):.2f} s"
         ]
@@ -81,3 +117,8 @@ class InitReport:
             example = next(name for name, r in self.skipped.items() if r == reason)
             lines.append(f"  {left}: {count} x {reason} ({example}{' ...' if count > 1 else ''})")
         return "\n".join(map(clean, lines))  # names come from models
+
+
+def _percent(share: float) -> str:
+    """A share of 0 to 1; what is not all of it is never rounded up to that."""
+    return f"{math.floor(share * 10_000 + 1e-9) / 100:.2f}%"

@@ -208,7 +208,7 @@ KEYS: dict[str, _Key] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Source:
     """Which GHN predicts, and what is done with its prediction; or a baseline without a GHN.
 
@@ -269,6 +269,20 @@ class Source:
             if (value := getattr(self, key.field)) != _DEFAULTS[key.field]
         ]
         return self.name + "-orth" * self.orth + ("?" + "&".join(pairs) if pairs else "")
+
+    def __repr__(self) -> str:
+        return f"Source({str(self)!r})"
+
+    def _repr_html_(self) -> str:
+        from .notebook import folded
+
+        about = self.known or self.baseline
+        what = about.description if about else "the default GHN" if self.name == DEFAULT else "a checkpoint of your own"
+        paper = f"\n{about.paper}, arXiv:{about.arxiv}" if about else ""
+        licence = f"\nlicence: {self.known.license}" if self.known else ""
+        fields = [KEYS[name].field for name in self.keys]
+        rows = [(n, getattr(self, f), _DEFAULTS[f]) for n, f in zip(self.keys, fields, strict=True)]
+        return folded(f"{self}: {what}{paper}{licence}", "keys", ("key", "value", "default"), rows)
 
     @property
     def prediction(self) -> "Source":
@@ -338,7 +352,7 @@ def parse_source(text: str | Source) -> Source:
 
     Example:
         >>> parse_source("ghn2_orth?layer=94")
-        Source(name='ghn2', orth=True, layer=94, beta=3e-05, ...)
+        Source('ghn2-orth?layer=94')
     """
     if isinstance(text, Source):
         return text

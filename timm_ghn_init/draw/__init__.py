@@ -48,3 +48,6 @@ def draw(graph: Graph, path: str | os.PathLike[str], title: str | None = None) -
     content = render(graph, layout(graph, clean(title or "Primitive graph")))
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+Graph.picture = lambda graph: as_svg(graph, layout(graph, "Primitive graph")).decode()

@@ -1,7 +1,8 @@
 """The primitive graph of a network: what goes into a Graph HyperNetwork."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -88,6 +89,7 @@ class Graph:
     skipped: dict[str, str]
     dialect: Dialect = "ghn2"
     input_size: tuple[int, ...] = field(default=(3, 224, 224), compare=False)
+    picture: ClassVar["Callable[[Graph], str] | None"] = None  # as SVG; `draw`, which knows graphs, sets it
 
     def distances(self, cutoff: int = 50) -> np.ndarray:
         """Lengths of the shortest directed paths: the virtual edges of GHN-2.
@@ -99,6 +101,9 @@ class Graph:
             (N, N) int16, [u, v] is the length of the path from u to v, 0 where there is none (or u is v).
         """
         return shortest_paths(len(self.nodes), self.edges, cutoff)
+
+    def _repr_svg_(self) -> str | None:
+        return None if Graph.picture is None else Graph.picture(self)
 
     def __repr__(self) -> str:
         return (

@@ -34,7 +34,7 @@ def cfg_fields(source: Source) -> dict[str, Any]:
         **dict.fromkeys(("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "label_offset", "notes")),
         "custom_load": False,
         "source": str(source),
-        "tag": source.tag,
+        "tag": None if source.path else str(source),  # timm takes no paths in names
         "license": known.license if known else None,
         "description": _description(source),
         "origin_url": known.origin if known else None,
