@@ -50,7 +50,7 @@ def test_html_of_hostile_names(report: InitReport) -> None:
     html = replace(report, model=HOSTILE, sizes={HOSTILE: 1}, predicted={}, skipped={HOSTILE: HOSTILE})._repr_html_()
     assert "<script" not in html
     assert "\x1b" not in html
-    assert html.count("&lt;script&gt;") == 5  # in the heading, a reason and an example; in the table, a name and its reason
+    assert html.count("&lt;script&gt;") == 5  # heading, a reason, its example; a name, its reason
 
 
 def test_html_of_sources() -> None:

@@ -17,6 +17,7 @@ from . import (
     bake,
     cache,
     completion,
+    enabling,
     finetune,
     ghns,
     graph,
@@ -36,7 +37,8 @@ _logger = logger(__name__)
 FAMILIES = (  # in the order of --help
     *(predict, inspect, graph, ghns),
     *(analyze, finetune, tune, report, training),
-    *(cache, push, bake, verify, completion),
+    *(cache, push, bake, verify),
+    *(enabling, completion),
 )
 
 

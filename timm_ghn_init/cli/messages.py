@@ -14,10 +14,12 @@ class UserError(Exception):
 
 def is_mistake(error: Exception) -> bool:
     """Whether an error is told in one line instead of with a traceback."""
+    if isinstance(error, UserError):
+        return True
     from ..checkpoints.formats import CheckpointError
     from ..graph import TraceError
 
-    return isinstance(error, (UserError, CheckpointError, TraceError))
+    return isinstance(error, (CheckpointError, TraceError))
 
 
 def one_line(text: object) -> str:

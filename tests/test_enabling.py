@@ -1,0 +1,114 @@
+"""`enable`: timm knows the sources in every program of an environment, and nobody else notices."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from timm_ghn_init.enabling import FILE
+
+ROOT = Path(__file__).parents[1]
+KNOWN = "import timm, sys; print('timm_ghn_init' in sys.modules)"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def installed(folder: Path) -> None:
+    """What an editable installation leaves in site-packages, and a timm that is imported in no time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "__editable__.timm_ghn_init.pth").write_text(f"{ROOT}\n")
+    info = folder / "timm_ghn_init-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: timm-ghn-init\nVersion: 0\n")
+    (folder / "timm").mkdir()
+    (folder / "timm" / "__init__.py").touch()
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    venv.create(tmp_path / "env", symlinks=True)
+    return Path(sysconfig.get_path("purelib", "venv", {"base": str(tmp_path / "env")}))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run the environment's Python, in a folder where nothing lies."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COV_"))}
+
+    def run(*argv: str, python: str = str(tmp_path / "env" / "bin" / "python"), **env: str) -> Run:
+        return subprocess.run([python, *argv], cwd=tmp_path, env=clean | env, capture_output=True, text=True)
+
+    return run
+
+
+def test_nothing_happens_before_timm_is_imported(environment: Path, run: Run) -> None:
+    installed(environment)
+    assert run("-c", KNOWN).stdout == "False\n"
+    status = run("-m", "timm_ghn_init", "enable", "--status")
+    assert (status.returncode, status.stdout) == (1, "not enabled\n")
+    finders = int(run("-c", "import sys; print(len(sys.meta_path))").stdout)
+
+    done = run("-m", "timm_ghn_init", "enable")
+    assert (done.returncode, done.stdout) == (0, f"{environment / FILE}\n")
+    bystander = run("-c", "import sys; print([m for m in sys.modules if 'timm' in m], len(sys.meta_path))")
+    assert bystander.stdout == f"[] {finders + 1}\n"  # one look at names, and no module
+    assert run("-c", KNOWN).stdout == "True\n"
+    status = run("-m", "timm_ghn_init", "enable", "--status")
+    assert (status.returncode, status.stdout) == (0, f"enabled by {environment / FILE}\n")
+
+    assert run("-m", "timm_ghn_init", "disable").stdout == f"{environment / FILE}\n"
+    assert run("-c", KNOWN).stdout == "False\n"
+    assert run("-m", "timm_ghn_init", "disable").stdout == "not enabled\n"
+
+
+def test_a_package_that_is_gone_or_broken_disturbs_nobody(environment: Path, run: Run) -> None:
+    installed(environment)
+    run("-m", "timm_ghn_init", "enable")
+    (environment / "__editable__.timm_ghn_init.pth").unlink()
+    for _ in range(2):
+        result = run("-c", KNOWN)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "False\n", "")
+        (environment / "timm_ghn_init.py").write_text("raise RuntimeError('broken')")
+
+
+def test_user_site(tmp_path: Path, run: Run) -> None:
+    """The system's Python, whose own folder belongs to somebody else."""
+    base = {"python": sys._base_executable, "PYTHONUSERBASE": str(tmp_path / "user")}
+    user = Path(run("-m", "site", "--user-site", **base).stdout.strip())
+    if tmp_path not in user.parents:
+        pytest.skip("this Python has no user site")
+    installed(user)
+    assert run("-m", "timm_ghn_init", "enable", **base).stdout == f"{user / FILE}\n"
+    assert run("-c", KNOWN, **base).stdout == "True\n"
+    assert run("-s", "-c", "import sys; print(len(sys.meta_path))", **base).stderr == ""
+
+
+def test_a_checkout_that_is_not_installed_says_so(environment: Path, run: Run) -> None:
+    result = run("-m", "timm_ghn_init", "enable", PYTHONPATH=str(ROOT))
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "not installed in" in result.stderr
+    assert not (environment / FILE).exists()
+
+
+def test_spawned_processes_know_the_sources(environment: Path, run: Run, tmp_path: Path) -> None:
+    """With timm as it is, in a process that has been started from nothing and imports nothing of ours."""
+    installed(environment)
+    run("-m", "timm_ghn_init", "enable")
+    (environment / "timm" / "__init__.py").unlink()
+    (environment / "timm").rmdir()
+    (environment / "ours.pth").write_text("\n".join(p for p in sys.path if p.endswith("-packages")))
+    (tmp_path / "work.py").write_text(
+        "import multiprocessing\n"
+        "def source(name):\n"
+        "    import timm\n"
+        "    return timm.create_model('test_resnet', pretrained=name).pretrained_cfg['source']\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        print(pool.apply(source, ('ghn2-formula',)))\n"
+    )
+    result = run("work.py")
+    assert result.stdout == "ghn2-formula\n", result.stderr

@@ -1,0 +1,35 @@
+"""`enable` and `disable`: the sources in every program of an environment, without an import."""
+
+import argparse
+
+from .arguments import Command
+from .messages import mistakes
+
+
+def add(command: Command) -> None:
+    sub = command("enable", enable)
+    sub.add_argument("--status", action="store_true", help="only say whether it is (exit status 1: it is not)")
+    command("disable", disable)
+
+
+def enable(args: argparse.Namespace) -> int:
+    """Have timm know the sources in every program of this environment, without importing this package."""
+    from ..enabling import enable, enabled
+
+    if not args.status:
+        with mistakes(RuntimeError, OSError):
+            print(enable())
+        return 0
+    found = enabled()
+    print(f"enabled by {found[0]}" if found else "not enabled")
+    return 0 if found else 1
+
+
+def disable(args: argparse.Namespace) -> int:
+    """Undo enable: sources are known where this package is imported."""
+    from ..enabling import disable
+
+    with mistakes(OSError):
+        removed = disable()
+    print("\n".join(map(str, removed)) if removed else "not enabled")
+    return 0
