@@ -55,6 +55,12 @@ class Inputs:
         name, tensor = next((found for found in tensors if found[1].is_floating_point()), tensors[0])
         return _without_batch(name, tensor)
 
+    @property
+    def batch(self) -> int | None:
+        """How many images, or what else they are, go in; None for a list of them."""
+        name, tensor = next(self._tensors())
+        return len(tensor) if tensor.dim() > len(_without_batch(name, tensor)) else None
+
     def __str__(self) -> str:
         return ", ".join("x".join(map(str, _without_batch(name, t))) for name, t in self._tensors())
 

@@ -15,10 +15,17 @@ from .rules.lookups import lookup
 from .rules.merges import join, multiply
 from .rules.norms import norm
 from .rules.pooling import global_pool, mean, pool
-from .tape import Tape
+from .tape import Tape, tensors_of
 from .values import CONSTANT, Value
 
 Rule = Callable[..., Value]
+
+
+def activation(tape: Tape, args: Any, kwargs: Any, out: Any) -> Value:
+    """What has been through it are features, no logits."""
+    return tape.merge([tape.value(t) for t in tensors_of(args, kwargs)], "the slope of an activation")._replace(
+        activated=True
+    )
 
 
 def constant(tape: Tape, args: Any, kwargs: Any, out: Any) -> Value:
@@ -97,4 +104,13 @@ OPERATORS |= {
         *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"),
         *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"),
     )
+}
+
+OPERATORS |= {
+    f"aten::{name}": activation
+    for base in (
+        *("relu", "gelu", "silu", "mish", "elu", "leaky_relu", "rrelu", "hardswish", "hardtanh", "tanh", "softplus"),
+        *("celu", "selu", "threshold", "clamp_min", "glu", "_prelu_kernel", "hardshrink", "softshrink"),
+    )
+    for name in (base, f"{base}_")
 }

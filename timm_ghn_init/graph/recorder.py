@@ -3,7 +3,7 @@
 `primitives.py` says which rule an operator has, the rules stand in `rules/`, and what they write down in `tape.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,14 @@ def _innermost(error: Exception) -> nn.Module | None:
 
 
 class Recorder(TorchDispatchMode):
-    """Runs a model and writes down its operations."""
+    """Runs a model and writes down its operations.
+
+    Attributes:
+        tape: what was written down.
+        outputs: of the model: the path of keys to each tensor, its shape, and what is known of it.
+    """
+
+    outputs: Sequence[tuple[str, tuple[int, ...], Value]] = ()
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -83,9 +90,7 @@ class Recorder(TorchDispatchMode):
                     module.__dict__["forward"] = partial(unrolled_once, module)
             with self:
                 output = self._call(args, kwargs)
-        tensors = [t for _, t in named_tensors(output)]
-        self.logits = len(tensors) == 1 and tensors[0].dim() == 2
-        self.outputs = frozenset[int]().union(*(tape.value(t).origin for t in tensors))
+        self.outputs = [(name, tuple(t.shape), tape.value(t)) for name, t in named_tensors(output)]
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from . import positions
+from .classifier import Output, by_place, declared_classifier, last_of
 from .graph import Dialect, Graph, Node, Target
-from .inputs import attribute
+from .inputs import Inputs, attribute
 from .record import TraceError, record
 from .recorder import Recorder
 from .reduce import Op, reduce
@@ -42,7 +42,7 @@ def trace(
             goes into), then a few usual sizes.
         dialect: "ghn2" or "ghn3", see `Graph`. A GHN knows its own: `ghn.dialect`.
         classifier: names of the modules that yield the logits. Default: timm's `get_classifier()`, else the last
-            layers of the graph, where the output is a matrix of logits.
+            layers of the graph, where an output is a matrix of logits. Of several layers in a row it is the last one.
         prepare: called before a forward pass on real values, for a model that does not have all of its values yet:
             gives it those, or returns some by name. What still has none is zero.
         real: whether there may be a forward pass on real values.
@@ -62,7 +62,7 @@ def trace(
     if next(model.parameters(), None) is None:
         raise TraceError(f"{name} has no parameters: there is nothing to initialise.")
     recorder, inputs = record(model, name, input_size, example_inputs, prepare, real)
-    return _build(recorder, dialect, _declared_classifier(model, classifier), inputs.size)
+    return _build(recorder, inputs, dialect, declared_classifier(model, classifier))
 
 
 def model_name(model: nn.Module) -> str:
@@ -72,75 +72,59 @@ def model_name(model: nn.Module) -> str:
     return architecture or type(model).__name__
 
 
-def _declared_classifier(model: nn.Module, names: Iterable[str] | None) -> set[str] | None:
-    """Parameters of the classification layers as far as the model (or the caller) declares them; None: not at all."""
-    if names is not None:
-        heads: list[Any] = [model.get_submodule(n) for n in names]
-    elif callable(get_classifier := attribute(model, "get_classifier")):
-        heads = [h for h in tree_leaves(get_classifier()) if isinstance(h, nn.Module)]
-    else:
-        return None
-    owned = {id(p) for head in heads for p in head.parameters()}
-    return {name for name, p in model.named_parameters() if id(p) in owned}
-
-
-def _build(
-    recorder: Recorder,
-    dialect: Dialect,
-    classifier: set[str] | None,
-    input_size: tuple[int, ...],
-) -> Graph:
+def _build(recorder: Recorder, inputs: Inputs, dialect: Dialect, declared: set[str] | None) -> Graph:
     """The graph of what was recorded, and for each parameter the node that it is predicted from, or why it is not."""
     tape = recorder.tape
     ops, parameters = tape.ops, tape.parameters
-    order, edges = reduce(ops, recorder.outputs, dialect)
+    order, edges = reduce(ops, frozenset[int]().union(*(value.origin for _, _, value in recorder.outputs)), dialect)
     index = {op: node for node, op in enumerate(order)}
     nodes = tuple(Node(op.kind, op.param, _node_shape(op)) for op in (ops[i] for i in order))
     pairs = np.array([(index[u], index[v]) for u, v in edges], dtype=np.int64).reshape(-1, 2)
-    if classifier is None:
-        classifier = _last_layers(nodes, pairs) if recorder.logits else set()
+    if declared is None:
+        outputs = [
+            Output(name, shape, _nodes_of(value.origin, ops, index), value.activated, value.attention)
+            for name, shape, value in recorder.outputs
+        ]
+        heads = by_place(outputs, inputs.batch, nodes, pairs, [ops[i].channels for i in order])
+    else:
+        heads = last_of(declared, nodes, pairs)
     targets = {}
     for name, parameter in parameters.items():
         use = next((u for u in tape.uses.get(name, ()) if u.op in index), None)  # of a layer called twice the first
         if use is not None:
-            targets[name] = _target(name, tuple(parameter.shape), use, ops[use.op], index[use.op], name in classifier)
+            targets[name] = _target(name, tuple(parameter.shape), use, ops[use.op], index[use.op], name in heads)
     if not targets:
         raise TraceError(
             f"{model_name(recorder.model)}: none of its {len(parameters)} parameters was recognised as a convolution, "
             "linear layer, norm or position embedding."
         )
     skipped = {name: tape.reasons.get(name, UNUSED) for name in parameters if name not in targets}
-    return Graph(nodes, pairs, targets, skipped, dialect, input_size)
+    return Graph(nodes, pairs, targets, skipped, dialect, inputs.size)
+
+
+def _nodes_of(origin: frozenset[int], ops: Sequence[Op], index: dict[int, int]) -> tuple[int, ...]:
+    """The nodes that operations come down to, those that are none by what feeds them."""
+    found, stack = set(), set(origin)
+    while stack:
+        op = stack.pop()
+        if op in index:
+            found.add(index[op])
+        else:
+            stack |= ops[op].sources
+    return tuple(sorted(found))
 
 
 def _node_shape(op: Op) -> tuple[int, ...] | None:
     return op.shape if op.kind != "pos_enc" or op.shape is None else positions.node_shape(op.shape, op.channels)
 
 
-def _target(name: str, shape: tuple[int, ...], use: Use, op: Op, node: int, classifier: bool) -> Target:
-    classifier = classifier and op.kind in ("conv", "bias")  # not the norm of a head that has one
+def _target(name: str, shape: tuple[int, ...], use: Use, op: Op, node: int, head: bool) -> Target:
+    head = head and op.kind in ("conv", "bias")  # not the norm of a head that has one
     kernel = use.kernel
     if use.role in ("norm", "bias") and kernel is None and len(shape) > 1:
         kernel = (math.prod(shape),)  # a vector, written as (1, C, 1, 1) or so
-    target = Target(name, shape, node, use.role, use.offset, classifier, kernel)
+    target = Target(name, shape, node, use.role, use.offset, head, kernel)
     if use.role == "pos_enc":
         layout = positions.layout_of(shape, op.channels)
         return target._replace(layout=layout, grid=positions.grid_of(shape, layout, op.grid))
     return target
-
-
-def _last_layers(nodes: tuple[Node, ...], edges: np.ndarray) -> set[str]:
-    """Weights and biases of the layers that yield the output, each on its own or summed."""
-    sources: dict[int, list[int]] = {}
-    for u, v in edges.tolist():
-        sources.setdefault(v, []).append(u)
-    stack = list(set(range(len(nodes))).difference(edges[:, 0].tolist()))
-    heads: set[str] = set()
-    while stack:
-        node = stack.pop()
-        primitive, param, _ = nodes[node]
-        if primitive in ("conv", "bias"):
-            heads.add(param)
-        if primitive in ("bias", "sum"):
-            stack.extend(sources.get(node, ()))
-    return heads

@@ -21,6 +21,7 @@ class Value(NamedTuple):
     leaves: frozenset[str] = NO_LEAVES  # parameters it was computed from, with no operation in between
     attention: str = ""  # "scores" before the softmax, "weights" after it
     parts: tuple[tuple[str, int], ...] = ()  # parameters joined along dim 0: (name, offset)
+    activated: bool = False  # whether a ReLU or the like is among what has been done since
 
 
 CONSTANT = Value()
@@ -37,6 +38,7 @@ def union(values: Sequence[Value]) -> Value:
         frozenset().union(*(v.origin for v in values)),
         frozenset().union(*(v.leaves for v in values)),
         attention.pop() if len(attention) == 1 else "",
+        activated=any(v.activated for v in values),
     )
 
 

@@ -21,7 +21,9 @@ def join(tape: Tape, args: Any, kwargs: Any, out: Tensor, primitive: str) -> Val
     with_origin = [v for v in values if v.origin]
     if primitive == "concat":
         merged = tape.merge(values, "a token joined to the others")
-        return Value(tape.add(Op("concat", merged.origin))) if len(with_origin) > 1 else with_origin[0]
+        if len(with_origin) == 1:
+            return with_origin[0]
+        return Value(tape.add(Op("concat", merged.origin)), activated=merged.activated)
     if len(with_origin) == 1 and len(values) == 2:
         fixed = 0 if values[1].origin else 1
         return _add_parameter(tape, with_origin[0], values[fixed], tensors[fixed], out)
@@ -32,7 +34,8 @@ def join(tape: Tape, args: Any, kwargs: Any, out: Tensor, primitive: str) -> Val
         for v in values:
             demote(tape, v)
         return union(values)._replace(attention=max(attention))
-    return Value(tape.add(Op("sum", union(values).origin)))
+    merged = union(values)
+    return Value(tape.add(Op("sum", merged.origin)), activated=merged.activated)
 
 
 def _add_parameter(tape: Tape, x: Value, p: Value, used: Tensor, out: Tensor) -> Value:

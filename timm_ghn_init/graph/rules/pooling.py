@@ -18,13 +18,13 @@ def pool(tape: Tape, args: Any, kwargs: Any, out: Any, primitive: str) -> Value:
     kernel = args[1]
     if len(kernel) == 1:  # one extent for all dimensions, of which a 1-D pooling has one
         kernel = [1, kernel[0]] if args[0].dim() == 3 else [kernel[0], kernel[0]]
-    return Value(tape.add(Op(primitive, x.origin, shape=(1, 1, *kernel[-2:]))))
+    return Value(tape.add(Op(primitive, x.origin, shape=(1, 1, *kernel[-2:]))), activated=x.activated)
 
 
 def global_pool(tape: Tape, args: Any, kwargs: Any, out: Any) -> Value:
     """Pooling that is global by its own account."""
     x = tape.value(args[0])
-    return Value(tape.add(Op("glob_avg", x.origin))) if x.origin else x
+    return Value(tape.add(Op("glob_avg", x.origin)), activated=x.activated) if x.origin else x
 
 
 def mean(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
@@ -33,7 +33,7 @@ def mean(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
     dims = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else None
     if not x.origin or not dims or x.attention or not _is_spatial(tape, args[0], x, dims):
         return x
-    return Value(tape.add(Op("glob_avg", x.origin)))
+    return Value(tape.add(Op("glob_avg", x.origin)), activated=x.activated)
 
 
 def _is_spatial(tape: Tape, x: Tensor, value: Value, dims: Sequence[int]) -> bool:

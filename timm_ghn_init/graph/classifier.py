@@ -1,0 +1,130 @@
+"""Which layers yield the logits."""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from .graph import Node
+from .inputs import attribute, unwrapping
+
+_POOLS = ("glob_avg", "avg_pool", "max_pool")
+_MERGES = ("sum", "concat")
+# Outputs that are known by their name.
+_LOGITS = re.compile("logit", re.IGNORECASE)
+_FEATURES = re.compile("embed|feat|hidden|pool|proj", re.IGNORECASE)
+
+
+class Output(NamedTuple):
+    """A tensor among a model's outputs."""
+
+    name: str  # the path of keys to it
+    shape: tuple[int, ...]
+    nodes: tuple[int, ...]  # that it comes from
+    activated: bool  # whether it has been through a ReLU or the like since then
+    attention: str  # "scores" if it compares features with features
+
+
+def declared_classifier(model: nn.Module, names: Iterable[str] | None) -> set[str] | None:
+    """Parameters of the classification layers as far as the model (or the caller) declares them; None: not at all.
+
+    Args:
+        model: with timm's `get_classifier()`, or a wrapper of such a model.
+        names: of the modules that the caller declares.
+    """
+    if names is not None:
+        heads: list[Any] = [model.get_submodule(n) for n in names]
+    else:
+        getters = [get for m in unwrapping(model) if callable(get := attribute(m, "get_classifier"))]
+        if not getters:
+            return None
+        heads = [h for h in tree_leaves(getters[0]()) if isinstance(h, nn.Module)]
+    owned = {id(p) for head in heads for p in head.parameters()}
+    return {name for name, p in model.named_parameters() if id(p) in owned}
+
+
+def last_of(heads: Collection[str], nodes: Sequence[Node], edges: np.ndarray) -> set[str]:
+    """Of the parameters that are declared as the classifier's those of its last layers: hidden ones are ordinary."""
+    followed = [False] * len(nodes)  # by another of its layers
+    for u, v in sorted(edges.tolist(), reverse=True):  # nodes are in topological order
+        followed[u] |= followed[v] or (nodes[v].primitive == "conv" and nodes[v].param in heads)
+    return set(heads) - {node.param for node, f in zip(nodes, followed, strict=True) if f}
+
+
+def by_place(
+    outputs: Sequence[Output],
+    batch: int | None,
+    nodes: Sequence[Node],
+    edges: np.ndarray,
+    channels: Sequence[int | None],
+) -> set[str]:
+    """Weights and biases of the layers that yield the logits, as far as their place in the graph tells.
+
+    Logits are a matrix. A layer yields them if nothing follows but a sum or a concatenation with other such layers, a
+    softmax, a scale, or (for a linear layer) pooling over patches or time. An activation makes features of them.
+
+    Args:
+        outputs: of the model.
+        batch: how many images went in, None where that is not known.
+        nodes, edges: the graph.
+        channels: that each node puts out, None where that is not known.
+    """
+    before = defaultdict[int, list[int]](list)
+    for u, v in edges.tolist():
+        before[v].append(u)
+
+    @cache
+    def layers(node: int, pooled: bool) -> frozenset[int] | None:
+        """The layers that a node is or merges, None if it is anything else."""
+        primitive, _, shape = nodes[node]
+        if primitive == "conv":
+            return frozenset((node,)) if not pooled or (shape is not None and len(shape) == 2) else None
+        if primitive == "bias":
+            weights = [w for w in before[node] if nodes[w].primitive == "conv"]
+            own = frozenset((node,)) if weights or not pooled else None
+        elif primitive in (*_POOLS, *_MERGES):
+            weights = before[node]
+            own = None if _is_residual(weights, before) else frozenset()
+            pooled = pooled or primitive in _POOLS
+        else:
+            return None
+        for source in weights:
+            behind = layers(source, pooled) if own is not None else None
+            own = None if own is None or behind is None else own | behind
+        return own
+
+    heads: set[str] = set()
+    for output in _logits(outputs, batch, inner={u for u, _ in edges.tolist()}):
+        found = [behind for node in output.nodes if (behind := layers(node, False))]
+        fitting = [behind for behind in found if {channels[i] for i in behind} == {output.shape[1]}]
+        heads |= {nodes[i].param for behind in fitting or found for i in behind}
+    return heads
+
+
+def _is_residual(sources: Collection[int], before: Mapping[int, list[int]]) -> bool:
+    """Whether one of the sources comes from another."""
+    seen: set[int] = set()
+    stack = [u for source in sources for u in before.get(source, ())]
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(before.get(node, ()))
+    return not seen.isdisjoint(sources)
+
+
+def _logits(outputs: Sequence[Output], batch: int | None, inner: Collection[int]) -> list[Output]:
+    """The outputs that are logits: by their name, or else matrices of one row for each image that lead nowhere."""
+    matrices = [o for o in outputs if len(o.shape) == 2]
+    named = [o for o in matrices if _LOGITS.search(o.name)]
+    if named or len(outputs) == 1:
+        chosen = named or matrices
+    else:
+        chosen = [o for o in matrices if o.shape[0] == batch and not _FEATURES.search(o.name)]
+        chosen = [o for o in chosen if not any(node in inner for node in o.nodes)]
+    return [o for o in chosen if not o.activated and o.attention != "scores"]
