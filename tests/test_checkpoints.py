@@ -1,5 +1,6 @@
 """Checkpoints: every format reads back to the same bits, and whatever goes wrong is one clear error."""
 
+import collections
 import copy
 import json
 import logging
@@ -10,14 +11,17 @@ import random
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import GHN2_CONFIG, seed_weights
@@ -269,6 +273,145 @@ def test_on_cuda(tmp_path: Path) -> None:
     assert same(copy.deepcopy(loaded).cpu(), small())
 
 
+# Files of users' own
+
+
+@pytest.mark.parametrize("suffix", sources.SUFFIXES)
+def test_suffixes(tmp_path: Path, suffix: str) -> None:
+    """What is in a file tells its format."""
+    saved(tmp_path / S).rename(tmp_path / f"a{suffix}")
+    for name in (tmp_path / f"a{suffix}", str(tmp_path / f"a{suffix}"), f"file:{tmp_path}/a{suffix}-orth?seed=1"):
+        assert same(load_ghn(name), small())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.module."])
+@pytest.mark.parametrize("kind", ["ghn2", "ghn3"])
+def test_what_wrappers_put_before_names(tmp_path: Path, prefix: str, kind: str) -> None:
+    ghn = small(kind)
+    state = released(ghn) if kind == "ghn3" else ghn.state_dict()
+    path = torch_file(tmp_path / P, ghn, state_dict={prefix + name: t for name, t in state.items()})
+    assert same(load_ghn(path), ghn)
+    torch_file(tmp_path / P, ghn, state_dict={**state, f"{prefix}x": torch.ones(1)})
+    checkpoints._load.cache_clear()
+    with pytest.raises(CheckpointError, match=r"1 unknown .*x"):
+        load_ghn(path)
+
+
+def test_what_trainers_save_beside_a_ghn(tmp_path: Path) -> None:
+    """An optimiser's state, scalars of NumPy, also in the config, and what else torch reads without being asked."""
+    ghn = copy.deepcopy(small()).train().requires_grad_()
+    optimizer = torch.optim.AdamW(ghn.parameters())
+    sum(p.sum() for p in ghn.parameters()).backward()
+    optimizer.step()
+    config = {**ghn.config, "hid": np.int64(ghn.config["hid"]), "ve": np.bool_(True), "hypernet": np.str_("gatedgnn")}
+    beside = {
+        "optimizer": optimizer.state_dict(),
+        "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 3).state_dict(),
+        "generator": torch.get_rng_state(),
+        "best": np.float64(0.5),
+        "seen": {1, 2},
+        "count": collections.Counter("abca"),
+        "size": torch.Size([2, 3]),
+        "device": torch.device("cpu"),
+        "dtype": torch.bfloat16,
+        "sparse": torch.eye(3).to_sparse(),
+        "float8": torch.ones(3).to(torch.float8_e4m3fn),
+        "raw": (b"abc", bytearray(b"abc"), 1j, 2**100, -1.5, None),
+    }
+    for zipped in (True, False):
+        torch.save(
+            {"state_dict": ghn.state_dict(), "config": config, **beside},
+            tmp_path / P,
+            _use_new_zipfile_serialization=zipped,
+        )
+        checkpoints._load.cache_clear()
+        assert same(load_ghn(tmp_path / P), ghn)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_torch_files_in_other_precisions(tmp_path: Path, dtype: torch.dtype, zipped: bool) -> None:
+    ghn = copy.deepcopy(small()).to(dtype)
+    torch.save(
+        {"state_dict": ghn.state_dict(), "config": ghn.config}, tmp_path / P, _use_new_zipfile_serialization=zipped
+    )
+    assert same(load_ghn(tmp_path / P), copy.deepcopy(ghn).float())
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_tensors_that_are_views_of_one_storage(tmp_path: Path, zipped: bool) -> None:
+    """Transposed, parts of one flat vector, parameters with attributes."""
+    flat = torch.cat([t.flatten() for t in WEIGHTS.values()])
+    parts = flat.split([t.numel() for t in WEIGHTS.values()])
+    state: dict[str, Any] = {name: p.view(t.shape) for p, (name, t) in zip(parts, WEIGHTS.items(), strict=True)}
+    state[WEIGHT] = torch.nn.Parameter(WEIGHTS[WEIGHT].t().contiguous().t())
+    state[WEIGHT].note = "mine"
+    assert not state[WEIGHT].is_contiguous()
+    torch.save({"state_dict": state, "config": SMALL}, tmp_path / P, _use_new_zipfile_serialization=zipped)
+    assert same(load_ghn(tmp_path / P), small())
+
+
+class Settings:
+    """Somebody's own class."""
+
+    def __init__(self) -> None:
+        self.lr, self.where = 0.1, Path("x")
+
+
+@pytest.fixture
+def _no_safe_globals() -> Iterator[None]:
+    yield
+    torch.serialization.clear_safe_globals()
+
+
+@pytest.mark.usefixtures("_no_safe_globals")
+def test_other_objects_are_named_and_can_be_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = torch_file(tmp_path / P, args=Settings(), data=np.arange(3))
+    with pytest.raises(CheckpointError) as error:
+        load_ghn(path)
+    named = ["numpy._core.multiarray._reconstruct", "numpy.ndarray", f"{__name__}.Settings"]
+    if np.__version__ < "2":
+        named[0] = "numpy.core.multiarray._reconstruct"
+    assert all(name in str(error.value) for name in named)
+    assert f"{__name__}.Settings" in str(error.value).partition("torch.serialization.add_safe_globals([")[2]
+
+    monkeypatch.setattr(Settings, "__setstate__", lambda *_: pytest.fail("it was made"), raising=False)
+    reconstruct = np.arange(3).__reduce__()[0]
+    torch.serialization.add_safe_globals([Settings, np.ndarray, reconstruct, type(Path())])
+    assert same(load_ghn(path), small())
+    torch_file(path, config=Settings())
+    with pytest.raises(CheckpointError, match=r"its config is no dictionary but .*Settings"):
+        load_ghn(path)
+    torch_file(path, state_dict={**WEIGHTS, WEIGHT: Settings()})
+    with pytest.raises(CheckpointError, match=f"the entry '{WEIGHT}' is no tensor"):
+        load_ghn(path)
+
+
+def test_without_checksums(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = torch_file(tmp_path / P)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert same(load_ghn(path), small())
+
+
+def deflated(path: Path) -> Path:
+    """The same archive, packed by some other program."""
+    with zipfile.ZipFile(path) as old:
+        entries = [(name, old.read(name)) for name in old.namelist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, data in entries:
+            new.writestr(name, data)
+    return path
+
+
+def test_a_packed_archive(tmp_path: Path) -> None:
+    before = set(os.listdir(tempfile.gettempdir()))
+    assert same(load_ghn(deflated(torch_file(tmp_path / P))), small())
+    assert not [name for name in set(os.listdir(tempfile.gettempdir())) - before if name.startswith(".timm-ghn")]
+
+
 # Files that are wrong
 
 P, S = "a.pt", "a.safetensors"
@@ -323,6 +466,47 @@ def saved(path: Path, ghn: GHN | None = None) -> Path:
     return path
 
 
+def archive(path: Path, entries: dict[str, bytes], packing: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", packing) as file:
+        for name, data in entries.items():
+            file.writestr(name, data)
+    return path
+
+
+def torch_offset(path: Path) -> int:
+    """A position in the values of the largest tensor."""
+    with zipfile.ZipFile(path) as file:
+        largest = max(file.infolist(), key=lambda entry: entry.file_size)
+    return largest.header_offset + 30 + len(largest.filename) + largest.file_size // 2
+
+
+def flip(path: Path, position: int) -> Path:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    return write(path, bytes(data))
+
+
+def larger_than_stored(path: Path) -> Path:
+    """One storage has lost its end; its size in the archive is right."""
+    with zipfile.ZipFile(path) as old:
+        entries = {name: old.read(name) for name in old.namelist()}
+    largest = max(entries, key=lambda name: len(entries[name]))
+    return archive(path, {**entries, largest: entries[largest][:-4]})
+
+
+def overlapping(path: Path) -> Path:
+    """More entries of the same bytes, as zip bombs have them."""
+    with zipfile.ZipFile(path, "a") as file:
+        largest = max(file.infolist(), key=lambda entry: entry.file_size)
+        for number in range(9):
+            entry = copy.copy(largest)
+            entry.filename = entry.orig_filename = f"{largest.filename}{number}"
+            file.filelist.append(entry)
+            file.NameToInfo[entry.filename] = entry
+        file._didModify = True
+    return path
+
+
 def config_with(**changes: Any) -> dict[str, Any]:
     return {k: v for k, v in {**SMALL, **changes}.items() if v is not ...}
 
@@ -352,6 +536,30 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no tensors": (lambda d: torch_file(d / P, state_dict={}), "no state dict"),
     "another model": (lambda d: torch.save(torch.nn.Linear(2, 2).state_dict(), d / P) or d / P, "no GHN's checkpoint"),
     "an entry that is no tensor": (lambda d: with_weight(d, lambda t: 3), WEIGHT),
+    "a bit of a tensor flipped": (lambda d: flip(torch_file(d / P), torch_offset(d / P)), "damaged|CRC"),
+    "a tensor that repeats one value": (
+        lambda d: with_weight(d, lambda t: torch.zeros(1, 1).expand(t.shape)),
+        "more than 4 times what it holds",
+    ),
+    "a tensor larger than its storage": (lambda d: larger_than_stored(torch_file(d / P)), "not there, or not whole"),
+    "zeros without end": (
+        lambda d: deflated(torch_file(d / P, beside=torch.zeros(10**7))),
+        "more than weights in .* bytes can need",
+    ),
+    "entries that overlap": (lambda d: overlapping(torch_file(d / P)), "more than weights in .* bytes can need"),
+    "an archive of something else": (lambda d: archive(d / P, {"x/readme": b"hello"}), "not of torch.save"),
+    "a TorchScript archive": (
+        lambda d: archive(d / P, {"x/data.pkl": b"\x80\x02}.", "x/constants.pkl": b""}),
+        "TorchScript",
+    ),
+    "of a big-endian machine": (
+        lambda d: archive(d / P, {"x/data.pkl": b"\x80\x02}.", "x/byteorder": b"big"}),
+        "big-endian",
+    ),
+    "packed with LZMA": (
+        lambda d: archive(d / P, {"x/data.pkl": b"\x80\x02}."}, zipfile.ZIP_LZMA),
+        "packed in a way that is not read",
+    ),
     "a tensor of integers": (lambda d: with_weight(d, torch.Tensor.int), WEIGHT),
     "a sparse tensor": (lambda d: with_weight(d, torch.Tensor.to_sparse), WEIGHT),
     "NaN": (lambda d: with_weight(d, poison(float("nan"))), f"{WEIGHT} holds NaN"),
@@ -379,6 +587,8 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an entry that is no name": (lambda d: with_config(d, {**SMALL, 3: 4}), "unknown entry 3"),
     "a config that is no JSON": (lambda d: save_with(d / S, {"config": "{"}), "no JSON"),
     "a config that is a list": (lambda d: save_with(d / S, {"config": "[]"}), "no dictionary"),
+    "layers without tensors": (lambda d: with_config(d, {**CONFIGS["ghn3"], "layers": 1000}), "1000 layers"),
+    "a header without end": (lambda d: write(d / S, (2**30).to_bytes(8, "little") + b"{}"), "header is said to have"),
     "heads that do not fit": (lambda d: with_config(d, config_with(heads=3)), "multiple of 4 and of heads"),
     "a size beyond all": (lambda d: with_config(d, config_with(max_shape=(4096,) * 4)), "No GHN is that large"),
 }
@@ -953,7 +1163,7 @@ def test_default_with_neither(server: FileServer, monkeypatch: pytest.MonkeyPatc
 
 
 def test_unknown_names() -> None:
-    for name in ("ghn9", "nonsense", "file:x.bin"):
+    for name in ("ghn9", "nonsense", "file:x.onnx"):
         with pytest.raises(ValueError, match=r"Sources|must end"):
             load_ghn(name)
     with pytest.raises(ValueError, match="ghn9"):

@@ -10,7 +10,7 @@ import pytest
 import timm
 
 from timm_ghn_init import sources
-from timm_ghn_init.sources import KEYS, KNOWN, Source, is_source, list_sources, parse_source
+from timm_ghn_init.sources import KEYS, KNOWN, SUFFIXES, Source, is_source, list_sources, parse_source
 
 READ = {
     "ghn": Source("ghn"),
@@ -39,6 +39,9 @@ READ = {
     "orth?layer=37&seed=1": Source("orth", layer=37, seed=1),
     "orth?layer=auto": Source("orth"),
     "file:a.pt": Source("file:a.pt"),
+    "file:a.pth": Source("file:a.pth"),
+    "file:epoch=3.ckpt-orth": Source("file:epoch=3.ckpt", orth=True),
+    "file:pytorch_model.bin?seed=1": Source("file:pytorch_model.bin", seed=1),
     "file:/x/y.safetensors_orth": Source("file:/x/y.safetensors", orth=True),
     "file:x-orth.pt": Source("file:x-orth.pt"),
     "file:what?.pt-orth?seed=1": Source("file:what?.pt", orth=True, seed=1),
@@ -75,7 +78,7 @@ def test_round_trip_of_random_sources() -> None:
     for _ in range(2000):
         orth = draw.random() < 0.5
         name = draw.choice([*KNOWN, "ghn", ""]) or (
-            "file:x" + "".join(draw.choices(parts, k=draw.randrange(6))) + draw.choice([".pt", ".safetensors"])
+            "file:x" + "".join(draw.choices(parts, k=draw.randrange(6))) + draw.choice(SUFFIXES)
         )
         source = Source(
             name,
@@ -134,10 +137,10 @@ WRONG = {
     "ghn2?orth=2": "orth must be 0 or 1",
     "ghn2?classifier=yes": "classifier must be 0 or 1",
     "ghn2?cache=2": "cache must be 0 or 1",
-    "file:": "must end in .pt or .safetensors",
-    "file:.pt": "must end in .pt or .safetensors",
-    "file:model.bin": "must end in .pt or .safetensors",
-    "file:model.bin?seed=1": "must end in .pt or .safetensors",
+    "file:": "must end in .pt, .pth, .ckpt, .bin or .safetensors",
+    "file:.pt": "must end in .pt, .pth, .ckpt, .bin or .safetensors",
+    "file:model.onnx": "must end in .pt, .pth, .ckpt, .bin or .safetensors",
+    "file:model.onnx?seed=1": "must end in .pt, .pth, .ckpt, .bin or .safetensors",
 }
 
 

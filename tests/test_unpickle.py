@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from timm_ghn_init.checkpoints import unpickle
-from timm_ghn_init.checkpoints.unpickle import LazyTensor, read_joblib
+from timm_ghn_init.checkpoints import torch_files, unpickle
+from timm_ghn_init.checkpoints.joblib_files import read_joblib
+from timm_ghn_init.checkpoints.stand_ins import LazyTensor
 
 
 def state_dict() -> dict[str, Any]:
@@ -90,7 +91,7 @@ def test_other_packings_are_named(tmp_path: Path, compress: str) -> None:
 def test_what_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     joblib = pytest.importorskip("joblib")
     joblib.dump({"x": torch.zeros(2**20)}, tmp_path / "x.pt", compress=3)
-    monkeypatch.setattr(unpickle, "_MAX_UNPACKED", 2**21)
+    monkeypatch.setattr(torch_files, "_ALWAYS_UNPACKED", 2**21)
     with pytest.raises(pickle.UnpicklingError, match="unpacks to more than"), read_joblib(tmp_path / "x.pt"):
         pass
 
@@ -175,11 +176,11 @@ def test_no_persistent_ids(tmp_path: Path, code: bytes) -> None:
 
 def test_the_admitted_instructions_are_these(tmp_path: Path) -> None:
     """Every other opcode of pickle is refused by name. Of those admitted, three could reach code in an unpickler."""
-    assert {"REDUCE", "NEWOBJ", "BUILD"} == unpickle._INSTRUCTIONS.keys() & {
+    assert {"REDUCE", "NEWOBJ", "BUILD"} == unpickle.INSTRUCTIONS.keys() & {
         *("REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"),
         *("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER", "READONLY_BUFFER"),
     }
-    refused = [op for op in pickletools.opcodes if op.name not in {*unpickle._INSTRUCTIONS, "STOP"}]
+    refused = [op for op in pickletools.opcodes if op.name not in {*unpickle.INSTRUCTIONS, "STOP"}]
     assert len(refused) > 20
     for op in refused:
         data = b"\x80\x04" + op.code.encode("latin-1") + smallest_argument(op)
@@ -223,7 +224,7 @@ MISUSES = {
     "dtype of objects": (call("numpy", "dtype", text("O") + b"\x85"), "plain numbers"),
     "dtype of records": (call("numpy", "dtype", text("f4,O") + b"\x85"), "plain numbers"),
     "array without dtype": (b"\x80\x04" + ARRAY + b")\x81}b.", "no dtype"),
-    "state of a name": (b"\x80\x04" + ARRAY + b"}b.", "a state for _Name is not admitted"),
+    "state of a name": (b"\x80\x04" + ARRAY + b"}b.", "a state for joblib's NumpyArrayWrapper is not admitted"),
     "state of a list": (b"\x80\x04]}b.", "a state for list is not admitted"),
     "item of a name": (b"\x80\x04" + ARRAY + text("reduce") + b"Ns.", "keys must be strings"),
     "item of no list": (b"\x80\x04}Na.", "no list"),

@@ -2,7 +2,7 @@
 
     NAME[-orth][?key=value&...]
 
-`NAME` is a row of `KNOWN`, `file:PATH` (.pt or .safetensors) or `ghn`, the default GHN; `-orth` adds the
+`NAME` is a row of `KNOWN`, `file:PATH` (with one of `SUFFIXES`) or `ghn`, the default GHN; `-orth` adds the
 post-processing of arXiv 2207.10049, Section 3. `KEYS` lists the keys. The paper's baselines without a GHN, rows of
 `BASELINES`, are sources too, "orth?layer=37".
 """
@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 DEFAULT = "ghn"
 SHIPPED = "ghn2-formula"
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # of the file of a GHN; what is in it tells the format
+_SUFFIXES_OR = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
 _PPUDA = "https://raw.githubusercontent.com/facebookresearch/ppuda/4673a42507a9dcd0a5ae04e74599e8c92af689b9/checkpoints"
 _GHN3_HUB = "SamsungSAILMontreal/ghn3"
@@ -323,7 +325,8 @@ class Source:
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Source)}
 
 # A file's path may hold anything as long as it ends in one of the suffixes, also "?" and "-orth".
-_SYNTAX = re.compile(r"(?P<name>file:.+\.(?:pt|safetensors)|[^?]*?)(?P<orth>[-_]orth)?(?:\?(?P<query>.*))?", re.DOTALL)
+_FILE = rf"file:.+(?:{'|'.join(map(re.escape, SUFFIXES))})"
+_SYNTAX = re.compile(rf"(?P<name>{_FILE}|[^?]*?)(?P<orth>[-_]orth)?(?:\?(?P<query>.*))?", re.DOTALL)
 
 # What begins like one of ours: no path (those have separators), no other word that merely starts with these letters.
 _CLAIMED = re.compile(
@@ -404,13 +407,13 @@ def _check_name(name: str, text: str) -> None:
     if name == DEFAULT or name in KNOWN or name in BASELINES:
         return
     if name.startswith("file:"):
-        if re.fullmatch(r"file:.+\.(?:pt|safetensors)", name, re.DOTALL):
+        if re.fullmatch(_FILE, name, re.DOTALL):
             return
-        raise ValueError(f"Source {text!r}: the path after file: must end in .pt or .safetensors.")
-    as_file = f" For a file, write file:{text}." if re.search(r"\.(pt|safetensors)", text) else ""
+        raise ValueError(f"Source {text!r}: the path after file: must end in {_SUFFIXES_OR}.")
+    as_file = f" For a file, write file:{text}." if any(suffix in text for suffix in SUFFIXES) else ""
     raise ValueError(
         f"Unknown GHN source {text!r}.{as_file}{_did_you_mean(text.split('?')[0], [str(s) for s in list_sources()])} "
-        f"Sources: {', '.join([DEFAULT, *KNOWN])}, file:PATH (.pt or .safetensors), each also with -orth and with "
+        f"Sources: {', '.join([DEFAULT, *KNOWN])}, file:PATH ({_SUFFIXES_OR}), each also with -orth and with "
         f"?key=value&... ({', '.join(KEYS)}); without a GHN {', '.join(BASELINES)}."
     )
 

@@ -1,7 +1,7 @@
 """One GHN in one file: a config and its tensors, read from four formats, checked against each other, written in one.
 
 Read are safetensors (ours, with the config in the metadata), `torch.save`d checkpoints (ppuda's) and joblib pickles
-(GHN-3's). Nothing is ever unpickled freely. Files without a config have it read off their tensors.
+(GHN-3's). Nothing is ever unpickled freely, see `unpickle`. Files without a config have it read off their tensors.
 """
 
 import hashlib
@@ -12,13 +12,15 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..text import clean
-from .safetensors_header import header
-from .unpickle import LazyTensor, read_joblib
+from .joblib_files import read_joblib
+from .safetensors_header import check_size, header
+from .stand_ins import LazyTensor
+from .torch_files import NotPlainError, read_torch
+from .unpickle import Inert
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +91,7 @@ def open_ghn(path: Path, mapped: bool = False) -> Iterator[GHNFile]:
     path = Path(path)
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "no such file"
-        raise CheckpointError(f"{path}: {what}. Give the path of a GHN checkpoint, .pt or .safetensors.")
+        raise CheckpointError(f"{path}: {what}. Give the path of a GHN's checkpoint.")
     with _errors_name(path, "cannot be read"):
         name = _format(path)
     with _READERS[name](path, mapped) as contents:
@@ -177,6 +179,7 @@ def _read_safetensors(path: Path, mapped: bool) -> Iterator[_Contents]:
     from safetensors import safe_open
 
     with _errors_name(path, "damaged"):
+        check_size(path)
         file = safe_open(str(path), framework="pt")
     with file:
         metadata = dict(file.metadata() or {})
@@ -198,17 +201,24 @@ def _read_safetensors(path: Path, mapped: bool) -> Iterator[_Contents]:
 
 @contextmanager
 def _read_torch(path: Path, mapped: bool) -> Iterator[_Contents]:
-    import torch
+    with ExitStack() as stack:
+        try:
+            with _errors_name(path, "damaged"):
+                loaded = stack.enter_context(read_torch(path))
+        except CheckpointError as error:
+            if isinstance(error.__cause__, NotPlainError):
+                raise _not_plain(path, error.__cause__) from None
+            raise
+        yield _Contents(*_unwrap(loaded), {})
 
-    with _errors_name(path, "damaged, or a pickle of other things than tensors and plain values, which is never read"):
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    config, tensors = _unwrap(loaded)
-    if isinstance(tensors, dict):
-        tensors = {
-            name: LazyTensor(tuple(t.shape), partial(_same, t)) if isinstance(t, torch.Tensor) else t
-            for name, t in tensors.items()
-        }
-    yield _Contents(config, tensors, {})
+
+def _not_plain(path: Path, error: NotPlainError) -> CheckpointError:
+    classes = ", ".join(name.removeprefix("builtins.") for name in error.names)
+    return CheckpointError(
+        f"{path}: a pickle of other things than tensors and plain values, which is never read: {error}. Save it "
+        "without them, or, if you trust whoever wrote it, have them passed over: "
+        f"torch.serialization.add_safe_globals([{classes}])."
+    )
 
 
 @contextmanager
@@ -237,10 +247,6 @@ def _unwrap(loaded: Any) -> tuple[Any, Any]:
     if isinstance(loaded, dict) and "state_dict" in loaded:
         return loaded.get("config"), loaded["state_dict"]
     return None, loaded
-
-
-def _same(tensor: "torch.Tensor") -> "torch.Tensor":
-    return tensor
 
 
 # Checking
@@ -290,6 +296,10 @@ _RENAMED = {
 }
 
 
+# What DataParallel and DDP, and torch.compile, put before the names of what they wrap.
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
 def _settle(contents: _Contents, path: Path) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
     """Config and tensors in the form that `GHN` wants, after all checks that need no values."""
     tensors = _named(contents.tensors, path)
@@ -298,6 +308,8 @@ def _settle(contents: _Contents, path: Path) -> tuple[dict[str, Any], dict[str, 
     else:
         config = contents.config
     config = _check_config(config, path)
+    if 10 * config.get("layers", 0) > len(tensors):  # each has 11, and to build many takes a while
+        raise CheckpointError(f"{path}: its config says {config['layers']} layers, but it has {len(tensors)} tensors.")
     shapes = _shapes(config, path)
     _check_names(set(shapes), set(tensors), path)
     for name, shape in shapes.items():
@@ -313,23 +325,29 @@ def _settle(contents: _Contents, path: Path) -> tuple[dict[str, Any], dict[str, 
 
 def _named(tensors: Any, path: Path) -> dict[str, LazyTensor]:
     if not isinstance(tensors, dict) or not tensors:
-        raise CheckpointError(
-            f"{path}: holds no state dict (it is {type(tensors).__name__}). Is it a GHN's checkpoint?"
-        )
-    named: dict[str, LazyTensor] = {}
+        raise CheckpointError(f"{path}: holds no state dict (it is {_kind(tensors)}). Is it a GHN's checkpoint?")
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, LazyTensor):
             raise CheckpointError(f"{path}: the entry {reprlib.repr(name)} is no tensor. Is it a GHN's state dict?")
-        name = _RENAMED.get(name, name)
+    wrapped = 0  # characters that wrappers have put before all names
+    while prefix := next((p for p in _WRAPPERS if all(name.startswith(p, wrapped) for name in tensors)), ""):
+        wrapped += len(prefix)
+    named: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        name = _RENAMED.get(name[wrapped:], name[wrapped:])
         if name in named:
             raise CheckpointError(f"{path}: has {name} twice, under both of its names. Remove one.")
         named[name] = tensor
     return named
 
 
+def _kind(value: Any) -> str:
+    return value.text if isinstance(value, Inert) else type(value).__name__
+
+
 def _check_config(config: Any, path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: its config is no dictionary but {type(config).__name__}.")
+        raise CheckpointError(f"{path}: its config is no dictionary but {_kind(config)}.")
     config = dict(config)
     if config.get("is_ghn2") is False:  # the reference's trainer says "gatedgnn" for GHN-3 as well
         config["hypernet"] = "graphormer"
@@ -428,8 +446,6 @@ def _errors_name(path: Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause = str(error).split("\n")[0]
-        if "Weights only load failed" in cause:  # what follows advises to load it all the same
-            cause = "it holds code or objects"
         raise CheckpointError(
             f"{path}: {what} ({type(error).__name__}: {cause}). Download or export it again."
         ) from error

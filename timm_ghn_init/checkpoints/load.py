@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ..atomic import own_folder, replacing, resumable
 from ..ranks import agree
-from ..sources import DEFAULT, KNOWN, SHIPPED, KnownGHN, Source, parse_source
+from ..sources import DEFAULT, KNOWN, SHIPPED, SUFFIXES, KnownGHN, Source, parse_source
 from ..text import logger
 from .download import DownloadError, download, git_blob_id, sha256
 from .formats import CheckpointError, GHNFile, build, check_finite, open_ghn, write_ghn
@@ -51,7 +51,7 @@ def load_ghn(name_or_path: str | Path | Source, device: "torch.device | str | No
 
     Args:
         name_or_path: a source ("ghn2", "file:PATH"; what follows the name, as in "ghn2-orth", has no effect here) or
-            the path of a .pt or .safetensors file, which is read where it lies.
+            the path of a file with one of `sources.SUFFIXES`, which is read where it lies.
         device: where it is to be. Default: CPU.
 
     Returns:
@@ -235,7 +235,7 @@ def _as_path(name_or_path: str | Path | Source) -> Path | None:
     if isinstance(name_or_path, Path):
         return name_or_path
     text = str(name_or_path)
-    if text.endswith((".pt", ".safetensors")) and not text.startswith("file:"):
+    if text.endswith(SUFFIXES) and not text.startswith("file:"):
         return Path(text).expanduser()
     return resolve_default(name_or_path).path
 

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, for files that are written one tensor at a time.
+"""The header of a safetensors file, for files that are written one tensor at a time, or come from anybody.
 
 The library's own writer wants all tensors at once. The layout is the size of the header (8 bytes), the header as JSON,
 the values.
@@ -7,10 +7,13 @@ the values.
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+LARGEST = 2**22  # bytes of a header that is read; with 2000 tensors and our metadata it has a tenth
 
 _CODES = {
     "float64": "F64",
@@ -26,6 +29,14 @@ _CODES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
+
+
+def check_size(path: Path) -> None:
+    """Raise a ValueError if the header of a file claims to be larger than any that is needed."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > LARGEST:
+        raise ValueError(f"its header is said to have {size} bytes")
 
 
 def header(

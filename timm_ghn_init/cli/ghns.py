@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..sources import BASELINES, DEFAULT, KNOWN, list_sources
+from ..sources import BASELINES, DEFAULT, KNOWN, SUFFIXES, list_sources
 from .arguments import Command
 from .messages import mistakes, table
 from .models import read_source
@@ -23,7 +23,7 @@ def list_known(args: argparse.Namespace) -> int:
     for known in (KNOWN[name] for name in names if name in KNOWN):
         cached = "yes" if is_cached(known.name) else "no"
         rows.append((known.name, cached, known.license, f"arXiv:{known.arxiv}", known.description))
-    rows.append(("file:PATH", "", "", "", "a .pt or .safetensors file"))
+    rows.append(("file:PATH", "", "", "", f"a file of your own, {', '.join(SUFFIXES)}"))
     rows += [(b.name, "", "", f"arXiv:{b.arxiv}", b.description) for b in BASELINES.values()]
     print(table(("source", "cached", "licence", "paper", "description"), rows))
     print(

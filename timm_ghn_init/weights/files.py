@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.safetensors_header import check_size
 from ..text import clean
 from ..version import __version__
 
@@ -128,6 +129,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise ValueError("it is a link, a folder or a device")
+        check_size(path)
         with safe_open(str(path), framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
             if not isinstance(about, dict):
