@@ -298,8 +298,8 @@ def test_a_sound_file_of_something_else_is_replaced(
         assert len(warnings(caplog)) == count
 
 
-def fail_to_save(tensors: object, path: Path, metadata: object) -> None:
-    Path(path).write_bytes(b"half")
+def fail_to_save(path: Path, tensors: object, about: object) -> None:
+    path.write_bytes(b"half")
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -324,7 +324,7 @@ def test_disk_full(
 ) -> None:
     """One warning; nothing half-written stays."""
     if how == "no space left":
-        monkeypatch.setattr("safetensors.torch.save_file", fail_to_save)
+        monkeypatch.setattr(cache, "save", fail_to_save)
     for _ in range(2):
         with largest_file(100_000):
             assert not initialise()

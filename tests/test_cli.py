@@ -219,11 +219,11 @@ def test_a_failed_write_leaves_the_old_file(
     out = tmp_path / "m.safetensors"
     out.write_text("old")
 
-    def full(tensors: object, path: Path, metadata: object) -> None:
-        Path(path).write_text("half")
+    def full(path: Path, tensors: object, about: object) -> None:
+        path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("timm_ghn_init.cli.predict.save", full)
     status, stdout, stderr = run("predict", "resnet18", "--source", f"file:{ghn_file}", "-q", "-o", out)
     assert (status, stdout) == (2, "")
     assert re.fullmatch(r"timm-ghn-init: error: .*m\.safetensors cannot be written: .*No space left.*\n", stderr)

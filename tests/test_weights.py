@@ -1,10 +1,13 @@
 """Files of finished weights: what is written is read back, and anything else is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from damages import DAMAGES
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -55,6 +58,34 @@ def test_read_gives_back_what_save_was_given(tmp_path: Path) -> None:
     first = path.read_bytes()
     save(path, dict(reversed(some().items())), {"source": "ghn2", "list": [1, None]})
     assert path.read_bytes() == first
+
+
+def test_what_other_libraries_ask_of_a_file(tmp_path: Path) -> None:
+    """Its framework, and tensors that begin at multiples of their own size. It is what the library itself writes."""
+    path = tmp_path / "m.safetensors"
+    save(path, some(), {})
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["format"] == "pt"
+        metadata = file.metadata()
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(path.read_bytes()[8 : 8 + size])
+    theirs = safetensors.torch.save(some(), metadata)
+    assert path.read_bytes()[8 + size :] == theirs[8 + int.from_bytes(theirs[:8], "little") :]
+    for name, tensor in some().items():
+        assert (8 + size + header[name]["data_offsets"][0]) % tensor.element_size() == 0
+
+
+def test_a_dtype_that_no_file_can_hold(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x is torch\.complex128, which safetensors files cannot hold"):
+        save(tmp_path / "m.safetensors", {"x": torch.zeros(2, dtype=torch.complex128)}, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_metadata_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save(path, some(), {"model": "x" * 2**22})
+    with pytest.raises(WeightsError, match="its header is said to have"):
+        read(path)
 
 
 def test_digest_sees_names_dtypes_shapes_and_values() -> None:

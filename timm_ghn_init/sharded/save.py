@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -15,7 +14,8 @@ from ..atomic import own_folder
 from ..checkpoints.safetensors_header import header
 from ..graph import model_name
 from ..report import InitReport
-from ..weights.files import add_to_digest, metadata_of, provenance
+from ..weights.files import add_to_digest, as_bytes, metadata_of, provenance
+from ..weights.files import layout as file_layout
 from .exchange import Exchange
 from .layout import layout_of
 from .meeting import TIMEOUT, Meeting
@@ -86,9 +86,7 @@ class _Writer:
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         self._path, self._stack = path, ExitStack()
-        # Large dtypes first: each tensor begins at a multiple of its own.
-        ordered = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))
-        self._entries = {n: (tuple(tensors[n].shape), tensors[n].dtype) for n in ordered}
+        self._entries = file_layout(tensors)
         self._digest = hashlib.sha256()
         self._file: BinaryIO
         self._error: Exception | None = None
@@ -108,7 +106,7 @@ class _Writer:
             values = tensor.detach().cpu().contiguous()
             add_to_digest(self._digest, name, values)
             self._file.seek(self._starts[name])
-            self._file.write(values.reshape(-1).view(torch.uint8).numpy().data)
+            self._file.write(as_bytes(values))
 
         self._try(write)
 

@@ -2,20 +2,19 @@
 
 import hashlib
 import json
-import os
 import platform
-import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.safetensors_header import check_size
+from ..checkpoints.safetensors_header import check_size, header
 from ..text import clean
 from ..version import __version__
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from ..report import InitReport
@@ -58,19 +57,30 @@ def digest(tensors: "Mapping[str, Tensor]") -> str:
 
 def add_to_digest(total: Any, name: str, tensor: "Tensor") -> None:
     """One more tensor, contiguous and on the CPU, for a `digest`; they come in the order of their names."""
-    import torch
-
     total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-    total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    total.update(as_bytes(tensor))
 
 
 def metadata_of(about: Mapping[str, Any], digest: str) -> dict[str, str]:
-    """The metadata of a file, as `save` writes them. One entry, because the order of several is not defined."""
+    """The metadata of a file, as `save` writes them."""
     return {METADATA_KEY: json.dumps({**about, "digest": digest})}
 
 
+def layout(tensors: "Mapping[str, Tensor]") -> "dict[str, tuple[tuple[int, ...], torch.dtype]]":
+    """Shape and dtype of tensors in the order of a file: large dtypes first, so that each is aligned to its own."""
+    ordered = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))
+    return {n: (tuple(tensors[n].shape), tensors[n].dtype) for n in ordered}
+
+
+def as_bytes(tensor: "Tensor") -> Any:
+    """The memory of a contiguous tensor on the CPU."""
+    import torch
+
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
 def save(path: Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) -> None:
-    """Write weights; the same arguments give the same bytes.
+    """Write weights; the same arguments give the same bytes, which the library's writer does not promise.
 
     Args:
         path: should be a temporary name: the file is half-written if this raises.
@@ -79,24 +89,14 @@ def save(path: Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) 
 
     Raises:
         OSError: the file cannot be written.
-        SafetensorError: a dtype that the format does not know.
+        ValueError: a dtype that the format does not know.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        save_file(dict(tensors), path, metadata_of(about, digest(tensors)))
-    except SafetensorError as error:
-        raise _as_os_error(error, path) from error
-    path.chmod(mode)  # that of any new file; some versions of safetensors let nobody but the owner read theirs
-
-
-def _as_os_error(error: Exception, path: Path) -> Exception:
-    """What the system said, where the library only quotes it."""
-    code = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(code[1]), os.strerror(int(code[1])), str(path)) if code else error
+    entries = layout(tensors)
+    text, _ = header(entries, metadata_of(about, digest(tensors)))
+    with open(path, "wb") as file:
+        file.write(text)
+        for name in entries:
+            file.write(as_bytes(tensors[name]))
 
 
 def read(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
