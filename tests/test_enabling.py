@@ -1,5 +1,6 @@
 """`enable`: timm knows the sources in every program of an environment, and nobody else notices."""
 
+import json
 import os
 import subprocess
 import sys
@@ -94,13 +95,19 @@ def test_a_checkout_that_is_not_installed_says_so(environment: Path, run: Run) -
     assert not (environment / FILE).exists()
 
 
-def test_spawned_processes_know_the_sources(environment: Path, run: Run, tmp_path: Path) -> None:
-    """With timm as it is, in a process that has been started from nothing and imports nothing of ours."""
+@pytest.fixture
+def enabled(environment: Path, run: Run) -> Run:
+    """The environment with timm as it is, and all else that these tests can import."""
     installed(environment)
     run("-m", "timm_ghn_init", "enable")
     (environment / "timm" / "__init__.py").unlink()
     (environment / "timm").rmdir()
     (environment / "ours.pth").write_text("\n".join(p for p in sys.path if p.endswith("-packages")))
+    return run
+
+
+def test_spawned_processes_know_the_sources(enabled: Run, tmp_path: Path) -> None:
+    """They are started from nothing, and what they run imports nothing of ours."""
     (tmp_path / "work.py").write_text(
         "import multiprocessing\n"
         "def source(name):\n"
@@ -110,5 +117,51 @@ def test_spawned_processes_know_the_sources(environment: Path, run: Run, tmp_pat
         "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
         "        print(pool.apply(source, ('ghn2-formula',)))\n"
     )
-    result = run("work.py")
+    result = enabled("work.py")
     assert result.stdout == "ghn2-formula\n", result.stderr
+
+
+def test_lightning_starts_the_script_once_more(enabled: Run, tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    (tmp_path / "train.py").write_text(
+        "import lightning, timm, torch\n"
+        "class Model(lightning.LightningModule):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.model = timm.create_model('test_resnet', pretrained='ghn2-formula')\n"
+        "    def on_fit_start(self):\n"
+        "        print(f\"rank {self.global_rank}: {self.model.pretrained_cfg['source']}\", flush=True)\n"
+        "    def training_step(self, batch, index):\n"
+        "        return self.model(batch[0]).square().mean()\n"
+        "    def configure_optimizers(self):\n"
+        "        return torch.optim.SGD(self.parameters(), 0.1)\n"
+        "data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(4, 3, 64, 64)), 2)\n"
+        "quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False)\n"
+        "trainer = lightning.Trainer(strategy='ddp', devices=2, accelerator='cpu', max_steps=1, **quiet)\n"
+        "trainer.fit(Model(), data)\n"
+    )
+    lines = [line for line in enabled("train.py").stdout.splitlines() if line.startswith("rank")]
+    assert sorted(lines) == ["rank 0: ghn2-formula", "rank 1: ghn2-formula"]
+
+
+def test_kernels_of_notebooks(enabled: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    kernel = tmp_path / "jupyter" / "kernels" / "ours" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    argv = [str(tmp_path / "env" / "bin" / "python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": argv, "display_name": "ours", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.chdir(tmp_path)
+    cells = [
+        "import timm\nmodel = timm.create_model('test_resnet', pretrained='ghn2-formula')",
+        "model.pretrained_cfg['source']",
+        "import timm_ghn_init\ntimm_ghn_init.trace(model)",
+        "timm_ghn_init.init_model(model, 'rand')",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    done = nbclient.NotebookClient(notebook, kernel_name="ours", timeout=120).execute()
+    shown = [cell.outputs[-1]["data"] for cell in done.cells[1:]]
+    assert shown[0]["text/plain"] == "'ghn2-formula'"
+    assert "image/svg+xml" in shown[1]
+    assert "text/html" in shown[2]
