@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "timm_ghn_init"
 
 # From the ground up. A room may import from its own floor and from those below.
 FLOORS = (
-    "version ranks threads checks text atomic sources report",
+    "version ranks threads checks text atomic notebook sources report enabling",
     "graph",  # model -> primitive graph
     "ghn",  # graph -> embeddings -> tensors
     "checkpoints weights own_init images",
