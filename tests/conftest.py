@@ -1,5 +1,6 @@
 """GHNs with reproducible weights: each tensor is filled from its own state-dict name (see tests/parity/README.md)."""
 
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,19 @@ GHN2_CONFIG = {
     "hid": 32,
 }
 GHN3_CONFIG = {**GHN2_CONFIG, "hypernet": "graphormer", "hid": 64, "heads": 8, "layers": 3}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No settings and no folder of theirs, in processes that tests start as well; one thread where tests share cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.startswith("TIMM_GHN_")]:
+            patch.delenv(name)
+        patch.setenv("TIMM_GHN_HOME", str(tmp_path_factory.mktemp("home")))
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            torch.set_num_threads(1)
+            patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 def seed_weights(ghn: torch.nn.Module) -> torch.nn.Module:
