@@ -26,7 +26,7 @@ GHN3_CONFIG = {**GHN2_CONFIG, "hypernet": "graphormer", "hid": 64, "heads": 8, "
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No settings and no folder of theirs, in processes that tests start as well; one thread where tests share cores."""
+    """No settings and no folder of theirs, in processes that tests start as well; one thread if tests share cores."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [n for n in os.environ if n.startswith("TIMM_GHN_")]:
             patch.delenv(name)

@@ -23,8 +23,12 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+try:
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+except ImportError:  # before PyTorch 2.6
+    from torch.distributed._composable.fsdp import FSDPModule, fully_shard
 
 import timm_ghn_init
 from timm_ghn_init import CheckpointError, TraceError, init_model, initialize, load_ghn

@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from hub_server import Fault, HubServer
+from timm_models import LOCAL_DIR
 
 from timm_ghn_init.cli import bake, main, models
 from timm_ghn_init.report import InitReport
@@ -106,6 +107,7 @@ def test_push_refused(
 # -- bake --------------------------------------------------------------------------------------------------------------
 
 
+@LOCAL_DIR
 def test_bake_into_folders(run: Run, tmp_path: Path, ghn_file: Path) -> None:
     out = tmp_path / "new" / "out"
     status, stdout, _ = run("bake", "--models", "test_resnet,test_conv*,test_resnet", "--out", out, "--num-classes", 7)

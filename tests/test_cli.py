@@ -16,6 +16,7 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from timm_models import LOCAL_DIR, on_meta
 from torch import nn
 
 import timm_ghn_init
@@ -81,6 +82,7 @@ def test_predict_writes_what_timm_loads(run: Callable, ghn_file: Path, tmp_path:
         assert torch.equal(a, b), name
 
 
+@LOCAL_DIR
 @pytest.mark.parametrize("exists", [False, True])
 def test_predict_writes_a_folder_that_timm_loads(run: Callable, ghn_file: Path, tmp_path: Path, exists: bool) -> None:
     """Weights and config in timm's format; what else is in the folder stays. It needs nothing of ours to load."""
@@ -118,6 +120,7 @@ def test_predict_writes_a_folder_that_timm_loads(run: Callable, ghn_file: Path, 
     assert str(ghn_file.parent) not in str(said)
 
 
+@LOCAL_DIR
 def test_predict_into_a_folder_of_another_size_model(run: Callable, ghn_file: Path, tmp_path: Path) -> None:
     """An input size that only the graph took is no argument of the model."""
     argv = ("--source", f"file:{ghn_file}", "--img-size", 96, "-o", f"{tmp_path}/m/")
@@ -275,6 +278,7 @@ def test_inspect_text(run: Callable) -> None:
 @pytest.mark.usefixtures("no_checkpoint")
 def test_inspect_and_graph_take_no_memory(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of a billion parameters, and none of them anywhere but on meta."""
+    on_meta("vit_tiny_patch16_224")  # skips where no such model can be
     create, made = timm.create_model, []
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: made.append(create(*a, **k)) or made[-1])
     assert run("inspect", "vit_giant_patch14_clip_224", "--json")[0] == 0
@@ -477,6 +481,8 @@ MISTAKES = {
 @pytest.mark.usefixtures("offline", "fake_reference")
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes(run: Callable, ghn_file: Path, tmp_path: Path, name: str) -> None:
+    if name == "size refused" and READS_VALUES:
+        pytest.skip(f"timm {timm.__version__} refuses no size")
     (tmp_path / "d.safetensors").mkdir()
     (tmp_path / "text.pt").write_text("hello")
     argv, pattern = MISTAKES[name]

@@ -11,8 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import timm
-import torch
+from timm_models import on_meta
 
 from timm_ghn_init.draw import GROUPS, RADIUS, STYLES, TIMES, draw, layout
 from timm_ghn_init.graph import PRIMITIVES, Graph, Node, trace
@@ -24,8 +23,7 @@ MODELS = ("resnet18", "densenet121", "inception_v4", "convnext_base")
 
 @pytest.fixture(scope="module", params=MODELS)
 def traced(request: pytest.FixtureRequest) -> Graph:
-    with torch.device("meta"):
-        return trace(timm.create_model(request.param))
+    return trace(on_meta(request.param))
 
 
 def chain(names: list[str], extra: tuple[tuple[int, int], ...] = ()) -> Graph:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from timm_models import on_meta
 from torch import nn
 
 from timm_ghn_init.recipe.orthogonal import cholesky_qr, householder_qr_, orthogonalize_
@@ -391,10 +392,7 @@ def test_auto_layer_of_a_ghn_for_which_it_was_chosen(architecture, n_layers, dep
 
 @pytest.mark.parametrize(("name", "n_layers"), [("resnet50", 54), ("convnext_base", 113)])
 def test_timm_models_have_the_papers_number_of_layers(name, n_layers):
-    import timm
-
-    with torch.device("meta"):
-        assert len(list_layers(timm.create_model(name))) == n_layers
+    assert len(list_layers(on_meta(name))) == n_layers
 
 
 # -- wrong input: an error that names model, parameter and way out, and nothing written --------------------------------

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 
 from timm_ghn_init.graph.shapes import _RULES, infer
 
@@ -105,6 +106,8 @@ def test_as_pytorch(case: str) -> None:
     if isinstance(expected, tuple):  # of a norm's statistics only the number matters
         assert len(inferred) == len(expected)
         inferred, expected = inferred[0], expected[0]
+    if case == "convolution of channels last" and Version(torch.__version__) < Version("2.14"):
+        expected = expected.contiguous()  # some older ones keep the order of dimensions in memory on meta
     assert described(inferred) == described(expected)
 
 

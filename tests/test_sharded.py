@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from sharded_job import CHECKS, VIT
+from timm_models import on_meta, skip_if_values_are_read
 from torch import nn
 from torch.distributed.tensor import Replicate, Shard
 
@@ -56,6 +57,9 @@ def test_on_ranks(world: int, name: str, said: dict[tuple[int, str], list[str]])
     errors = said[world, name]
     if name == "a_rank_that_dies":
         errors = errors[:1]  # the other one is dead
+    skip_if_values_are_read("".join(errors))
+    if not hasattr(torch.distributed.fsdp, "fully_shard") and any("create_sharded needs" in e for e in errors):
+        pytest.skip("create_sharded needs PyTorch 2.6")
     assert not any(errors), next(e for e in errors if e)
 
 
@@ -87,8 +91,7 @@ def test_parts_of_tiles(name: str, options: dict[str, int], seeded_ghn2: GHN) ->
     if name == "condconv":
         model: nn.Module = Routed(CondConv2d(6, 9, 3, num_experts=3, padding=1))
     else:
-        with torch.device("meta"):
-            model = timm.create_model(name, **options)
+        model = on_meta(name, **options)
     graph = trace(model)
     seen = set()
     for tile in seeded_ghn2.decode(graph, seeded_ghn2.embed(graph)).values():
@@ -168,8 +171,7 @@ def test_owners_share_the_work() -> None:
 
 
 def test_blocks() -> None:
-    with torch.device("meta"):
-        vit, convnext = timm.create_model("vit_tiny_patch16_224"), timm.create_model("convnext_atto")
+    vit, convnext = on_meta("vit_tiny_patch16_224"), on_meta("convnext_atto")
     assert list(blocks_of(vit)) == [f"blocks.{i}" for i in range(12)]
     blocks = [f"stages.{i}.blocks.{j}" for i, depth in enumerate((2, 2, 6, 2)) for j in range(depth)]
     assert set(blocks_of(convnext)) == {*blocks, *(f"stages.{i}.downsample" for i in (1, 2, 3))}
@@ -181,8 +183,7 @@ def test_blocks() -> None:
 def test_model_from_the_meta_device(ghn_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What is predicted is as ever, what is not comes from the model itself, and what it has not is said."""
     source = f"file:{ghn_file}-orth?layer=15"
-    with torch.device("meta"):
-        model = timm.create_model("test_convnext", num_classes=10)
+    model = on_meta("test_convnext", num_classes=10)
     identities = {n: id(p) for n, p in model.named_parameters()}
     state = torch.get_rng_state()
     report = init_model(model, source)
@@ -201,8 +202,7 @@ def test_model_from_the_meta_device(ghn_file: Path, caplog: pytest.LogCaptureFix
 
 def test_rest_of_a_model_after_to_empty(ghn_file: Path) -> None:
     source = f"file:{ghn_file}"
-    with torch.device("meta"):
-        one, two = timm.create_model("test_vit", num_classes=7), timm.create_model("test_vit", num_classes=7)
+    one, two = (on_meta("test_vit", num_classes=7) for _ in range(2))
     init_model(one, source, seed=5)
     two.to_empty(device="cpu")
     report = init_model(two, source, seed=5, init_rest=True)

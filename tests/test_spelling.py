@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm_models import on_meta
 
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph import Graph, trace
@@ -48,8 +49,7 @@ SAME_ORDER = (
 
 def build(name: str, library: str) -> torch.nn.Module:
     if library == "timm":
-        with torch.device("meta"):
-            return timm.create_model(name)
+        return on_meta(name)
     kwargs = {"init_weights": False} if name == "inception_v3" else {}
     return models.get_model(name, weights=None, **kwargs)
 

@@ -181,12 +181,12 @@ def test_a_gradient_agrees_with_differences() -> None:
         (gradient,) = torch.autograd.grad(loss(), [p])
         direction = torch.randn_like(p)
         with torch.no_grad():
-            p += 1e-5 * direction
+            p += 1e-6 * direction
             above = loss()
-            p -= 2e-5 * direction
+            p -= 2e-6 * direction
             below = loss()
-            p += 1e-5 * direction
-        assert (gradient * direction).sum().item() == pytest.approx(((above - below) / 2e-5).item(), rel=1e-4)
+            p += 1e-6 * direction
+        assert (gradient * direction).sum().item() == pytest.approx(((above - below) / 2e-6).item(), rel=1e-4)
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
