@@ -16,7 +16,7 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from timm_models import LOCAL_DIR, on_meta
+from timm_models import LOCAL_DIR, READS_VALUES, on_meta
 from torch import nn
 
 import timm_ghn_init
