@@ -7,11 +7,15 @@ post-processing of arXiv 2207.10049, Section 3. `KEYS` lists the keys. The paper
 `BASELINES`, are sources too, "orth?layer=37".
 """
 
+import atexit
 import difflib
 import math
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -73,8 +77,22 @@ class KnownGHN:
 
     @property
     def local_path(self) -> Path | None:
-        """The file inside the package, for a GHN that ships with it."""
-        return Path(__file__).parent / self.local / self.file if self.local else None
+        """The file inside the package, for a GHN that ships with it; a copy, where the package is in an archive."""
+        if not self.local:
+            return None
+        path = Path(__file__).parent / self.local / self.file
+        return path if path.is_file() else _unpacked(self.local, self.file) or path
+
+
+@lru_cache
+def _unpacked(folder: str, file: str) -> Path | None:
+    """A copy of a file of a package that was imported from an archive, until this process ends."""
+    found = files(__package__).joinpath(folder).joinpath(file)
+    if not found.is_file():
+        return None
+    kept = ExitStack()
+    atexit.register(kept.close)
+    return kept.enter_context(as_file(found))
 
 
 def _ppuda(name: str, file: str, blob: str, description: str, dataset: Dataset = "imagenet-1k") -> KnownGHN:
