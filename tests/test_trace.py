@@ -288,6 +288,76 @@ class HandWrittenRMSNorm(nn.Module):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
 
 
+def norm_of(function: Callable[..., Tensor], **parameters: Callable[[], Any]) -> Make:
+    """A function of (the module, features), which normalises with parameters of any name, after a convolution."""
+    return lambda: Net(
+        lambda m, x: m.n(m.c(x)), c=conv(), n=Net(function, **{name: make() for name, make in parameters.items()})
+    )
+
+
+def centred(x: Tensor, dims: Any) -> Tensor:
+    return (x - x.mean(dims, keepdim=True)) / (x.var(dims, keepdim=True) + 1e-6).sqrt()
+
+
+def rms(x: Tensor) -> Tensor:
+    return torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-6)
+
+
+def vector(*shape: int) -> Callable[[], nn.Parameter]:
+    return lambda: param(*shape or (8, 1, 1))
+
+
+def annotated(m: Any, x: Tensor) -> Tensor:
+    """The scale multiplies before the division, and the deviation is taken of what is not centred yet."""
+    return m.a_2 * (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-6) + m.b_2
+
+
+def folded(m: Any, x: Tensor) -> Tensor:
+    var, mean = torch.var_mean(x, 1, keepdim=True)
+    scale = m.g / torch.sqrt(var + 1e-6)
+    return x * scale + (m.b - mean * scale)
+
+
+def by_einsum_of_squares(m: Any, x: Tensor) -> Tensor:
+    return x / torch.einsum("bchw,bchw->bhw", x, x).sqrt()[:, None] * m.g
+
+
+def in_groups(m: Any, x: Tensor) -> Tensor:
+    return centred(x.reshape(x.shape[0], 2, -1), -1).view(x.shape) * m.g + m.b
+
+
+def filter_response(m: Any, x: Tensor) -> Tensor:
+    return torch.maximum(x * torch.rsqrt(x.square().mean((2, 3), keepdim=True)) * m.g + m.b, m.tau)
+
+
+def evolved(m: Any, x: Tensor) -> Tensor:
+    """EvoNorm S0."""
+    deviation = x.view(x.shape[0], 2, -1).var(-1, keepdim=True).sqrt().expand(-1, -1, 64).reshape(x.shape)
+    return x * torch.sigmoid(m.v * x) / deviation * m.g + m.b
+
+
+def response(m: Any, x: Tensor) -> Tensor:
+    size = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+    return x + torch.addcmul(m.b, m.g, x * (size / size.mean(1, keepdim=True)))
+
+
+class RunningStatistics(nn.Module):
+    """A batch norm that is written out, as a shift and a scale of every channel or in four steps."""
+
+    def __init__(self, fold: bool) -> None:
+        super().__init__()
+        self.fold, self.g, self.b = fold, param(8), param(8)
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        if self.fold:
+            scale = self.g * (self.var + 1e-5).rsqrt()
+            return x * scale + (self.b - self.mean * scale)
+        return (x - self.mean) / torch.sqrt(self.var + 1e-5) * self.g + self.b
+
+
 class GRN(nn.Module):
     """Global response normalisation."""
 
@@ -336,6 +406,58 @@ NORMS: dict[str, tuple[Make, str, set[str]]] = {
 }
 
 
+GAIN, AFFINE = {"n.g"}, {"n.g", "n.b"}
+LN = f"{C} > ln n.g"
+NORMS |= {
+    "LN, g and b": (norm_of(lambda m, x: centred(x, 1) * m.g + m.b, g=vector(), b=vector()), LN, AFFINE),
+    "LN, weight inside": (norm_of(annotated, a_2=vector(), b_2=vector()), f"{C} > ln n.a_2", {"n.a_2", "n.b_2"}),
+    "LN, folded": (norm_of(folded, g=vector(), b=vector()), LN, AFFINE),
+    "LN, addcmul": (norm_of(lambda m, x: torch.addcmul(m.b, m.g, centred(x, 1)), g=vector(), b=vector()), LN, AFFINE),
+    "LN without a weight, then one": (
+        norm_of(lambda m, x: F.layer_norm(x, (4, 4)) * m.g + m.b, g=vector(4, 4), b=vector(4, 4)),
+        LN,
+        AFFINE,
+    ),
+    "RMS, rsqrt": (norm_of(lambda m, x: x * rms(x) * m.g, g=vector()), LN, GAIN),
+    "RMS, weight first": (norm_of(lambda m, x: x * (m.g * rms(x)), g=vector()), LN, GAIN),
+    "RMS, 1 + g": (norm_of(lambda m, x: (x.double() * rms(x.double())).float() * (1 + m.g), g=vector()), LN, GAIN),
+    "RMS, exp g": (norm_of(lambda m, x: x / x.norm(dim=1, keepdim=True) * m.g.exp(), g=vector()), LN, GAIN),
+    "RMS, einsum": (norm_of(by_einsum_of_squares, g=vector()), LN, GAIN),
+    "F.normalize": (norm_of(lambda m, x: F.normalize(x) * 8**0.5 * m.g, g=vector()), LN, GAIN),
+    "F.rms_norm": (norm_of(lambda m, x: F.rms_norm(tokens(x), (8,), m.g) + m.b, g=vector(8), b=vector(8)), LN, AFFINE),
+    "GN, written out": (norm_of(in_groups, g=vector(), b=vector()), LN, AFFINE),
+    "GN without a weight, then one": (
+        norm_of(lambda m, x: F.group_norm(x, 2) * m.g + m.b, g=vector(), b=vector()),
+        LN,
+        AFFINE,
+    ),
+    "IN, written out": (norm_of(lambda m, x: centred(x, (2, 3)) * m.g + m.b, g=vector(), b=vector()), LN, AFFINE),
+    "BN, batch statistics": (
+        norm_of(lambda m, x: centred(x, (0, 2, 3)) * m.g + m.b, g=vector(), b=vector()),
+        f"{C} > bn n.g",
+        AFFINE,
+    ),
+    "BN, running statistics": (normed(lambda: RunningStatistics(False)), f"{C} > bn n.g", AFFINE),
+    "BN, running statistics folded": (normed(lambda: RunningStatistics(True)), f"{C} > bn n.g", AFFINE),
+    "GRN by another name": (norm_of(response, g=vector(), b=vector()), LN, AFFINE),
+    "after pooling": (
+        norm_of(lambda m, x: F.rms_norm(x.mean((2, 3)), (8,), m.g), g=vector(8)),
+        f"{C} > glob_avg > ln n.g",
+        GAIN,
+    ),
+    "around it a residual": (
+        norm_of(lambda m, x: x + centred(x, 1) * m.g, g=vector()),
+        f"{LN} > sum; conv c.weight > sum",
+        GAIN,
+    ),
+    "two in a row": (
+        norm_of(lambda m, x: F.normalize(F.normalize(x) * m.g) * m.h, g=vector(), h=vector()),
+        f"{LN} > ln n.h",
+        {"n.g", "n.h"},
+    ),
+}
+
+
 @parametrized(NORMS)
 def test_norms(make: Make, chains: str, extra: set[str], seeded_ghn2: GHN) -> None:
     """The weight has a node, the bias shares it."""
@@ -343,8 +465,34 @@ def test_norms(make: Make, chains: str, extra: set[str], seeded_ghn2: GHN) -> No
     assert_graph(graph, chains)
     assert set(graph.targets) == {"c.weight"} | extra
     assert not graph.skipped
-    assert {graph.targets[name].node for name in extra} <= {2}
+    assert {graph.nodes[graph.targets[name].node].primitive for name in extra} <= {"ln", "bn"}
     assert all(seeded_ghn2.predict(graph)[name].std() > 0 for name in extra)
+
+
+NO_NORMS: dict[str, tuple[Make, dict[str, str]]] = {
+    "FRN's threshold": (norm_of(filter_response, g=vector(), b=vector(), tau=vector()), {"n.tau": "maximum"}),
+    "EvoNorm's slope": (norm_of(evolved, g=vector(), b=vector(), v=vector()), {"n.v": "learned scale"}),
+    "called a norm": (
+        normed(lambda: type("LayerNorm2d", (Net,), {})(lambda m, x: x + F.gelu(x) * m.weight, weight=param(8, 1, 1))),
+        {"n.weight": "learned scale"},
+    ),
+    "a scalar": (norm_of(lambda m, x: F.normalize(x) * m.g, g=vector(1)), {"n.g": "learned scale"}),
+    "a temperature": (
+        norm_of(lambda m, x: F.normalize(x.view(-1, 2, 4, 16), dim=2) * m.g, g=vector(2, 1, 1)),
+        {"n.g": "learned scale"},
+    ),
+    "a layer scale": (norm_of(lambda m, x: F.relu(centred(x, 1)) * m.g, g=vector()), {"n.g": "learned scale"}),
+    "a gate": (norm_of(lambda m, x: x * x.mean(1, keepdim=True).sigmoid() * m.g, g=vector()), {"n.g": "learned scale"}),
+}
+
+
+@parametrized(NO_NORMS)
+def test_what_normalises_nothing_is_no_norm(make: Make, chains: dict[str, str]) -> None:
+    """A scale is a norm's weight if it follows the division by statistics, and reaches over what was normalised."""
+    graph, reasons = trace(make(), SIZE), chains
+    assert graph.skipped.keys() == reasons.keys()
+    assert all(reason in graph.skipped[name] for name, reason in reasons.items())
+    assert [n.param for n in graph.nodes if n.primitive in ("ln", "bn")] == (["n.g"] if "n.b" in graph.targets else [])
 
 
 POOLS: dict[str, tuple[Make, str]] = {
@@ -402,7 +550,13 @@ def out_argument(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
+def gated_and_stacked(a: Tensor, b: Tensor) -> Tensor:
+    """Selective kernels: the branches are weighted and summed."""
+    return (torch.stack((a, b), 1) * b.mean((1, 2, 3)).view(-1, 1, 1, 1, 1).softmax(1)).sum(1)
+
+
 TWO = "input > conv a.weight > conv b.weight"
+SUM = f"{TWO} > sum; conv a.weight > sum"
 JOINS: dict[str, tuple[Make, str]] = {
     "residual": (joined(lambda a, b: a + b), f"{TWO} > sum; conv a.weight > sum"),
     "add_": (joined(lambda a, b: b.add_(a)), f"{TWO} > sum; conv a.weight > sum"),
@@ -418,6 +572,29 @@ JOINS: dict[str, tuple[Make, str]] = {
         joined(lambda a, b: torch.cat((a * 2, b, a.relu()), 1)),
         f"{TWO} > concat; conv a.weight > concat",
     ),
+    "difference": (joined(lambda a, b: a - b), SUM),
+    "rsub": (joined(lambda a, b: torch.rsub(b, a)), SUM),
+    "sub_": (joined(lambda a, b: b.sub_(a, alpha=0.5)), SUM),
+    "several differences": (joined(lambda a, b: a + a - b), SUM),
+    "lerp": (joined(lambda a, b: torch.lerp(a, b, 0.3)), SUM),
+    "lerp, tensor": (joined(lambda a, b: a.lerp_(b, torch.full((1,), 0.3, device=a.device))), SUM),
+    "lerp, written out": (joined(lambda a, b: a + 0.3 * (b - a)), SUM),
+    "addcmul": (joined(lambda a, b: torch.addcmul(a, b, torch.ones(8, 1, 1, device=a.device))), SUM),
+    "addcdiv": (joined(lambda a, b: torch.addcdiv(a, b, torch.ones(8, 1, 1, device=a.device))), SUM),
+    "baddbmm": (
+        joined(lambda a, b: torch.baddbmm(b.flatten(2), torch.eye(8, device=a.device).repeat(2, 1, 1), a.flatten(2))),
+        SUM,
+    ),
+    "stack, summed": (joined(lambda a, b: torch.stack((a, b)).sum(0)), SUM),
+    "stack, averaged": (joined(lambda a, b: torch.stack((a, b), -1).mean(-1)), SUM),
+    "stack, permuted and summed": (joined(lambda a, b: torch.stack((a, b)).permute(1, 0, 2, 3, 4).sum(1)), SUM),
+    "stack, weighted by einsum": (
+        joined(lambda a, b: torch.einsum("n,nbchw->bchw", torch.ones(2, device=a.device), torch.stack((a, b)))),
+        SUM,
+    ),
+    "stack, gated and summed": (joined(gated_and_stacked), SUM),
+    "stack, the largest of each": (joined(lambda a, b: torch.stack((a, b)).amax(0)), SUM.replace("sum", "concat")),
+    "concat, unfolded and summed": (joined(lambda a, b: torch.cat((a, b), 1).unflatten(1, (2, 8)).sum(1)), SUM),
     "writes through a view": (joined(write_through_a_view), TWO),
     "product of two": (joined(lambda a, b: a * b), TWO),
 }

@@ -1,47 +1,10 @@
 """What only the class of a module can tell."""
 
-import re
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-_NORM_NAME = re.compile(r"norm|^GRN$", re.IGNORECASE)
-_NORM_WEIGHT = ("weight", "gamma", "scale")
-_NORM_BIAS = ("bias", "beta")
-
-
-@dataclass(frozen=True)
-class WrittenNorm:
-    """A norm layer that is written out in Python: its primitive and the names of its weight and bias."""
-
-    primitive: str
-    weight: str
-    bias: str | None
-
-
-def written_norm(module: nn.Module) -> WrittenNorm | None:
-    """Recognise a norm layer by its class, None for any other module and for PyTorch's own norms.
-
-    Those are known by their operator. The others (RMSNorm, FilterResponseNorm, EvoNorm, GlobalResponseNorm ...) have in
-    common that they are called a norm, own nothing but vectors, a weight among them, and hold no other layer.
-    """
-    if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)):
-        return None
-    own = {name: p for name, p in module._parameters.items() if p is not None}
-    weight = next((name for name in _NORM_WEIGHT if name in own), None)
-    if weight is None or not _NORM_NAME.search(type(module).__name__):
-        return None
-    if any(p.dim() == 0 or max(p.shape) != p.numel() for p in own.values()) or _holds_layers(module):
-        return None
-    primitive = "bn" if "batchnorm" in type(module).__name__.lower() else "ln"
-    return WrittenNorm(primitive, weight, next((name for name in _NORM_BIAS if name in own), None))
-
-
-def _holds_layers(module: nn.Module) -> bool:
-    return any(p.dim() > 1 for child in module.children() for p in child.parameters())
 
 
 def is_layer(module: nn.Module | None) -> bool:

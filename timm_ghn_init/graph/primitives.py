@@ -9,10 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .rules.attention import attention, softmax
-from .rules.layers import convolution, product
+from .rules.attention import attention, log_softmax, softmax
+from .rules.layers import bilinear, convolution, deformable_convolution, product
 from .rules.lookups import lookup
-from .rules.merges import join, multiply
+from .rules.merges import add, add_product, concat, interpolate, multiply, total
+from .rules.moments import exponential, extremum, is_statistic, power, reduction
 from .rules.norms import norm
 from .rules.pooling import global_pool, mean, pool
 from .tape import Tape, tensors_of
@@ -21,11 +22,10 @@ from .values import CONSTANT, Value
 Rule = Callable[..., Value]
 
 
-def activation(tape: Tape, args: Any, kwargs: Any, out: Any) -> Value:
-    """What has been through it are features, no logits."""
-    return tape.merge([tape.value(t) for t in tensors_of(args, kwargs)], "the slope of an activation")._replace(
-        activated=True
-    )
+def activation(tape: Tape, args: Any, kwargs: Any, out: Any, features: bool = True) -> Value:
+    """What has been through it are features, no logits; a statistic is still one."""
+    value = tape.merge([tape.value(t) for t in tensors_of(args, kwargs)], "the slope of an activation")
+    return value if is_statistic(value) else value._replace(activated=value.activated or features, norm=None)
 
 
 def constant(tape: Tape, args: Any, kwargs: Any, out: Any) -> Value:
@@ -33,13 +33,20 @@ def constant(tape: Tape, args: Any, kwargs: Any, out: Any) -> Value:
     return CONSTANT
 
 
+def same(tape: Tape, args: Any, kwargs: Any, out: Any) -> Value:
+    """Its first argument in another form."""
+    return tape.value(args[0])
+
+
 OPERATORS: dict[str, Rule] = {
     "aten::convolution": convolution,
     "aten::_convolution": convolution,
+    "torchvision::deform_conv2d": deformable_convolution,
     "aten::linear": partial(product, bias=2),
     "aten::mm": product,
     "aten::bmm": product,
     "aten::mv": product,
+    "aten::_trilinear": bilinear,
     "aten::matmul": product,
     "aten::addmm": partial(product, left=1, right=2, bias=0),
     "aten::addmv": partial(product, left=1, right=2, bias=0),
@@ -76,16 +83,37 @@ OPERATORS: dict[str, Rule] = {
     "aten::index": lookup,
     "aten::index_select": lookup,
     "aten::gather": lookup,
-    "aten::add": partial(join, primitive="sum"),
-    "aten::add_": partial(join, primitive="sum"),
-    "aten::cat": partial(join, primitive="concat"),
-    "aten::stack": partial(join, primitive="concat"),
+    "aten::add": add,
+    "aten::sub": add,
+    "aten::rsub": add,
+    "aten::lerp": interpolate,
+    "aten::addcmul": add_product,
+    "aten::addcdiv": partial(add_product, division=True),
+    "aten::cat": concat,
+    "aten::stack": concat,
     "aten::mul": multiply,
-    "aten::mul_": multiply,
-    "aten::div": partial(multiply, gate=False),
-    "aten::div_": partial(multiply, gate=False),
-    "aten::addcmul": partial(multiply, gate=False),
-    "aten::addcmul_": partial(multiply, gate=False),
+    "aten::div": partial(multiply, division=True),
+    "aten::sum": total,
+    "aten::var": reduction,
+    "aten::std": reduction,
+    "aten::var_mean": reduction,
+    "aten::std_mean": reduction,
+    "aten::norm": partial(reduction, dims=2),
+    "aten::linalg_vector_norm": partial(reduction, dims=2),
+    "aten::amax": reduction,
+    "aten::amin": reduction,
+    "aten::max": extremum,
+    "aten::min": extremum,
+    "aten::maximum": extremum,
+    "aten::minimum": extremum,
+    "aten::clamp": partial(activation, features=False),
+    "aten::clamp_max": partial(activation, features=False),
+    "aten::pow": power,
+    "aten::rsqrt": partial(power, exponent=-0.5),
+    "aten::reciprocal": partial(power, exponent=-1),
+    "aten::exp": exponential,
+    "aten::_log_softmax": log_softmax,
+    "aten::log_softmax": log_softmax,
     "aten::_softmax": softmax,
     "aten::softmax": softmax,
     "aten::_safe_softmax": softmax,
@@ -108,9 +136,31 @@ OPERATORS |= {
 
 OPERATORS |= {
     f"aten::{name}": activation
-    for base in (
+    for name in (
         *("relu", "gelu", "silu", "mish", "elu", "leaky_relu", "rrelu", "hardswish", "hardtanh", "tanh", "softplus"),
-        *("celu", "selu", "threshold", "clamp_min", "glu", "_prelu_kernel", "hardshrink", "softshrink"),
+        *(
+            "celu",
+            "selu",
+            "threshold",
+            "clamp",
+            "clamp_min",
+            "clamp_max",
+            "glu",
+            "_prelu_kernel",
+            "hardshrink",
+            "softshrink",
+        ),
     )
-    for name in (base, f"{base}_")
 }
+
+OPERATORS |= {
+    f"aten::{name}": same
+    for name in (
+        *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand"),
+        *("flatten", "unflatten", "slice", "select", "split", "split_with_sizes", "unbind", "narrow", "repeat"),
+        *("alias", "detach", "clone", "contiguous", "_to_copy", "view_as", "expand_as", "_reshape_alias"),
+        *("as_strided", "lift_fresh", "sqrt", "abs", "neg"),
+    )
+}
+
+OPERATORS |= {f"{name}_": rule for name, rule in OPERATORS.items()}  # in place

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from .inputs import Inputs
 from .isolate import isolated
-from .modules import WrittenNorm, unrolled_once, written_norm
+from .modules import unrolled_once
 from .nested import named_tensors
 from .primitives import OPERATORS
-from .rules.norms import add_norm
+from .rules.moments import running_statistics
 from .shapes import infer
 from .tape import Tape, tensors_of, written_by
 from .values import CONSTANT, FEATURES, Value
@@ -80,11 +79,17 @@ class Recorder(TorchDispatchMode):
         with isolated(self.modules, tape.parameters, device, values or {}) as isolation, torch.no_grad():
             self._keep = isolation.keep
             for name, tensor in isolation.parameters.items():
-                tape.assign(tensor, Value(leaves=frozenset((name,))))
+                if tensor.is_floating_point():
+                    tape.assign(tensor, Value(leaves=frozenset((name,))))
+                else:
+                    tape.explain(name, f"{tensor.dtype} values, and a GHN predicts real numbers")
             args, kwargs, features = inputs.on(device)
             for x in features:
                 tape.assign(x, FEATURES)
-            self._hook_norms()
+                tape.batch = len(x) if x.dim() else tape.batch
+            for buffer in (b for m in self.modules for b in m._buffers.values() if b is not None):
+                if buffer.is_floating_point() and 1 < buffer.numel() == max(buffer.shape):
+                    tape.assign(buffer, running_statistics(buffer))
             for module in self.modules:
                 if isinstance(module, nn.RNNBase):
                     module.__dict__["forward"] = partial(unrolled_once, module)
@@ -100,30 +105,6 @@ class Recorder(TorchDispatchMode):
                 raise self._fault from None
             raise ForwardError(error, self._steps, len(self.tape.ops) > 1) from error
 
-    def _hook_norms(self) -> None:
-        """A norm that is written out in Python is one node: what it does inside is not looked at."""
-        for module in self.modules:
-            norm = written_norm(module)
-            if norm is not None:
-                module.register_forward_pre_hook(self._enter_norm)
-                module.register_forward_hook(partial(self._leave_norm, norm))
-
-    def _enter_norm(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.tape.opaque += 1
-
-    def _leave_norm(self, norm: WrittenNorm, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        tape = self.tape
-        tape.opaque -= 1
-        if tape.opaque or not isinstance(output, Tensor):
-            return
-        own = {name: tape.value(p) for name, p in module._parameters.items() if p is not None}
-        bias = CONSTANT if norm.bias is None else own[norm.bias]
-        x = next(tape.value(t) for t in tree_leaves(inputs) if isinstance(t, Tensor))
-        tape.assign(output, add_norm(tape, norm.primitive, x, own[norm.weight], bias))
-        for value in own.values():
-            for name in value.leaves:
-                tape.explain(name, f"a further parameter of {type(module).__name__}")
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         written = written_by(func, args, kwargs) if func._schema.is_mutable else ()
@@ -135,7 +116,7 @@ class Recorder(TorchDispatchMode):
         self._steps += 1
         tape = self.tape
         name = func._schema.name
-        rule = None if tape.opaque else OPERATORS.get(name)
+        rule = OPERATORS.get(name)
         try:
             if rule is None:
                 value = tape.contract(name, tensors_of(args, kwargs))
@@ -146,8 +127,14 @@ class Recorder(TorchDispatchMode):
             raise
         for tensor in written:
             tape.write(tensor, value)
-        for tensor in tensors_of((out,), {}):
-            tape.assign(tensor, value if _carries(tensor, value) else CONSTANT)
+        outputs = tensors_of((out,), {})
+        for tensor in outputs:
+            carries = _carries(tensor, value)
+            tape.assign(tensor, value if carries else CONSTANT)
+            if not carries:
+                tape.pick(value)
+        if not outputs:
+            tape.pick(value)  # a number
         return out
 
 

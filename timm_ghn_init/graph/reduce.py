@@ -22,6 +22,9 @@ class Op:
     features: frozenset[int] = NO_OPS
     channels: int | None = None  # of its output, to tell spatial dimensions from the channel dimension
     grid: tuple[int, int] | None = None  # spatial size of its output
+    scores: bool = False  # of a sum: of attention scores, and `features` are those terms that are none yet
+    part: int | None = None  # of a concatenation of equal tensors: how many values each has
+    free: bool = False  # whether it does not depend on the input
     contracted: bool = field(default=False)
 
 
@@ -36,7 +39,9 @@ def reduce(ops: list[Op], outputs: frozenset[int], dialect: Dialect) -> tuple[li
     Returns:
         The operations that become nodes, in order, and the edges between them, both as indices into `ops`.
     """
-    _absorb_attention(ops)
+    consumers = _consumers(ops)
+    _absorb_attention(ops, consumers)
+    _absorb_sums(ops, consumers)
     if dialect == "ghn3":
         _draw_gates(ops)
     origin: list[frozenset[int]] = []  # what each operation comes down to: itself, or its sources' origins
@@ -60,6 +65,11 @@ def _is_contracted(op: Op, sources: frozenset[int]) -> bool:
     return op.contracted or op.kind == "gate"
 
 
+def ancestors(ops: list[Op], of: frozenset[int]) -> set[int]:
+    """These operations and all that they depend on."""
+    return _reaching([op.sources for op in ops], of)
+
+
 def _reaching(sources: list[frozenset[int]], outputs: frozenset[int]) -> set[int]:
     """Everything that the outputs depend on."""
     seen, stack = set(outputs), list(outputs)
@@ -70,16 +80,28 @@ def _reaching(sources: list[frozenset[int]], outputs: frozenset[int]) -> set[int
     return seen
 
 
-def _absorb_attention(ops: list[Op]) -> None:
-    """Attention in two products, softmax(q) (softmax(k)^T v), is one node: the outer one."""
-    consumers: dict[int, set[int]] = {}
+def _consumers(ops: list[Op]) -> list[list[int]]:
+    consumers: list[list[int]] = [[] for _ in ops]
     for index, op in enumerate(ops):
         for s in op.sources:
-            consumers.setdefault(s, set()).add(index)
-    for index, op in enumerate(ops):
-        after = consumers.get(index, set())
+            consumers[s].append(index)
+    return consumers
+
+
+def _absorb_attention(ops: list[Op], consumers: list[list[int]]) -> None:
+    """Attention in two products, softmax(q) (softmax(k)^T v), is one node: the outer one."""
+    for op, after in zip(ops, consumers, strict=True):
         if op.kind == "msa" and after and all(ops[a].kind == "msa" for a in after):
             op.contracted = True
+
+
+def _absorb_sums(ops: list[Op], consumers: list[list[int]]) -> None:
+    """x + a (y - x) is one sum of x and y, as is (1 - a) x + a y."""
+    for index, op in enumerate(ops):
+        if op.kind == "sum" and len(consumers[index]) == 1:
+            outer = ops[consumers[index][0]]
+            if outer.kind == "sum" and outer.sources - {index} <= op.sources:
+                op.contracted = True
 
 
 def _draw_gates(ops: list[Op]) -> None:

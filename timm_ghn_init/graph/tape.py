@@ -9,6 +9,8 @@ from .graph import Role
 from .reduce import NO_OPS, Op
 from .values import CONSTANT, Value, union
 
+PICKED = "decides on an index or a mask only, and passes no features on"
+
 
 class Use(NamedTuple):
     """How a parameter is used: the operation and the tensor of that operation which it is, or is a part of."""
@@ -28,14 +30,17 @@ class Tape:
         parameters: of the model, by name.
         uses: of each parameter, the operations that predict it.
         reasons: of parameters that were seen in a place that is not predicted.
+        picks: operations that indices or masks were computed from.
+        batch: how many examples the model is run on.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, batch: int = 2) -> None:
         self.ops = [Op("input", NO_OPS)]
         self.parameters = dict(model.named_parameters())
+        self.batch = batch
         self.uses: dict[str, list[Use]] = {}
         self.reasons: dict[str, str] = {}
-        self.opaque = 0  # depth of norm modules that are written out in Python
+        self.picks: frozenset[int] = NO_OPS
         self._owners = {id(p): m for m in model.modules() for p in m._parameters.values() if p is not None}
         self._values: dict[int, tuple[int, Value]] = {}  # by id of the tensor: (time, value)
         self._writes: dict[int, tuple[int, Value]] = {}  # by id of the storage: what was last written in place
@@ -69,8 +74,8 @@ class Tape:
 
     def contract(self, name: str, tensors: list[Tensor]) -> Value:
         """An operation that is no primitive: its output stands for its inputs."""
-        values = [self.value(t) for t in tensors]
-        return self.merge(values, f"an operand of {name.removeprefix('aten::')}")
+        merged = self.merge([self.value(t) for t in tensors], f"an operand of {name.removeprefix('aten::')}")
+        return merged if merged.norm is None else merged._replace(norm=None)
 
     def merge(self, values: Sequence[Value], reason: str) -> Value:
         """Union of values. Parameters that meet something that depends on the input are not predicted from there."""
@@ -85,9 +90,14 @@ class Tape:
             merged = merged._replace(leaves=frozenset().union(*(v.leaves for v in values if v.origin)))
         return merged
 
+    def pick(self, value: Value) -> None:
+        """Something that is no feature was computed from a value: an index, a mask, a decision."""
+        self.picks |= value.origin
+        for name in value.leaves:
+            self.explain(name, PICKED)
+
     def explain(self, name: str, reason: str) -> None:
-        if not self.opaque:
-            self.reasons.setdefault(name, reason)
+        self.reasons.setdefault(name, reason)
 
     # -- operations ----------------------------------------------------------------------------------------------
 
@@ -101,8 +111,13 @@ class Tape:
                 else:
                     op.channels = channels[0] if len(set(channels)) == 1 else None
             op.grid = op.grid or next((k.grid for k in known if k.grid), None)
+        op.free = self.is_free(op.sources)
         self.ops.append(op)
         return frozenset((len(self.ops) - 1,))
+
+    def is_free(self, origin: frozenset[int]) -> bool:
+        """Whether none of these operations depends on the input: they are computed from parameters and constants."""
+        return all(self.ops[index].free for index in origin)
 
     def use(self, value: Value, op: int, role: Role, shape: tuple[int, ...], main: str, **kwargs: Any) -> None:
         """Note that the tensor with this value is what operation `op` predicts: which parameters does it hold?"""
@@ -113,10 +128,18 @@ class Tape:
             self.explain(name, f"folded into a {role} that is predicted without it")
 
     def main_leaf(self, value: Value, numel: int) -> str:
-        """Of the parameters that a weight is computed from, the one that is the weight: as large, else the largest."""
-        return max(
-            sorted(value.leaves), key=lambda n: (self.parameters[n].numel() == numel, self.parameters[n].numel())
-        )
+        """Of the parameters that a weight is computed from, the one that is the weight.
+
+        That is the one as large as the tensor that is used, else the largest; of several no mask.
+        """
+        if len(value.leaves) == 1:
+            return next(iter(value.leaves))
+
+        def rank(name: str) -> tuple[Any, ...]:
+            size = self.parameters[name].numel()
+            return size == numel, not is_mask(self.parameters[name]), size, name.endswith("weight")
+
+        return max(sorted(value.leaves), key=rank)
 
     def owner(self, name: str) -> nn.Module | None:
         return self._owners.get(id(self.parameters[name]))
@@ -135,6 +158,13 @@ class Tape:
         """All parameters of the modules that those of a value belong to."""
         owners = {id(self.owner(n)) for n in value.leaves}
         return [n for n in self.parameters if id(self.owner(n)) in owners] if owners else ()
+
+
+def is_mask(parameter: Tensor) -> bool:
+    """Whether a parameter is frozen and, as far as its values are known, nothing but zeros and ones."""
+    if parameter.requires_grad:
+        return False
+    return parameter.is_meta or bool(((parameter == 0) | (parameter == 1)).all())
 
 
 def tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:

@@ -8,13 +8,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from . import positions
+from .adapters import leave_adapters
 from .classifier import Output, by_place, declared_classifier, last_of
 from .graph import Dialect, Graph, Node, Target
 from .inputs import Inputs, attribute
 from .record import TraceError, record
 from .recorder import Recorder
-from .reduce import Op, reduce
-from .tape import Use
+from .reduce import Op, ancestors, reduce
+from .tape import PICKED, Use
 from .unsupported import refuse_unsupported
 
 UNUSED = "not used by the forward pass in eval mode"
@@ -76,6 +77,7 @@ def _build(recorder: Recorder, inputs: Inputs, dialect: Dialect, declared: set[s
     """The graph of what was recorded, and for each parameter the node that it is predicted from, or why it is not."""
     tape = recorder.tape
     ops, parameters = tape.ops, tape.parameters
+    leave_adapters(tape)
     order, edges = reduce(ops, frozenset[int]().union(*(value.origin for _, _, value in recorder.outputs)), dialect)
     index = {op: node for node, op in enumerate(order)}
     nodes = tuple(Node(op.kind, op.param, _node_shape(op)) for op in (ops[i] for i in order))
@@ -98,6 +100,10 @@ def _build(recorder: Recorder, inputs: Inputs, dialect: Dialect, declared: set[s
             f"{model_name(recorder.model)}: none of its {len(parameters)} parameters was recognised as a convolution, "
             "linear layer, norm or position embedding."
         )
+    picked = ancestors(ops, tape.picks)
+    for name in parameters:
+        if name not in targets and any(use.op in picked for use in tape.uses.get(name, ())):
+            tape.explain(name, PICKED)
     skipped = {name: tape.reasons.get(name, UNUSED) for name in parameters if name not in targets}
     return Graph(nodes, pairs, targets, skipped, dialect, inputs.size)
 

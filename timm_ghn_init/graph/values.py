@@ -10,11 +10,45 @@ from .reduce import NO_OPS
 NO_LEAVES: frozenset[str] = frozenset()
 
 
+class Over(NamedTuple):
+    """What statistics were taken over: dimensions of a tensor of this shape; no dimensions: one for each channel."""
+
+    shape: tuple[int, ...]
+    dims: tuple[int, ...]
+    primitive: str  # of the norm that they belong to: those over the batch, running ones included, are batch norm's
+
+
+class Moment(NamedTuple):
+    """What a tensor has to do with statistics of the features that it comes from, see `rules/moments.py`."""
+
+    of: frozenset[int]  # where the features come from
+    level: int = 0  # 0: features, 1: statistics of them, 2: statistics of those
+    over: Over | None = None  # what the statistic was taken over, of features the one that was added or multiplied
+    inverse: bool = False  # a statistic that divides what it is multiplied with
+    response: bool = False  # statistics were multiplied, too
+    normalised: Over | None = None  # divided by its own statistics over this
+    exponential: bool = False  # the exponential function of features, or a sum of those
+    logarithm: bool = False  # the logarithm of a softmax
+    scaled: bool = False  # the statistic of something that `gain` was multiplied with
+    gain: "tuple[Value, Tensor] | None" = None  # a vector that was multiplied on the way
+    shift: "tuple[Value, Tensor] | None" = None  # a vector that was added to a statistic
+
+
+class Normed(NamedTuple):
+    """The tensor is what a norm has put out: a vector that is added to it is the norm's bias."""
+
+    op: int
+    of: frozenset[int]  # what went into the norm
+    response: bool = False  # a global response normalisation, to whose output its input is added
+    biased: bool = False
+
+
 class Value(NamedTuple):
     """What is known of a tensor.
 
     A tensor with leaves and no origin is parameter-only: a transposed weight, a standardised one, q/k/v biases joined
-    by `cat`, an indexed bias table. It belongs to its parameters.
+    by `cat`, an indexed bias table. It belongs to its parameters. With both it is a weight that the input scales, or
+    one that it mixes from several.
     """
 
     origin: frozenset[int] = NO_OPS  # operations it comes from
@@ -22,6 +56,8 @@ class Value(NamedTuple):
     attention: str = ""  # "scores" before the softmax, "weights" after it
     parts: tuple[tuple[str, int], ...] = ()  # parameters joined along dim 0: (name, offset)
     activated: bool = False  # whether a ReLU or the like is among what has been done since
+    pairs: int = 0  # of attention: queries times keys
+    norm: Moment | Normed | None = None
 
 
 CONSTANT = Value()
@@ -33,11 +69,13 @@ def union(values: Sequence[Value]) -> Value:
     first = values[0]
     if all(v in (first, CONSTANT) for v in values):
         return first
-    attention = {v.attention for v in values if v.origin}
+    attention = {(v.attention, v.pairs) for v in values if v.origin}
+    common, pairs = attention.pop() if len(attention) == 1 else ("", 0)
     return Value(
         frozenset().union(*(v.origin for v in values)),
         frozenset().union(*(v.leaves for v in values)),
-        attention.pop() if len(attention) == 1 else "",
+        common,
+        pairs=pairs,
         activated=any(v.activated for v in values),
     )
 

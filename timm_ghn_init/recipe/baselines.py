@@ -13,6 +13,7 @@ is neither such a layer nor a norm: layer scale, tokens, position embeddings.
 """
 
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import model_name
-from ..graph.modules import written_norm
 from ..report import InitReport
 from ..sources import Source
 from ..threads import one_thread_each
@@ -136,10 +136,23 @@ def _plan(model: nn.Module, seed: int) -> list[_Write]:
         if weight is not None and id(weight) in layers:
             add(weight, "weight", _normal(names[id(weight)], seed, he_std(weight, getattr(module, "groups", 1))))
             add(bias, "bias", nn.init.zeros_)
-        elif isinstance(module, _NORMS) or written_norm(module) is not None:
+        elif isinstance(module, _NORMS) or _is_written_norm(module, own):
             add(weight, "norm", nn.init.ones_)
             add(bias, "norm", nn.init.zeros_)
     return list(writes.values())
+
+
+def _is_written_norm(module: nn.Module, own: dict[str, nn.Parameter]) -> bool:
+    """A norm layer that is written out in Python (RMSNorm, FilterResponseNorm, EvoNorm ...), by its class.
+
+    There is no graph here to know it by what it computes. Such layers have in common that they are called a norm, own
+    nothing but vectors, a weight among them, and hold no other layer.
+    """
+    if "weight" not in own or not re.search(r"norm|^GRN$", type(module).__name__, re.IGNORECASE):
+        return False
+    return all(p.dim() > 0 and max(p.shape) == p.numel() for p in own.values()) and not any(
+        p.dim() > 1 for child in module.children() for p in child.parameters()
+    )
 
 
 def _normal(name: str, seed: int, std: float) -> Callable[[Tensor], object]:

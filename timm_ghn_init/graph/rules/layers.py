@@ -1,29 +1,46 @@
-"""Convolutions and linear layers, and the biases behind them."""
+"""Convolutions and linear layers, and the biases that come with them."""
 
+import math
 from typing import Any
 
 from torch import Tensor
 
 from ..modules import is_convolution, is_layer
 from ..reduce import Op
-from ..tape import Tape, without_ones
-from ..values import Value
-from .attention import attention_product
+from ..tape import Tape
+from ..values import Value, union
+from .attention import among_pairs, attention_product
+from .biases import add_bias, is_bias
+from .merges import summed, unstacked
+from .moments import inner_product
 
 
 def convolution(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
     """weight (K, C/groups, ...), then a bias where there is one."""
-    x, used = tape.value(args[0]), args[1]
-    weight, bias = tape.value(used), tape.value(args[2])
+    dilation, transposed, groups = args[5], args[6], args[8]
+    return _convolve(tape, tape.value(args[0]), args[1], args[2], out, dilation, transposed, groups)
+
+
+def deformable_convolution(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
+    """torchvision's: features, weight, offsets, mask, bias, strides, paddings, dilations, groups ..."""
+    x = union([tape.value(args[i]) for i in (0, 2, 3)])
+    return _convolve(tape, x, args[1], args[4], out, args[9:11], False, args[11])
+
+
+def _convolve(
+    tape: Tape, x: Value, used: Tensor, added: Any, out: Tensor, dilation: Any, transposed: bool, groups: int
+) -> Value:
+    weight, bias = tape.value(used), tape.value(added)
     if not weight.leaves:
         return tape.merge((x, weight, bias), "the bias of a layer without a weight of its own")
-    dilation, transposed, groups = args[5], args[6], args[8]
-    kind = "conv" if groups == 1 or weight.origin else "dil_conv" if min(dilation) > 1 else "sep_conv"
+    kernel = tuple(used.shape)
+    if weight.origin:  # one kernel for each image: a group of one convolution
+        kernel = _kernel(tape, weight, used)
+        groups //= used.shape[0] // kernel[0]
+    kind = "conv" if groups == 1 else "dil_conv" if min(dilation) > 1 else "sep_conv"
     grid = (out.shape[-2], out.shape[-1]) if out.dim() == 4 else None
-    value = add_layer(tape, kind, x, weight, used, used.shape[1] * groups if transposed else used.shape[0], grid)
-    if bias.leaves:
-        value = add_bias(tape, value, bias, args[2])
-    return value
+    value = _add_layer(tape, kind, x, weight, used, out, kernel[1] * groups if transposed else kernel[0], grid)
+    return add_bias(tape, value, bias, added) if bias.leaves else value
 
 
 def product(
@@ -32,22 +49,33 @@ def product(
     """A matrix product: a linear layer if one factor is a parameter, part of attention if neither is."""
     added = args[bias] if bias is not None and len(args) > bias else None
     a, b, c = tape.value(args[left]), tape.value(args[right]), tape.value(added)
-    if a.origin and b.origin:
-        value = attention_product(tape, a, b)
-    elif _is_weight(tape, b, a):
-        value = _layer_product(tape, a, b, args[right], out)
+    if _is_weight(tape, b, a):
+        value = _layer_product(tape, a, b, args[right], out, -1)
     elif _is_weight(tape, a, b):
-        value = _layer_product(tape, b, a, args[left], out)
+        value = _layer_product(tape, b, a, args[left], out, -2 if out.dim() > 1 else -1)
+    elif a.origin and b.origin:
+        value = attention_product(tape, a, b, out)
+        if out.shape[-2:] == (1, 1):
+            value = inner_product(a, b, args[left], value)
     else:
         value = tape.merge((a, b), "a factor of a product that is no layer")
+        value = unstacked(tape, value, args[left] if a.origin else args[right], out) or value
     if c.origin:
-        return tape.merge((value, c), "")
+        return summed(tape, value, c)
     return _bias_or_table(tape, value, c, added) if c.leaves else value
+
+
+def bilinear(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
+    """nn.Bilinear: a layer of two inputs, x W y."""
+    a, weight, b = (tape.value(t) for t in args[:3])
+    if not weight.leaves or weight.origin or not (a.origin or b.origin):
+        return tape.merge((a, weight, b), "a factor of a product that is no layer")
+    return _add_layer(tape, "conv", union((a, b)), weight, args[1], out, out.shape[-1])
 
 
 def _is_weight(tape: Tape, weight: Value, x: Value) -> bool:
     """Whether a factor is the weight of a layer that is applied to the other factor."""
-    if not weight.leaves or weight.origin:
+    if not weight.leaves or (weight.origin and (x.leaves or not x.origin)):
         return False
     main = tape.main_leaf(weight, 0)
     if tape.parameters[main].dim() < 2:
@@ -56,58 +84,52 @@ def _is_weight(tape: Tape, weight: Value, x: Value) -> bool:
     return bool(x.origin) or is_layer(tape.owner(main))
 
 
-def _layer_product(tape: Tape, x: Value, weight: Value, used: Tensor, out: Tensor) -> Value:
+def _layer_product(tape: Tape, x: Value, weight: Value, used: Tensor, out: Tensor, channels: int) -> Value:
+    """A layer, or experts that are mixed.
+
+    Args:
+        channels: the dimension of `out` that the layer's channels are in.
+    """
     main = tape.main_leaf(weight, used.numel())
-    if x.origin and is_convolution(tape.owner(main)) and tape.parameters[main].dim() == 2:
+    held = tape.parameters[main]
+    flat = held.dim() == 2 and is_convolution(tape.owner(main))
+    stacked = held.dim() > 4 and held.shape[0] == used.shape[-1 if channels == -2 else -2] != out.shape[channels]
+    if x.origin and (flat or stacked):
         return Value(x.origin, weight.leaves)  # mixes kernels: the layer is the convolution that follows
-    return add_layer(tape, "conv", x, weight, used, out.shape[-1])
+    return _add_layer(tape, "conv", x, weight, used, out, out.shape[channels])
 
 
 def _bias_or_table(tape: Tape, x: Value, bias: Value, used: Any) -> Value:
-    if x.attention == "scores" or not x.origin:
+    if not x.origin or (x.attention == "scores" and not is_bias(tape, x, bias, used.numel())):
         return tape.merge((x, bias), "an attention bias")
     return add_bias(tape, x, bias, used)
 
 
-def add_layer(
-    tape: Tape, kind: str, x: Value, weight: Value, used: Tensor, channels: int, grid: tuple[int, int] | None = None
+def _add_layer(
+    tape: Tape,
+    kind: str,
+    x: Value,
+    weight: Value,
+    used: Tensor,
+    out: Tensor,
+    channels: int,
+    grid: tuple[int, int] | None = None,
 ) -> Value:
     for name in x.leaves:
         tape.explain(name, "a token or query that goes through a layer")
     main = tape.main_leaf(weight, used.numel())
     shape = tape.node_shape(weight, main, used)
     kernel = None
-    if weight.origin:  # several kernels mixed into one, by the input: each expert is predicted as that kernel
-        kernel = shape = _expert_kernel(tape.owner(main))
-    op = Op(kind, x.origin | weight.origin, main, shape, channels=channels, grid=grid)
-    origin = tape.add(op)
+    if weight.origin:  # scaled or mixed by the input: each expert is predicted as the kernel that they make
+        kernel = shape = _kernel(tape, weight, used)
+    origin = tape.add(Op(kind, x.origin | weight.origin, main, shape, channels=channels, grid=grid))
     tape.use(weight, len(tape.ops) - 1, "weight", shape, main, kernel=kernel)
-    return Value(origin, attention=x.attention)
+    return among_pairs(tape, x, Value(origin), out.numel() // channels)
 
 
-def is_bias(tape: Tape, x: Value, p: Value, extent: int) -> bool:
-    """Whether a vector is added to the channels that a layer has just put out."""
-    last = tape.ops[next(iter(x.origin))]
-    if len(x.origin) > 1 or last.kind not in ("conv", "sep_conv", "dil_conv") or last.channels != extent:
-        return False
-    # Attention scores still have the projection of q and k as their origin, not only where a layer mixes the heads.
-    return x.attention != "scores" or all(tape.owner(n) is tape.owner(last.param) for n in p.leaves)
-
-
-def add_bias(tape: Tape, x: Value, bias: Value, used: Tensor) -> Value:
-    main = tape.main_leaf(bias, used.numel())
-    shape = without_ones(tape.node_shape(bias, main, used))
-    kernel = None
-    if bias.origin:  # of several experts, mixed by the input
-        kernel = shape = tuple(tape.parameters[main].shape[1:])
-    origin = tape.add(Op("bias", x.origin, main, shape))
-    tape.use(bias, len(tape.ops) - 1, "bias", shape, main, kernel=kernel)
-    return Value(origin, attention=x.attention)
-
-
-def _expert_kernel(owner: Any) -> tuple[int, ...]:
-    """(K, C/groups, kh, kw) of a convolution that keeps its kernels as one (experts, numel) parameter."""
-    shape = getattr(owner, "weight_shape", None)
-    if shape is not None:
-        return tuple(shape)
-    return (owner.out_channels, owner.in_channels // owner.groups, *owner.kernel_size)
+def _kernel(tape: Tape, weight: Value, used: Tensor) -> tuple[int, ...]:
+    """(K, C/groups, kh, kw) of a convolution, or (K, C), that is made for each image from one or several of them."""
+    shape = tuple(tape.parameters[tape.main_leaf(weight, used.numel())].shape)
+    if len(shape) == 2 and used.dim() > 2:  # (experts, numel)
+        return (shape[1] // math.prod(used.shape[1:]), *used.shape[1:])
+    return shape[1:] if len(shape) > used.dim() else shape

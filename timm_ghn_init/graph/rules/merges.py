@@ -7,41 +7,67 @@ from torch import Tensor
 from ..positions import add_position
 from ..reduce import Op
 from ..tape import Tape, tensors_of
-from ..values import Value, joined, union
-from .attention import demote
-from .layers import add_bias, is_bias
+from ..values import Moment, Value, joined, union
+from .attention import sum_of_scores
+from .biases import add_bias, is_bias
+from .moments import added, completed, inverted, is_softmax, moment, multiplied, reduced, scaled_by, shifted_by
+from .norms import add_norm_bias, is_norm_bias
+
+# -- sums --------------------------------------------------------------------------------------------------------------
 
 
-def join(tape: Tape, args: Any, kwargs: Any, out: Tensor, primitive: str) -> Value:
-    """An addition, or a concatenation."""
+def add(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
+    """a + b, or a - b."""
     tensors = tensors_of(args, kwargs)
-    values = [tape.value(t) for t in tensors]
-    if primitive == "concat" and not any(v.origin for v in values):
-        return joined(tensors, values, args, tape.parameters)
-    with_origin = [v for v in values if v.origin]
-    if primitive == "concat":
-        merged = tape.merge(values, "a token joined to the others")
-        if len(with_origin) == 1:
-            return with_origin[0]
-        return Value(tape.add(Op("concat", merged.origin)), activated=merged.activated)
-    if len(with_origin) == 1 and len(values) == 2:
-        fixed = 0 if values[1].origin else 1
-        return _add_parameter(tape, with_origin[0], values[fixed], tensors[fixed], out)
-    if len(with_origin) < 2:
-        return tape.merge(values, "a term of a sum")
-    attention = {v.attention for v in with_origin} - {""}
-    if attention:  # terms of scores or weights: part of the attention, no residual
-        for v in values:
-            demote(tape, v)
-        return union(values)._replace(attention=max(attention))
-    merged = union(values)
-    return Value(tape.add(Op("sum", merged.origin)), activated=merged.activated)
+    if len(tensors) < 2:
+        return tape.value(tensors[0])
+    a, b = tensors[:2]
+    return summed(tape, tape.value(a), tape.value(b), a, b, out)
+
+
+def interpolate(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
+    """a + weight * (b - a)."""
+    tensors = tensors_of(args, kwargs)
+    a, b, *weight = (tape.value(t) for t in tensors)
+    if weight:
+        b = scaled(tape, b, weight[0], tensors[1], tensors[2], out)
+    return summed(tape, a, b, tensors[0], tensors[1], out)
+
+
+def add_product(tape: Tape, args: Any, kwargs: Any, out: Tensor, division: bool = False) -> Value:
+    """x + a * b, or x + a / b."""
+    x, a, b = (tape.value(t) for t in args[:3])
+    product = scaled(tape, a, b, args[1], args[2], out, division)
+    return summed(tape, x, product, args[0], max(args[1:3], key=Tensor.numel), out)
+
+
+def summed(tape: Tape, a: Value, b: Value, first: Any = None, second: Any = None, out: Any = None) -> Value:
+    """What is known of a + b: a residual, a bias, a position embedding, a part of a norm or of attention.
+
+    Args:
+        first, second, out: the tensors; they tell nothing where both depend on the input.
+    """
+    if a.origin and b.origin:
+        whole = completed(tape, a, b) or completed(tape, b, a)
+        if whole is not None:
+            return whole
+        if a.attention or b.attention:
+            return sum_of_scores(tape, a, b)
+        origin = tape.add(Op("sum", a.origin | b.origin))
+        return Value(origin, activated=a.activated or b.activated, norm=added(a, b))
+    if a.origin:
+        return _add_parameter(tape, a, b, second, out)
+    if b.origin:
+        return _add_parameter(tape, b, a, first, out)
+    return tape.merge((a, b), "a term of a sum")
 
 
 def _add_parameter(tape: Tape, x: Value, p: Value, used: Tensor, out: Tensor) -> Value:
     """activations + parameter: a bias, a position embedding, or something that is not predicted."""
     if not p.leaves:
         return x
+    if is_norm_bias(tape, x, p, used):
+        return add_norm_bias(tape, x, p, used)
     extents = [s for s in used.shape if s > 1]
     if len(extents) == 1 and is_bias(tape, x, p, extents[0]):
         return add_bias(tape, x, p, used)
@@ -50,17 +76,86 @@ def _add_parameter(tape: Tape, x: Value, p: Value, used: Tensor, out: Tensor) ->
     if len(extents) >= 2 and (used.dim() < out.dim() or used.shape[0] == 1 or used.stride(0) == 0):
         return add_position(tape, x, p, out)
     what = "table of positions, looked up for each patch," if len(extents) > 1 else "learned scalar or vector"
-    return tape.merge((x, p), f"a {what} added to the features")
+    value = tape.merge((x, p), f"a {what} added to the features")
+    return shifted_by(value._replace(norm=x.norm), p, used)
 
 
-def multiply(tape: Tape, args: Any, kwargs: Any, out: Tensor, gate: bool = True) -> Value:
-    """Scales features. A product of two things that depend on the input may be a gate; else contracted."""
+def total(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
+    """A sum over some dimensions: over what was stacked before, or a statistic."""
+    x = tape.value(args[0])
+    return unstacked(tape, x, args[0], out) or reduced(x, args[0], args[1] if len(args) > 1 else None, x)
+
+
+def unstacked(tape: Tape, x: Value, tensor: Tensor, out: Tensor) -> Value | None:
+    """What is known of a tensor summed to `out`, where that sums what `concat` has put side by side."""
+    op = tape.ops[min(x.origin)] if len(x.origin) == 1 else None
+    stack = tape.ops[min(op.features)] if op is not None and op.kind == "gate" else op
+    if op is None or stack is None or stack.part != out.numel() or stack.part == tensor.numel():
+        return None
+    sources = stack.sources
+    if op.kind == "gate":
+        sources = tape.add(Op("gate", op.sources - op.features | stack.sources, features=stack.sources))
+    return Value(tape.add(Op("sum", sources)), activated=x.activated)
+
+
+# -- concatenations ----------------------------------------------------------------------------------------------------
+
+
+def concat(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
     tensors = tensors_of(args, kwargs)
     values = [tape.value(t) for t in tensors]
-    if len(values) < 2 or not all(v.origin for v in values):
-        return tape.merge(values, "a learned scale of the features (layer scale, temperature, affine ...)")
-    merged = union(values)
-    if not gate or values[0].origin == values[1].origin or merged.attention or merged.leaves:
-        return merged
-    larger = max(range(2), key=lambda i: tensors[i].numel())
-    return Value(tape.add(Op("gate", merged.origin, features=values[larger].origin)))
+    if not any(v.origin for v in values):
+        return joined(tensors, values, args, tape.parameters)
+    merged = tape.merge(values, "a token joined to the others")
+    with_origin = [v for v in values if v.origin]
+    if len(with_origin) == 1:
+        return with_origin[0]
+    part = tensors[0].numel() if len({t.shape for t in tensors}) == 1 else None
+    return Value(tape.add(Op("concat", merged.origin, part=part)), activated=merged.activated)
+
+
+# -- products ----------------------------------------------------------------------------------------------------------
+
+
+def multiply(tape: Tape, args: Any, kwargs: Any, out: Tensor, division: bool = False) -> Value:
+    """a * b, or a / b."""
+    tensors = tensors_of(args, kwargs)
+    if len(tensors) < 2:
+        return tape.value(tensors[0])
+    a, b = tensors[:2]
+    return scaled(tape, tape.value(a), tape.value(b), a, b, out, division)
+
+
+def scaled(tape: Tape, a: Value, b: Value, first: Tensor, second: Tensor, out: Tensor, division: bool = False) -> Value:
+    """What is known of a * b, or a / b: scaled features, a norm, a weight that is scaled, perhaps a gate."""
+    if a.origin and b.origin:
+        if division and is_softmax(a, b):
+            return Value(a.origin | b.origin, attention="weights")
+        value = union((a, b))
+        if not (division or a.origin == b.origin or value.attention or value.leaves):
+            larger = a if first.numel() >= second.numel() else b
+            value = Value(tape.add(Op("gate", value.origin, features=larger.origin)))
+        return multiplied(tape, a, b, value, division)
+    if a.origin:
+        return _scale_by_parameter(tape, a, b, first, second, out, division)
+    if b.origin:
+        if division:
+            b = b._replace(norm=inverted(b.norm))
+        return _scale_by_parameter(tape, b, a, second, first, out, False)
+    return multiplied(tape, a, b, tape.merge((a, b), ""), division)
+
+
+def _scale_by_parameter(
+    tape: Tape, x: Value, p: Value, features: Tensor, used: Tensor, out: Tensor, division: bool
+) -> Value:
+    if not p.leaves:
+        return multiplied(tape, x, p, x, division) if p.norm else x
+    if features.numel() == 1 and used.numel() > 1 and tape.is_free(x.origin):
+        return p  # a weight that is scaled, by its spectral norm for instance
+    value = tape.merge((x, p), "a learned scale of the features (layer scale, temperature, affine ...)")
+    value = value._replace(norm=x.norm)
+    if sum(s > 1 for s in used.shape) > 1 and features.numel() < out.numel() and out.numel() % used.numel() == 0:
+        return Value(x.origin, p.leaves)  # the other way round: a kernel that the input scales
+    if isinstance(p.norm, Moment) and p.norm.normalised:  # running statistics folded into the weight
+        value = value._replace(norm=moment(x)._replace(normalised=p.norm.normalised))
+    return value._replace(norm=None) if division else scaled_by(tape, value, p, used, features)

@@ -8,6 +8,8 @@ from torch import Tensor
 from ..reduce import Op
 from ..tape import Tape
 from ..values import Value
+from .merges import unstacked
+from .moments import reduced
 
 
 def pool(tape: Tape, args: Any, kwargs: Any, out: Any, primitive: str) -> Value:
@@ -28,12 +30,16 @@ def global_pool(tape: Tape, args: Any, kwargs: Any, out: Any) -> Value:
 
 
 def mean(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
-    """Global average pooling where it runs over the spatial dimensions, contracted otherwise."""
+    """Global average pooling where it runs over the spatial dimensions, a sum over what was stacked, or a statistic."""
     x = tape.value(args[0])
     dims = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else None
-    if not x.origin or not dims or x.attention or not _is_spatial(tape, args[0], x, dims):
+    if not x.origin or not dims or x.attention == "weights":
         return x
-    return Value(tape.add(Op("glob_avg", x.origin)), activated=x.activated)
+    merged = unstacked(tape, x, args[0], out)
+    if merged is not None:
+        return merged
+    spatial = _is_spatial(tape, args[0], x, dims)
+    return reduced(x, args[0], dims, Value(tape.add(Op("glob_avg", x.origin)), activated=x.activated) if spatial else x)
 
 
 def _is_spatial(tape: Tape, x: Tensor, value: Value, dims: Sequence[int]) -> bool:
