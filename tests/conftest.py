@@ -24,23 +24,6 @@ GHN2_CONFIG = {
 GHN3_CONFIG = {**GHN2_CONFIG, "hypernet": "graphormer", "hid": 64, "heads": 8, "layers": 3}
 
 
-# Fixtures of a module that take long: the tests that share one run in one process of pytest-xdist, which makes it once.
-COSTLY = {"case", "job", "processes", "said", "traced", "written"}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        for fixture in COSTLY.intersection(getattr(item, "fixturenames", ())):
-            index = item.callspec.indices.get(fixture, 0) if hasattr(item, "callspec") else 0
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {fixture} {index}"))
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("dist", "no") == "load":  # what `-n 2` means
-        config.option.dist = "loadgroup"
-
-
 @pytest.fixture(scope="session", autouse=True)
 def nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No settings and no folder of theirs, in processes that tests start as well; one thread if tests share cores."""
