@@ -3,10 +3,13 @@
 import collections
 import copyreg
 import io
+import os
 import pickle
 import pickletools
 import random
 import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +255,69 @@ def test_misuse_of_what_is_admitted(tmp_path: Path, what: str) -> None:
     (tmp_path / "x.pt").write_bytes(data)
     with pytest.raises(pickle.UnpicklingError, match=message), read_joblib(tmp_path / "x.pt"):
         pass
+
+
+LONG = b"\x8a\x08" + b"\x7f" * 8
+MANY = unpickle.MOST_INSTRUCTIONS
+
+# Small files that would take much memory or time, and what is said of them.
+BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "dictionaries": (lambda: b"\x80\x04" + b"}" * (MANY + 1), "more than 262144 instructions"),
+    "dictionaries, packed": (lambda: zlib.compress(b"\x80\x04" + b"}" * 2**23), "more than 262144 instructions"),
+    "packed, beyond all use": (lambda: zlib.compress(bytes(2**25)), "unpacks to more than 16777216 bytes"),
+    "packed twice": (lambda: zlib.compress(zlib.compress(bytes(2**25))), "unknown|not admitted|damaged"),
+    "tuples in each other": (lambda: b"\x80\x04)" + b"\x85" * 200 + b".", "nested more than 100 deep"),
+    "lists in each other": (lambda: b"\x80\x04" + b"]" * 200 + b"a" * 199 + b".", "nested more than 100 deep"),
+    "dictionaries in each other": (
+        lambda: b"\x80\x04" + (b"}" + text("k")) * 200 + b"N" + b"s" * 200 + b".",
+        "nested more than 100 deep",
+    ),
+    "a list in itself": (lambda: b"\x80\x04]" + b"q\0h\0a" * 200 + b".", "nested more than 100 deep"),
+    "a long number": (lambda: b"\x80\x04\x8a\xff" + b"\x7f" * 255 + b".", "a number of 255 bytes"),
+    "many dimensions": (
+        lambda: array_of(b"(" + LONG + b"q\0" + b"h\0" * 6000 + b"t"),
+        "at most 64 whole numbers",
+    ),
+    "a product of dimensions": (lambda: array_of(b"(" + LONG + b"q\0" + b"h\0" * 60 + b"t"), "ends early"),
+    "a dimension beyond all": (lambda: array_of(b"(\x8a\x20" + b"\x7f" * 32 + b"t"), "a tuple of whole numbers"),
+    "text": (lambda: b"\x80\x04" + (b"X" + struct.pack("<I", 2**20) + b"a" * 2**20) * 17, "more than 16 MiB"),
+    "text that is not there": (lambda: b"\x80\x04X" + struct.pack("<I", 2**31) + b"a", "ends early"),
+    "a name without end": (lambda: b"\x80\x04c" + b"a" * 2**20, "no end within 256 bytes"),
+    "keys that take long to hash": (
+        lambda: b"\x80\x04})" + b"q\0h\0\x86" * 60 + b"Ns.",
+        "keys must be strings",
+    ),
+    "keys of one hash": (
+        lambda: b"\x80\x04}(\x8a\x09" + (2**61 - 1).to_bytes(9, "little") + b"Nu.",
+        "or small numbers",
+    ),
+}
+
+
+def array_of(shape: bytes) -> bytes:
+    """A joblib pickle of an array of a shape, without its values."""
+    wrapper = ARRAY + b")\x81}(" + text("shape") + shape + text("dtype") + text("numpy") + text("dtype") + b"\x93"
+    return b"\x80\x04" + wrapper + text("f4") + b"\x85R" + text("order") + text("C") + b"ub."
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
+@pytest.mark.parametrize("what", BOMBS)
+def test_bounds_of_memory_and_time(tmp_path: Path, what: str) -> None:
+    make, message = BOMBS[what]
+    (tmp_path / "x.pt").write_bytes(make())
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with pytest.raises(pickle.UnpicklingError, match=message), read_joblib(tmp_path / "x.pt"):
+                pass
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status, usage = os.wait4(pid, 0)
+    assert status == 0
+    assert usage.ru_maxrss * 1024 - before < 50 * 2**20
+    assert usage.ru_utime + usage.ru_stime < 10
 
 
 class _CallsRan:
