@@ -97,6 +97,7 @@ def test_built_tested_and_the_same_bytes_twice(
 ) -> None:
     """The sdist holds all files, and its own tests run where it is unpacked and installed."""
     pytest.importorskip("setuptools")
+    pytest.importorskip("pip")
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
     source = repository(tmp_path / "source")
