@@ -18,6 +18,7 @@ class FileServer(ThreadingHTTPServer):
         status: answer every request with this status and no content.
         reason: said beside the status.
         length: say how long the answer is.
+        redirects: path -> Location.
         drip: seconds between two bytes of the answer, from its first header on or only of its body (`drip_headers`).
         authorizations: Authorization headers that were sent.
         gate: body bytes past the first half wait for this event.
@@ -35,6 +36,7 @@ class FileServer(ThreadingHTTPServer):
         self.status = 0
         self.reason: str | None = None
         self.length = True
+        self.redirects: dict[str, str] = {}
         self.drip = 0.0
         self.drip_headers = True
         self.authorizations: set[str | None] = set()
@@ -62,6 +64,11 @@ class _Handler(BaseHTTPRequestHandler):
         server.authorizations.add(self.headers.get("Authorization"))
         if server.drip and server.drip_headers:
             self.wfile = _Dripping(self.wfile, server)  # type: ignore[assignment]
+        if to := server.redirects.get(self.path):
+            self.send_response_only(302)
+            self.send_header("Location", to)
+            self.end_headers()
+            return
         if server.status:
             self.send_response_only(server.status, server.reason)
             self.send_own_headers()

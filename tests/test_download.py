@@ -120,6 +120,14 @@ def test_a_password_goes_to_its_own_server_only(server: FileServer, file: FileIO
     assert server.authorizations == {None}
 
 
+def test_a_password_goes_along_on_its_own_server(server: FileServer, file: FileIO) -> None:
+    server.redirects = {"/a": "/b", "/b": f"{server.url}/c"}
+    download(server.url.replace("://", "://me:s3cret@") + "/a", file)
+    assert content(file) == CONTENT
+    assert [path for _, path, _ in server.requests] == ["/a", "/b", "/c"]
+    assert server.authorizations == {f"Basic {base64.b64encode(b'me:s3cret').decode()}"}
+
+
 @pytest.mark.parametrize(
     "user", ["me:s3cret", "s3cret", "me:s3/cret", "me:s3@cret", "me:s3?cret", "me:s3#cret", "me:s3:cret", "me:[s3cret"]
 )

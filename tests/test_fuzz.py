@@ -3,6 +3,8 @@
 `python benchmarks/fuzz.py` tries the same for as long as one likes.
 """
 
+from collections.abc import Callable
+
 import pytest
 
 pytest.importorskip("hypothesis")
@@ -14,7 +16,7 @@ EXAMPLES = 300
 
 
 @pytest.mark.parametrize("kind", INPUTS)
-def test_hostile_files(kind: str) -> None:
+def test_hostile_files(kind: str, record_property: Callable[[str, object], None]) -> None:
     results: list[str] = []
 
     @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
@@ -23,6 +25,7 @@ def test_hostile_files(kind: str) -> None:
         results.append(attempt(data))
 
     try_one()
+    record_property("tried", len(results))
     assert len(results) >= EXAMPLES
     assert results.count("refused") > EXAMPLES / 4
 

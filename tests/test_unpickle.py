@@ -177,13 +177,14 @@ def test_no_persistent_ids(tmp_path: Path, code: bytes) -> None:
         pass
 
 
-def test_the_admitted_instructions_are_these(tmp_path: Path) -> None:
+def test_the_admitted_instructions_are_these(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Every other opcode of pickle is refused by name. Of those admitted, three could reach code in an unpickler."""
     assert {"REDUCE", "NEWOBJ", "BUILD"} == unpickle.INSTRUCTIONS.keys() & {
         *("REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"),
         *("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER", "READONLY_BUFFER"),
     }
     refused = [op for op in pickletools.opcodes if op.name not in {*unpickle.INSTRUCTIONS, "STOP"}]
+    record_property("tried", len(refused))
     assert len(refused) > 20
     for op in refused:
         data = b"\x80\x04" + op.code.encode("latin-1") + smallest_argument(op)
@@ -369,7 +370,7 @@ def test_a_view_beyond_its_storage(tmp_path: Path) -> None:
                     tensor.load()
 
 
-def test_damaged_files_give_one_kind_of_error(tmp_path: Path) -> None:
+def test_damaged_files_give_one_kind_of_error(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Every cut and 500 changed bytes: read as something, or refused, never another exception."""
     joblib = pytest.importorskip("joblib")
     joblib.dump(
@@ -390,4 +391,5 @@ def test_damaged_files_give_one_kind_of_error(tmp_path: Path) -> None:
                 pass
         except pickle.UnpicklingError:
             refused += 1
+    record_property("tried", len(damaged))
     assert len(whole) - 1 <= refused < len(damaged)

@@ -26,6 +26,16 @@ def clean(value: object, most: int | None = None) -> str:
     return text if most is None or len(text) <= most else f"{text[:most]}..."
 
 
+def as_cause(error: BaseException) -> BaseException | None:
+    """An error to raise another one from; None if a traceback would show text of it that is not fit to be shown."""
+    link: BaseException | None = error
+    while link is not None:
+        if any(line != clean(line) for line in str(link).split("\n")):
+            return None
+        link = link.__cause__ or link.__context__
+    return error
+
+
 def logger(name: str) -> logging.Logger:
     """The logger of a module; text, paths and errors among the arguments of its messages are cleaned."""
     result = logging.getLogger(name)

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit, urlunsplit
-from urllib.request import AbstractHTTPHandler, HTTPHandler, HTTPSHandler, Request, build_opener
+from urllib.request import (
+    AbstractHTTPHandler,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    Request,
+    build_opener,
+)
 
 from ..text import clean, logger
 
@@ -222,11 +229,22 @@ class _WatchingHTTPS(_Watching, HTTPSHandler):
     """With it."""
 
 
+class _Redirecting(HTTPRedirectHandler):
+    """urllib's handler; a user and a password go along where the server stays the same."""
+
+    def redirect_request(self, req: Request, *args: Any) -> Request | None:
+        new = super().redirect_request(req, *args)
+        basic = req.unredirected_hdrs.get("Authorization")
+        if new is not None and basic and (new.type, new.host) in ((req.type, req.host), ("https", req.host)):
+            new.add_unredirected_header("Authorization", basic)
+        return new
+
+
 def _opener(pace: _Pace) -> Any:
     handlers = _WatchingHTTP(), _WatchingHTTPS()
     for handler in handlers:
         handler.pace = pace
-    return build_opener(*handlers)
+    return build_opener(*handlers, _Redirecting())
 
 
 # Digests

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..text import clean
+from ..text import as_cause, clean
 from .joblib_files import read_joblib
 from .safetensors_header import check_size, header
 from .stand_ins import LazyTensor
@@ -202,13 +202,11 @@ def _read_safetensors(path: Path, mapped: bool) -> Iterator[_Contents]:
 @contextmanager
 def _read_torch(path: Path, mapped: bool) -> Iterator[_Contents]:
     with ExitStack() as stack:
-        try:
-            with _errors_name(path, "damaged"):
+        with _errors_name(path, "damaged"):
+            try:
                 loaded = stack.enter_context(read_torch(path))
-        except CheckpointError as error:
-            if isinstance(error.__cause__, NotPlainError):
-                raise _not_plain(path, error.__cause__) from None
-            raise
+            except NotPlainError as error:
+                raise _not_plain(path, error) from None
         yield _Contents(*_unwrap(loaded), {})
 
 
@@ -436,7 +434,7 @@ def _shapes(config: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]
 
 @contextmanager
 def _errors_name(path: Path, what: str) -> Iterator[None]:
-    """Whatever a library raises about a file becomes a CheckpointError that names the file and keeps the cause.
+    """Whatever a library raises about a file becomes a CheckpointError that names the file and says the cause.
 
     All exceptions, because readers of damaged files raise all kinds: RuntimeError, EOFError, KeyError, struct.error ...
     """
@@ -448,4 +446,4 @@ def _errors_name(path: Path, what: str) -> Iterator[None]:
         cause = str(error).split("\n")[0]
         raise CheckpointError(
             f"{path}: {what} ({type(error).__name__}: {cause}). Download or export it again."
-        ) from error
+        ) from as_cause(error)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from ..atomic import own_folder, replacing, resumable
 from ..ranks import agree
 from ..sources import DEFAULT, KNOWN, SHIPPED, SUFFIXES, KnownGHN, Source, parse_source
-from ..text import logger
+from ..text import as_cause, logger
 from .download import DownloadError, download, git_blob_id, sha256
 from .formats import CheckpointError, GHNFile, build, check_finite, open_ghn, write_ghn
 
@@ -341,7 +341,7 @@ def _from_hub(ghn: KnownGHN) -> Path:
         raise CheckpointError(
             f"{ghn.name}: {ghn.file} cannot be had from the Hugging Face Hub repository {ghn.hub} ({cause}). Try again "
             "with a network, or download it by hand and use file:PATH."
-        ) from error
+        ) from as_cause(error)
 
 
 def _convert(path: Path, ghn: KnownGHN, progress: bool | None) -> Path:

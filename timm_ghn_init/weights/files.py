@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.safetensors_header import check_size, header
-from ..text import clean
+from ..text import as_cause, clean
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
                 raise ValueError(f"its metadata have no {METADATA_KEY}")
             yield file, about
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is damaged, or not a file of this package: {error}") from error
+        raise WeightsError(f"{path} is damaged, or not a file of this package: {error}") from as_cause(error)
 
 
 def provenance(
