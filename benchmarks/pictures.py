@@ -24,6 +24,17 @@ def resnet18() -> None:
     command(["graph", "resnet18", "-o", str(PICTURES / "resnet18.svg")])
 
 
+def signal() -> None:
+    sources = f"rand,orth,{SHIPPED},{SHIPPED}-orth"
+    where = ["-b", "4", "--img-size", "128", "-o", str(PICTURES / "signal.svg")]
+    command(["analyze", "signal", "resnet50", "--sources", sources, *where])
+
+
+def correlations() -> None:
+    sources = f"rand,orth,{SHIPPED},{SHIPPED}-orth"
+    command(["analyze", "correlations", "resnet50", "--sources", sources, "-o", str(PICTURES / "correlations.svg")])
+
+
 def tiling() -> None:
     """Part of one weight, predicted and post-processed: 64 rows and columns repeat, then no more."""
     from matplotlib.figure import Figure
@@ -45,7 +56,9 @@ def tiling() -> None:
     figure.savefig(PICTURES / "tiling.png", dpi=150, metadata={"Software": None})
 
 
-DRAWN: dict[str, Callable[[], None]] = {"resnet18": resnet18, "tiling": tiling}
+DRAWN: dict[str, Callable[[], None]] = {
+    drawing.__name__: drawing for drawing in (resnet18, signal, correlations, tiling)
+}
 
 
 def main() -> None:

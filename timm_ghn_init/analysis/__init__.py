@@ -1,10 +1,16 @@
-"""What initialisations are worth: how alike channels are, where a GHN places architectures, reports on fine-tuning."""
+"""What initialisations are worth, without training and with it.
+
+How alike channels are, what becomes of signals, how two sets of weights differ, where a GHN places architectures, and
+reports on fine-tuning.
+"""
 
 from .correlations import BINS, Correlations, channel_correlations, check_correlations, compare, model_correlations
 from .embeddings import embed_graph, place, project, sampled_reference, timm_architecture, timm_reference
-from .figures import correlation_figure, embedding_figure, layer_figure, rendered, style
+from .figures import correlation_figure, embedding_figure, layer_figure, rendered, signal_figure, style
+from .inits import obtainable
 from .page import page
 from .runs import experiments
+from .signal import signals
 from .values import read_values
 
 __all__ = [
@@ -19,12 +25,15 @@ __all__ = [
     "experiments",
     "layer_figure",
     "model_correlations",
+    "obtainable",
     "page",
     "place",
     "project",
     "read_values",
     "rendered",
     "sampled_reference",
+    "signal_figure",
+    "signals",
     "style",
     "timm_architecture",
     "timm_reference",

@@ -106,13 +106,13 @@ def compare(
     rows = []
     disable = None if progress is None else not progress
     for init in tqdm(dict.fromkeys(inits), desc="correlations", unit="init", leave=False, delay=2.0, disable=disable):
-        used, model, first = initialised(create, init, seed=seed, input_size=input_size, progress=progress)
-        measured = model_correlations(model)
+        made = initialised(create, init, seed=seed, input_size=input_size, progress=progress)
+        measured = model_correlations(made.model)
         shown = shown or [
-            {"layer": i, "name": n, "shape": list(model.get_parameter(n).shape)} for i, n in enumerate(measured, 1)
+            {"layer": i, "name": n, "shape": list(made.model.get_parameter(n).shape)} for i, n in enumerate(measured, 1)
         ]
         _check_layers(layers, len(shown), name)
-        row: dict[str, Any] = {"init": used, "layer": first}
+        row: dict[str, Any] = {"init": made.init, "layer": made.layer}
         for field in Correlations._fields:
             row[field] = [None if c is None else getattr(c, field) for c in measured.values()]
         rows.append(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -136,19 +137,7 @@ def distribution(axes: Axes, data: Mapping[str, Any], layer: int, looks: Mapping
 def deviation(axes: Axes, data: Mapping[str, Any], looks: Mapping[str, Line]) -> None:
     """Standard deviation of the correlations in each layer, a line for each initialisation; where L is."""
     for row in data["inits"]:
-        known = [(info["layer"], std) for info, std in zip(data["layers"], row["std"], strict=True) if std is not None]
-        look = looks[row["init"]]
-        x, y = zip(*known, strict=True) if known else ((), ())
-        axes.plot(
-            x,
-            y,
-            color=look.colour,
-            ls=look.style,
-            lw=look.width,
-            marker="o",
-            ms=1.5 + look.width,
-            label=clean(row["init"]),
-        )
+        _by_layer(axes, row["std"], looks[row["init"]], clean(row["init"]), 1)
     n = len(data["layers"])
     axes.set(xlabel="layer, in the order of the network, from 1", ylabel="std of the correlations", xlim=(0.5, n + 0.5))
     axes.set_ylim(bottom=0)
@@ -311,6 +300,48 @@ def correlation_figure(data: Mapping[str, Any]) -> Figure:
 
 
 PEAK = "A peak at 1: pairs of channels that are copies, as a GHN repeats its block of 64 where a layer has more."
+
+
+_SIGNALS = {  # field: title, unit, whether on a log scale
+    "activation": ("What layers give, forwards", "std of activations", True),
+    "gradient": ("What comes back, backwards", "std of gradients", True),
+    "weight_gradient": ("What the first step would change", "gradient norm / weight norm", True),
+    "dead": ("Units that answer to nothing", "dead units (%)", False),
+}
+
+
+def signal_figure(data: Mapping[str, Any]) -> Figure:
+    """Signals by layer before any training, a line for each initialisation."""
+    from matplotlib.figure import Figure
+
+    looks = lines(row["init"] for row in data["inits"])
+    figure = Figure(figsize=(9.2, 6.4), layout="constrained", facecolor=PAPER)
+    for axes, (field, (title, unit, log)) in zip(figure.subplots(2, 2).flat, _SIGNALS.items(), strict=True):
+        for row in data["inits"]:
+            values = [None if log and value == 0 else value for value in row[field]]  # branches that begin at zero
+            _by_layer(axes, values, looks[row["init"]], clean(row["init"]), 1 if log else 100)
+        axes.set(title=title, xlabel="layer, from 1", ylabel=unit, xlim=(0.5, len(data["layers"]) + 0.5))
+        axes.set_xticks(_from_one(len(data["layers"])))
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
+            low, high = (math.log10(bound) for bound in axes.get_ylim())
+            axes.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))  # two labels at the least
+        else:
+            axes.set_ylim(0, 100)
+    images = "\N{MULTIPLICATION SIGN}".join(map(str, data["images"]))
+    title = f"Signals in {data['arch']} before any training: {data['data']}, {images}"
+    figure.suptitle(clean(title), ha="left", x=0.01, size=11)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))))
+    return figure
+
+
+def _by_layer(axes: Axes, values: Sequence[float | None], look: Line, label: str, scale: float) -> None:
+    known = [(layer, scale * value) for layer, value in enumerate(values, 1) if value is not None]
+    x, y = zip(*known, strict=True) if known else ((), ())
+    axes.plot(x, y, color=look.colour, ls=look.style, lw=look.width, marker="o", ms=1.5 + look.width, label=label)
 
 
 def embedding_figure(data: Mapping[str, Any], value_name: str | None = None) -> Figure:

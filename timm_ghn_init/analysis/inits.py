@@ -1,11 +1,18 @@
 """A network with any of the initialisations that are to be compared."""
 
-from collections.abc import Callable
+import logging
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import nn
 
+from ..checkpoints.formats import CheckpointError
+from ..checkpoints.load import load_ghn, resolve_default
 from ..finetune.protocol import PRETRAINED, TIMM
 from ..initialize import init_model
 from ..sources import is_source, parse_source
@@ -20,11 +27,13 @@ class Initialised(NamedTuple):
         init: what was really used ("ghn" resolved).
         model: the network.
         layer: the first layer that was post-processed, from 1; None where none was.
+        predicted: names of the parameters that the source has set; None where that was no source.
     """
 
     init: str
     model: nn.Module
     layer: int | None = None
+    predicted: frozenset[str] | None = None
 
 
 def check_inits(inits: list[str]) -> None:
@@ -38,6 +47,60 @@ def check_inits(inits: list[str]) -> None:
             parse_source(init)
         elif init not in (PRETRAINED, TIMM):
             raise ValueError(f"Unknown initialisation {init!r}: give a source (see list), {PRETRAINED} or {TIMM}.")
+
+
+def obtainable(create: Create, inits: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Look for all that initialisations need, before any is computed.
+
+    Args:
+        create: as in `initialised`.
+        inits: likewise.
+
+    Returns:
+        Those that can be had here, and why the others cannot.
+
+    Raises:
+        ValueError: unknown initialisation, or weights that there are nowhere.
+    """
+    check_inits(list(inits))
+    missing = {}
+    with _no_waiting():
+        for init in dict.fromkeys(inits):
+            try:
+                if init == PRETRAINED:
+                    _with_weights(create)
+                elif is_source(init) and not parse_source(init).baseline:
+                    load_ghn(resolve_default(init))
+            except (CheckpointError, WeightsUnavailable) as error:
+                missing[init] = str(error)
+    return [init for init in dict.fromkeys(inits) if init not in missing], missing
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Inside, huggingface_hub does not try again and again, line by line, where there is no network at all."""
+    from huggingface_hub import constants
+
+    logger, offline = logging.getLogger("huggingface_hub"), constants.HF_HUB_OFFLINE
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    constants.HF_HUB_OFFLINE = offline or not _is_reachable(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+        logger.setLevel(level)
+
+
+def _is_reachable(address: str) -> bool:
+    """Whether there is anybody of that name; a proxy knows names that this machine does not."""
+    if getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(address).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def initialised(
@@ -68,14 +131,19 @@ def initialised(
         return Initialised(init, model)
     own = parse_source(init).seed
     report = init_model(model, init, input_size=input_size, seed=seed if own is None else own, progress=progress)
-    return Initialised(report.source, model, report.layer)
+    return Initialised(report.source, model, report.layer, frozenset(report.predicted))
+
+
+class WeightsUnavailable(ValueError):
+    """timm's weights cannot be had here and now."""
 
 
 def _with_weights(create: Create) -> nn.Module:
     try:
         return create(True)
-    except (OSError, RuntimeError, ValueError) as error:  # no network, no such weights
-        raise ValueError(
+    except (OSError, RuntimeError, ValueError) as error:
+        kind = WeightsUnavailable if isinstance(error, OSError) else ValueError  # no network, or no such weights
+        raise kind(
             f"{PRETRAINED}: timm's weights cannot be had ({' '.join(str(error).split())}) Leave {PRETRAINED} out, name "
             "an architecture and tag that timm.list_pretrained() lists, or bring the weights: run once with a network "
             "and copy the Hugging Face cache (HF_HOME) to this machine."

@@ -16,6 +16,7 @@ from . import (
     analyze,
     bake,
     cache,
+    compare,
     completion,
     enabling,
     finetune,
@@ -36,7 +37,7 @@ _logger = logger(__name__)
 
 FAMILIES = (  # in the order of --help
     *(predict, inspect, graph, ghns),
-    *(analyze, finetune, tune, report, training),
+    *(analyze, compare, finetune, tune, report, training),
     *(cache, push, bake, verify),
     *(enabling, completion),
 )

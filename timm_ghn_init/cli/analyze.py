@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sources import DEFAULT
+from ..text import logger
 from ..version import __version__
 from .arguments import Command, add_architecture, nested, whole
 from .files import output_path, writing
-from .messages import UserError, mistakes, table
-from .models import build, create_architecture, read_source
+from .messages import UserError, mistakes, one_line, table
+from .models import read_source, with_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import nn
+    from torch import Tensor, nn
 
     from ..analysis.embeddings import Architecture
+    from ..analysis.inits import Create
+
+_logger = logger(__name__)
 
 _OUTPUT = "a picture, and its numbers beside it as FILE.json; or FILE.json alone"
 
@@ -25,20 +29,41 @@ _OUTPUT = "a picture, and its numbers beside it as FILE.json; or FILE.json alone
 def add(command: Command) -> None:
     sub = nested(command("analyze", analyze))
     _add_correlations(sub("correlations", correlations))
+    _add_signal(sub("signal", signal))
     _add_embed(sub("embed", embed))
 
 
 def analyze(args: argparse.Namespace) -> int:
-    """Show how alike channels are, or where a GHN places architectures, without any training."""
+    """Show how alike channels are, what becomes of signals, or where a GHN places architectures, without training."""
     raise AssertionError("its commands run instead")
 
 
-def _add_correlations(sub: argparse.ArgumentParser) -> None:
+def _add_sources(sub: argparse.ArgumentParser) -> None:
     add_architecture(sub)
     default = "rand,orth,ghn,ghn-orth"
     sub.add_argument(
         "--sources", default=default, metavar="A,B,...", help=f"also pretrained, timm (default: {default})"
     )
+
+
+def _at_hand(args: argparse.Namespace) -> "tuple[Create, list[str], int]":
+    """What makes the network, the sources that can be had, and the exit status: 1 where others cannot."""
+    from ..analysis import obtainable
+
+    def create(pretrained: bool) -> "nn.Module":
+        return with_weights(args, pretrained)
+
+    with mistakes(ValueError):
+        found, missing = obtainable(create, [s.strip() for s in args.sources.split(",")])
+    if not found:
+        raise UserError(next(iter(missing.values())))
+    for init, reason in missing.items():
+        _logger.warning("%s is left out: %s", init, one_line(reason))
+    return create, found, 1 if missing else 0
+
+
+def _add_correlations(sub: argparse.ArgumentParser) -> None:
+    _add_sources(sub)
     sub.add_argument("--layers", default="", metavar="1,20,...", help="whose distribution is shown (default: four)")
     sub.add_argument("--seed", type=whole(0), default=0, help="of what is random (default: %(default)s)")
     sub.add_argument("-o", "--output", required=True, metavar="FILE.svg|png|json", help=_OUTPUT)
@@ -48,16 +73,10 @@ def correlations(args: argparse.Namespace) -> int:
     """Compare how much the channels of each layer correlate under several initialisations (the paper's Figure 2)."""
     from ..analysis import compare, correlation_figure
 
-    output = picture_path(args.output)
+    output, layers = picture_path(args.output), _numbers(args.layers)
+    create, sources, status = _at_hand(args)
     with mistakes(ValueError):
-        data = compare(
-            lambda pretrained: _with_weights(args) if pretrained else create_architecture(args),
-            [s.strip() for s in args.sources.split(",")],
-            name=args.arch,
-            seed=args.seed,
-            layers=_numbers(args.layers),
-            input_size=args.img_size,
-        )
+        data = compare(create, sources, name=args.arch, seed=args.seed, layers=layers, input_size=args.img_size)
     write_picture(output, data, lambda: correlation_figure(data))
     selected = [data["layers"][i - 1] for i in data["selected"]]
     rows = [
@@ -66,14 +85,7 @@ def correlations(args: argparse.Namespace) -> int:
     ]
     print("Standard deviation of the correlations between channels\n")
     print(table(("initialisation", *(f"layer {i['layer']}" for i in selected), "mean of all"), rows))
-    return 0
-
-
-def _with_weights(args: argparse.Namespace) -> "nn.Module":
-    """The architecture with timm's weights."""
-    import timm
-
-    return timm.create_model(args.arch, pretrained=True, **build(args)[1])
+    return status
 
 
 def _cell(value: float | None) -> str:
@@ -90,6 +102,62 @@ def _numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")] if text else []
     except ValueError:
         raise UserError(f"--layers {text}: is not a list of whole numbers such as 1,20,37.") from None
+
+
+def _add_signal(sub: argparse.ArgumentParser) -> None:
+    _add_sources(sub)
+    sub.add_argument(
+        "--data", default="noise", help="noise, digits, cifar10, fashion-mnist or a folder (default: %(default)s)"
+    )
+    sub.add_argument("--data-dir", metavar="DIR", help="where named data sets are, or go to (default: data)")
+    sub.add_argument("-b", "--batch-size", type=whole(2), default=8, metavar="N", help="default: %(default)s")
+    sub.add_argument("--seed", type=whole(0), default=0, help="of what is random (default: %(default)s)")
+    sub.add_argument("-o", "--output", required=True, metavar="FILE.svg|png|json", help=_OUTPUT)
+
+
+def signal(args: argparse.Namespace) -> int:
+    """Follow signals through an untrained network, forwards and backwards: what vanishes, explodes, dies, and where."""
+    from ..analysis import signal_figure, signals
+
+    output = picture_path(args.output)
+    create, sources, status = _at_hand(args)
+    images, labels = _images(args, create(False))
+    with mistakes(ValueError):
+        data = signals(create, sources, images, labels, name=args.arch, seed=args.seed)
+    data["data"] = args.data
+    write_picture(output, data, lambda: signal_figure(data))
+    print(
+        table(
+            _SIGNAL_COLUMNS, [(r["init"], _cell(r["logits"]), _cell(r["between"]), r["verdict"]) for r in data["inits"]]
+        )
+    )
+    return status
+
+
+_SIGNAL_COLUMNS = ("initialisation", "spread of logits", "between images", "")
+
+
+def _images(args: argparse.Namespace, model: "nn.Module") -> "tuple[Tensor, Tensor | None]":
+    """Images as the network wants them, and their classes."""
+    import torch
+
+    from ..images import DatasetError
+    from ..images.datasets import some_images
+
+    config: Any = model.pretrained_cfg  # of every model of timm
+    channels, height, width = config["input_size"]
+    channels = args.in_chans or channels
+    if args.img_size:
+        height = width = args.img_size
+    if args.data == "noise":
+        generator = torch.Generator().manual_seed(args.seed)
+        return torch.randn(args.batch_size, channels, height, width, generator=generator), None
+    if channels != 3 or height != width:
+        raise UserError(f"--data {args.data}: {args.arch} takes {channels}x{height}x{width}; only noise can be had so.")
+    with mistakes(DatasetError):
+        some = some_images(args.data, args.batch_size, height, args.data_dir)
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+    return (some.images / 255 - mean) / std, some.labels
 
 
 def _add_embed(sub: argparse.ArgumentParser) -> None:

@@ -40,6 +40,14 @@ def build(args: argparse.Namespace) -> "tuple[nn.Module, dict[str, Any]]":
     return timm.create_model(args.arch, pretrained=False, **options), options
 
 
+def with_weights(args: argparse.Namespace, pretrained: bool) -> "nn.Module":
+    """The architecture, with timm's weights if they are asked for."""
+    import timm
+
+    model, options = build(args)
+    return timm.create_model(args.arch, pretrained=True, **options) if pretrained else model
+
+
 def _check_architecture(arch: str) -> None:
     import timm
 

@@ -57,6 +57,24 @@ def load(name: str, size: int = 32, folder: str | Path | None = None) -> Dataset
     return Dataset(Path(name).resolve().name, _read(train, size, name), held_out, train.classes, True)
 
 
+def some_images(name: str, n: int, size: int, folder: str | Path | None = None) -> Split:
+    """The first of the images to test on, at any size; of a folder no others are read.
+
+    Args:
+        name, folder: as in `load`.
+        n: how many, or all if there are fewer.
+        size: height and width, in pixels.
+
+    Raises:
+        DatasetError: as `load`.
+    """
+    if name in _NAMED:
+        few = load(name, folder=folder).test.take(torch.arange(n))
+        return Split(_resize(few.images, size), few.labels)
+    _, test = open_folder(name)
+    return _read(test.take(mixed(len(test))[:n].tolist()), size, name)
+
+
 def open_folder(name: str) -> tuple[Files, Files]:
     """The files of a folder that has the place of a data set, to train and to test on, see `find_images`.
 

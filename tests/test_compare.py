@@ -1,0 +1,104 @@
+"""Two sets of weights side by side."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from timm_ghn_init.analysis.difference import differences, summary
+from timm_ghn_init.cli import main
+
+
+def test_numbers() -> None:
+    x = torch.tensor([3.0, 4.0])
+    first = {"same": x, "turned": x, "shape": x, "a": x, "nil": torch.zeros(2), "one": torch.ones(1)}
+    second = {"same": x, "turned": -x, "shape": torch.ones(3), "b": x, "nil": torch.zeros(2), "one": torch.ones(1)}
+    rows = {row.name: row for row in differences(first, second)}
+    assert list(rows) == ["same", "turned", "shape", "a", "nil", "one", "b"]
+    assert rows["turned"].norms == (5, 5)
+    assert rows["turned"].distance == 2
+    assert rows["turned"].correlation == pytest.approx(-1)
+    assert (rows["same"].distance, rows["same"].correlation) == (0, pytest.approx(1))
+    assert (rows["nil"].distance, rows["nil"].correlation) == (0, None)
+    assert (rows["shape"].distance, rows["a"].shapes, rows["b"].norms) == (None, ((2,), None), (None, 5))
+    total = summary(list(rows.values()))
+    assert total["equal"] == ["same", "nil", "one"]
+    assert (total["different"], total["shape"], total["first"], total["second"]) == (
+        ["turned"],
+        ["shape"],
+        ["a"],
+        ["b"],
+    )
+    assert total["distance"] == pytest.approx(10 / 51**0.5)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    assert (
+        main(["predict", "test_resnet", "--source", "ghn2-formula-orth", "--num-classes", "10", "-q", "-o", str(path)])
+        == 0
+    )
+    return path
+
+
+def test_a_file_and_the_source_it_came_from(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Architecture and number of classes are those of the file. Only the classifier is drawn, from the same seed."""
+    capsys.readouterr()
+    main(["compare", str(file), "ghn2-formula-orth", "-q", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert {name.partition(".")[0] for name in said["different"]} <= {"fc"}
+    assert (said["first"], said["second"], said["shape"]) == ([], [], [])
+    assert (said["predicted in A only"], said["predicted in B only"]) == ([], [])
+
+
+def test_post_processing_changes_late_layers_only(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["compare", str(file), "rand", "-q", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["predicted in B only"] == []
+    assert main(["compare", "ghn2-formula", "ghn2-formula-orth", "--arch", "test_resnet", "-q"]) == 1
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.split("\n\n")[0].splitlines()[1:]]
+    assert {line[0] for line in lines} == {
+        "layer3.0.downsample.1.weight", "layer4.0.conv1.weight", "layer4.0.conv2.weight", "layer4.0.downsample.1.weight"
+    } - {"layer3.0.downsample.1.weight"}  # fmt: skip
+    assert "tensors are equal to the bit" in out
+
+
+def test_a_checkpoint_of_torch(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = timm.create_model("test_resnet", num_classes=7)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "c.pt")
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "c.pt"), str(tmp_path / "c.pt")]) == 0
+    assert main(["compare", str(file), str(tmp_path / "c.pt")]) == 1
+    assert "of another shape: 2 (fc.bias ...)" in capsys.readouterr().out
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return print, ("code ran",)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["none.safetensors", "rand"], "no such file"),
+        (["rand", "orth"], "--arch"),
+        (["ghn9", "orth", "--arch", "test_resnet"], "ghn9"),
+        (["rand", "orth", "--arch", "resnet51"], "resnet51"),
+        (["evil.pt", "evil.pt"], "evil"),
+        (["text.safetensors", "text.safetensors"], "text"),
+    ],
+)
+def test_mistakes(
+    argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Evil()}, "evil.pt")
+    Path("text.safetensors").write_text("no weights")
+    assert main(["compare", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err

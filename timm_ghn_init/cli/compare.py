@@ -1,0 +1,136 @@
+"""`compare`: two files of weights or sources, side by side."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .arguments import Command, add_model_options, whole
+from .messages import UserError, mistakes, one_line, table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..analysis.difference import Difference
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+
+
+class _Weights(NamedTuple):
+    """Weights, and which of them were predicted; None where nobody knows."""
+
+    tensors: "dict[str, Tensor]"
+    predicted: frozenset[str] | None
+
+
+def add(command: Command) -> None:
+    sub = command("compare", compare)
+    for name, which in (("first", "A"), ("second", "B")):
+        sub.add_argument(name, metavar=which, help="a file or folder of weights, or a source; also pretrained, timm")
+    sub.add_argument("--arch", metavar="ARCH", help="for sources (default: what a file says that predict wrote)")
+    add_model_options(sub)
+    sub.add_argument("--seed", type=whole(0), default=0, help="of what is random (default: %(default)s)")
+    sub.add_argument("--json", action="store_true", help="for programs")
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Compare two files of weights or sources, tensor by tensor; exit status 1 where they differ."""
+    from ..analysis.difference import differences, summary
+
+    files = [_file(text) for text in (args.first, args.second)]
+    about = next((a for path in files if path and (a := _about(path))), {})
+    first, second = (
+        _read(path) if path else _made(text, args, about)
+        for path, text in zip(files, (args.first, args.second), strict=True)
+    )
+    rows = differences(first.tensors, second.tensors)
+    total = summary(rows)
+    if first.predicted is not None and second.predicted is not None:
+        total["predicted in A only"] = sorted(first.predicted - second.predicted)
+        total["predicted in B only"] = sorted(second.predicted - first.predicted)
+    print(json.dumps({**total, "tensors": [row._asdict() for row in rows]}) if args.json else _as_text(rows, total))
+    return 0 if len(total["equal"]) == len(rows) else 1
+
+
+def _file(text: str) -> Path | None:
+    """The file that is meant; None for a source."""
+    path = Path(text)
+    if path.is_dir():
+        path = path / "model.safetensors"  # as predict -o DIR/ and bake write it
+    if path.suffix not in _SUFFIXES or text.startswith("file:"):
+        return None
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file.")
+    return path
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What a file says of itself that this package has written."""
+    from ..weights.files import WeightsError, read_about
+
+    try:
+        return read_about(path)
+    except WeightsError:
+        return {}
+
+
+def _read(path: Path) -> _Weights:
+    import pickle
+
+    from safetensors import SafetensorError
+    from timm.models import load_state_dict
+
+    try:
+        tensors = load_state_dict(str(path), use_ema=False, weights_only=True)
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as weights, tensors by name: {one_line(error)[:200]}") from error
+    predicted = _about(path).get("predicted")
+    return _Weights(tensors, None if predicted is None else frozenset(predicted))
+
+
+def _made(init: str, args: argparse.Namespace, about: dict[str, Any]) -> _Weights:
+    """The weights of a source, for the architecture of an option or of the other file."""
+    from ..analysis.inits import initialised
+    from .models import with_weights
+
+    arch = args.arch or about.get("architecture")
+    if not isinstance(arch, str):
+        raise UserError(f"{init}: for which architecture? Say --arch ARCH.")
+    if args.arch is None and args.num_classes is None:
+        args.num_classes = about.get("num_classes")
+    args.arch = arch
+    with mistakes(ValueError):
+        made = initialised(lambda pretrained: with_weights(args, pretrained), init, seed=args.seed)
+    return _Weights(made.model.state_dict(), made.predicted)
+
+
+def _as_text(rows: "list[Difference]", total: dict[str, Any]) -> str:
+    shown = [row for row in rows if row.distance != 0]
+    lines = []
+    if shown:
+        header = ("tensor", "A", "B", "norm A", "norm B", "distance", "correlation")
+        lines += [table(header, map(_cells, shown)), ""]
+    lines.append(
+        f"{len(total['equal'])} of {len(rows)} tensors are equal to the bit; the distance of all that both have is "
+        f"{total['distance']:.3g} of the larger norm."
+    )
+    for name, what in _REMARKS.items():
+        if total.get(name):
+            names = total[name]
+            lines.append(f"{what}: {len(names)} ({names[0]}{' ...' * (len(names) > 1)})")
+    return "\n".join(lines)
+
+
+_REMARKS = {
+    "shape": "of another shape",
+    "first": "in A only",
+    "second": "in B only",
+    "predicted in A only": "predicted in A only",
+    "predicted in B only": "predicted in B only",
+}
+
+
+def _cells(row: "Difference") -> tuple[str, ...]:
+    shapes = ["-" if s is None else "x".join(map(str, s)) or "scalar" for s in row.shapes]
+    numbers = [*row.norms, row.distance, row.correlation]
+    return row.name, *shapes, *("-" if n is None else f"{n:.3g}" for n in numbers)
