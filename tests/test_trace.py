@@ -734,6 +734,22 @@ ATTENTION: dict[str, tuple[Make, str, dict[str, str]]] = {
     "relative product": (attention(relative_product, table=lambda: param(16, 4)), ATTEND, RELATIVE),
     "relative product, fused": (attention(relative_product_fused, table=lambda: param(16, 4)), ATTEND, RELATIVE),
     "relative product, indexed": (attention(relative_product_indexed, table=lambda: param(49, 4)), ATTEND, RELATIVE),
+    "rows of a codebook": (
+        lambda: Net(
+            lambda m, x: m.out((t := tokens(m.c(x))) + (t @ m.codes.T).softmax(-1) @ m.codes),
+            **{"c": conv(), "codes": param(5, 8), "out": linear()},
+        ),
+        "input > conv c.weight > conv out.weight",
+        {"codes": "rows that attention looks up"},
+    ),
+    "two memories": (
+        lambda: Net(
+            lambda m, x: m.out((tokens(x) @ m.keys.T).softmax(-1) @ m.values),
+            **{"keys": param(5, 8), "values": param(5, 8), "out": linear()},
+        ),
+        "input > conv keys > conv values > conv out.weight",
+        {},
+    ),
     "bias by an MLP": (
         attention(bias_by_mlp, mlp=lambda: nn.Sequential(linear(1, 5), nn.ReLU(), linear(5, 2))),
         f"{ATTEND}; input > conv mlp.0.weight > conv mlp.2.weight > msa",

@@ -63,6 +63,17 @@ def attention(tape: Tape, args: Any, kwargs: Any, out: Any) -> Value:
     return Value(tape.add(Op("msa", merged.origin))) if merged.origin else merged
 
 
+def lookup(tape: Tape, weights: Value, rows: Value) -> Value | None:
+    """Attention whose keys and values are rows of one parameter: a codebook, no layer. None if it is none."""
+    keys = [tape.ops[i] for i in weights.origin if tape.ops[i].kind == "conv" and tape.ops[i].param in rows.leaves]
+    if weights.attention != "weights" or not keys or any(is_layer(tape.owner(op.param)) for op in keys):
+        return None
+    for op in keys:
+        op.contracted = True
+        tape.uses.pop(op.param, None)
+    return tape.merge((weights, rows), "rows that attention looks up")
+
+
 def sum_of_scores(tape: Tape, a: Value, b: Value) -> Value:
     """A sum with attention scores in it: its terms are parts of the attention, if one follows."""
     attention = max(a.attention, b.attention)

@@ -9,7 +9,7 @@ from ..modules import is_convolution, is_layer
 from ..reduce import Op
 from ..tape import Tape
 from ..values import Value, union
-from .attention import among_pairs, attention_product
+from .attention import among_pairs, attention_product, lookup
 from .biases import add_bias, is_bias
 from .merges import summed, unstacked
 from .moments import inner_product
@@ -50,7 +50,7 @@ def product(
     added = args[bias] if bias is not None and len(args) > bias else None
     a, b, c = tape.value(args[left]), tape.value(args[right]), tape.value(added)
     if _is_weight(tape, b, a):
-        value = _layer_product(tape, a, b, args[right], out, -1)
+        value = lookup(tape, a, b) or _layer_product(tape, a, b, args[right], out, -1)
     elif _is_weight(tape, a, b):
         value = _layer_product(tape, b, a, args[left], out, -2 if out.dim() > 1 else -1)
     elif a.origin and b.origin:
