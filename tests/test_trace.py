@@ -634,6 +634,45 @@ def bias_by_mlp(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.transpose(-2, -1) + bias).softmax(-1) @ v
 
 
+def exp_over_sum(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.transpose(-2, -1)
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
+def divided_afterwards(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = (q @ k.transpose(-2, -1)).exp()
+    return weights @ v / weights.sum(-1, keepdim=True)
+
+
+def by_log_sum_exp(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.transpose(-2, -1)
+    return (scores - scores.logsumexp(-1, keepdim=True)).exp() @ v
+
+
+def written_out_for_keys(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    k = k.exp()
+    return q.log_softmax(-1).exp() @ ((k / k.sum(-2, keepdim=True)).transpose(-2, -1) @ v)
+
+
+def mixed_and_normed(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = torch.einsum("bhnm,hg->bnmg", (q @ k.transpose(-2, -1)).softmax(-1), m.mix)
+    return m.norm(weights).permute(0, 3, 1, 2) @ v
+
+
+def linear_attention(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    return torch.einsum("bhnc,bhcd,bhn->bhnd", q, k.transpose(-2, -1) @ v, 1 / (q * k.sum(2, keepdim=True)).sum(-1))
+
+
+def by_sigmoid(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-2, -1) + q @ m.table.t()).sigmoid() @ v
+
+
+def normalised_per_head(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return fused(m, F.normalize(q, dim=-1) * m.gain, F.normalize(k, dim=-1) * m.temperature, v)
+
+
 ATTEND = "input > conv qkv.weight > msa > conv proj.weight"
 RELATIVE = {"table": "relative-position table"}
 ATTENTION: dict[str, tuple[Make, str, dict[str, str]]] = {
@@ -662,6 +701,20 @@ ATTENTION: dict[str, tuple[Make, str, dict[str, str]]] = {
         attention(lambda m, q, k, v: F.relu(q) @ (F.relu(k).transpose(-2, -1) @ v)),
         "input > conv qkv.weight > conv proj.weight",
         {},
+    ),
+    "exp over sum": (attention(exp_over_sum), ATTEND, {}),
+    "exp, divided afterwards": (attention(divided_afterwards), ATTEND, {}),
+    "exp less logsumexp": (attention(by_log_sum_exp), ATTEND, {}),
+    "two softmaxes, written out": (attention(written_out_for_keys), ATTEND, {}),
+    "mixed and normed": (
+        attention(mixed_and_normed, mix=lambda: param(2, 2), norm=lambda: nn.LayerNorm(2)),
+        f"{ATTEND}; conv qkv.weight > conv mix > ln norm.weight > msa",
+        {},
+    ),
+    "normalised per head": (
+        attention(normalised_per_head, gain=lambda: param(2, 1, 4), temperature=lambda: param(2, 1, 1)),
+        f"{ATTEND}; conv qkv.weight > ln gain > msa",
+        {"temperature": "learned scale"},
     ),
     "with a residual": (
         attention(lambda m, q, k, v: fused(m, q, k, v) + v),
@@ -703,6 +756,63 @@ def test_attention(make: Make, chains: str, extra: dict[str, str]) -> None:
     assert_graph(graph, chains)
     assert set(graph.skipped) == set(extra)
     assert all(reason in graph.skipped[name] for name, reason in extra.items())
+
+
+WITHOUT_SOFTMAX: dict[str, Attend] = {
+    "sigmoid": by_sigmoid,
+    "ReLU": lambda m, q, k, v: (q @ k.transpose(-2, -1)).relu() / 16 @ v,
+    "sigmoid, renormalised": lambda m, q, k, v: F.normalize((q @ k.transpose(-2, -1)).sigmoid(), 1, -1) @ v,
+    "sigmoid, heads mixed": lambda m, q, k, v: (
+        m.mix((q @ k.transpose(-2, -1)).sigmoid().permute(0, 2, 3, 1)).permute(0, 3, 1, 2) @ v
+    ),
+    "linear": linear_attention,
+    "cross-covariance": lambda m, q, k, v: v @ (q.transpose(-2, -1) @ k).relu(),
+}
+
+
+@pytest.mark.parametrize("attend", WITHOUT_SOFTMAX.values(), ids=WITHOUT_SOFTMAX)
+def test_attention_without_a_softmax_ends_at_its_projection(attend: Attend) -> None:
+    """Two blocks: there is no `msa`; biases, residual sums and the classifier are what they are elsewhere."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = tokens(x)
+        for block in (m.first, m.second):
+            q, k, v = block.qkv(x).reshape(-1, 16, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+            x = x + block.proj(attend(m, q, k, v).transpose(1, 2).reshape(-1, 16, 8)).relu()
+        return m.head(x.mean(1))
+
+    def block() -> nn.Module:
+        return Net(abs, qkv=linear(8, 24, bias=True), proj=linear(bias=True))
+
+    mix, table = linear(2, 2, bias=True), param(16, 4)
+    graph = trace(Net(run, first=block(), second=block(), head=linear(8, 5, bias=True), mix=mix, table=table), SIZE)
+    assert sum(n.primitive == "msa" for n in graph.nodes) == 0
+    assert sum(n.primitive == "sum" for n in graph.nodes) == 2
+    assert {n for n in graph.skipped if "mix" not in n} == {"table"}
+    assert {"head.weight", "head.bias"} == heads(graph)
+
+
+@pytest.mark.parametrize("classes", [5, 16])
+def test_a_product_of_features_with_themselves_is_no_attention(classes: int) -> None:
+    """Bilinear pooling."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = m.c(x).flatten(2)
+        x = m.f((x @ x.transpose(1, 2)).flatten(1))
+        return m.head(x + m.g(x))
+
+    model = Net(run, c=conv(8, 4), f=linear(16, 8, True), g=linear(bias=True), head=linear(8, classes, True))
+    assert_graph(
+        trace(model, SIZE),
+        "input > conv c.weight > conv f.weight > bias f.bias > conv g.weight > bias g.bias > sum;"
+        "bias f.bias > sum > conv head.weight > bias head.bias",
+    )
+
+
+def test_a_matrix_made_of_the_input_leaves_a_residual() -> None:
+    """Not all that looks like scores at first is: here features are multiplied with a matrix of their own."""
+    model = Net(lambda m, x: tokens(x) + tokens(x) @ m.w(x.mean((2, 3))).view(-1, 8, 8), w=linear(8, 64))
+    assert_graph(trace(model, SIZE), "input > glob_avg > conv w.weight > sum; input > sum")
 
 
 def multihead(run: Callable[..., Tensor], **kwargs: Any) -> nn.Module:

@@ -33,13 +33,14 @@ def _convolve(
     weight, bias = tape.value(used), tape.value(added)
     if not weight.leaves:
         return tape.merge((x, weight, bias), "the bias of a layer without a weight of its own")
-    kernel = tuple(used.shape)
-    if weight.origin:  # one kernel for each image: a group of one convolution
-        kernel = _kernel(tape, weight, used)
-        groups //= used.shape[0] // kernel[0]
+    shape = tuple(used.shape)
+    if weight.origin:  # one kernel for each image, which is a group of the convolution
+        shape = _kernel(tape, weight, used)
+        groups //= used.shape[0] // shape[0]
     kind = "conv" if groups == 1 else "dil_conv" if min(dilation) > 1 else "sep_conv"
     grid = (out.shape[-2], out.shape[-1]) if out.dim() == 4 else None
-    value = _add_layer(tape, kind, x, weight, used, out, kernel[1] * groups if transposed else kernel[0], grid)
+    kernel = shape if weight.origin else None
+    value = _add_layer(tape, kind, x, weight, used, out, shape[1] * groups if transposed else shape[0], kernel, grid)
     return add_bias(tape, value, bias, added) if bias.leaves else value
 
 
@@ -80,8 +81,10 @@ def _is_weight(tape: Tape, weight: Value, x: Value) -> bool:
     main = tape.main_leaf(weight, 0)
     if tape.parameters[main].dim() < 2:
         return False
+    if x.origin:
+        return True
     # With no input on the other side (learned queries, coordinates) only the class of the layer can tell.
-    return bool(x.origin) or is_layer(tape.owner(main))
+    return is_layer(tape.owner(main)) and not any(is_layer(tape.owner(name)) for name in x.leaves)
 
 
 def _layer_product(tape: Tape, x: Value, weight: Value, used: Tensor, out: Tensor, channels: int) -> Value:
@@ -96,7 +99,8 @@ def _layer_product(tape: Tape, x: Value, weight: Value, used: Tensor, out: Tenso
     stacked = held.dim() > 4 and held.shape[0] == used.shape[-1 if channels == -2 else -2] != out.shape[channels]
     if x.origin and (flat or stacked):
         return Value(x.origin, weight.leaves)  # mixes kernels: the layer is the convolution that follows
-    return _add_layer(tape, "conv", x, weight, used, out, out.shape[channels])
+    kernel = tuple(held.shape)[-2:] if weight.origin else None  # one matrix for each image
+    return _add_layer(tape, "conv", x, weight, used, out, out.shape[channels], kernel)
 
 
 def _bias_or_table(tape: Tape, x: Value, bias: Value, used: Any) -> Value:
@@ -113,23 +117,29 @@ def _add_layer(
     used: Tensor,
     out: Tensor,
     channels: int,
+    kernel: tuple[int, ...] | None = None,
     grid: tuple[int, int] | None = None,
 ) -> Value:
+    """A layer's node.
+
+    Args:
+        used: the weight as it is used.
+        out, channels: what the layer puts out, and how many channels that has.
+        kernel: the weight's shape, where the input mixes or scales it: each expert is predicted as what they make.
+        grid: spatial size of the output.
+    """
     for name in x.leaves:
-        tape.explain(name, "a token or query that goes through a layer")
+        tape.explain(name, "goes through a layer, as a token or a query")
     main = tape.main_leaf(weight, used.numel())
-    shape = tape.node_shape(weight, main, used)
-    kernel = None
-    if weight.origin:  # scaled or mixed by the input: each expert is predicted as the kernel that they make
-        kernel = shape = _kernel(tape, weight, used)
+    shape = kernel or tape.node_shape(weight, main, used)
     origin = tape.add(Op(kind, x.origin | weight.origin, main, shape, channels=channels, grid=grid))
     tape.use(weight, len(tape.ops) - 1, "weight", shape, main, kernel=kernel)
     return among_pairs(tape, x, Value(origin), out.numel() // channels)
 
 
 def _kernel(tape: Tape, weight: Value, used: Tensor) -> tuple[int, ...]:
-    """(K, C/groups, kh, kw) of a convolution, or (K, C), that is made for each image from one or several of them."""
+    """(K, C/groups, kh, kw) of a convolution's kernel that is made for each image from one or several parameters."""
     shape = tuple(tape.parameters[tape.main_leaf(weight, used.numel())].shape)
-    if len(shape) == 2 and used.dim() > 2:  # (experts, numel)
+    if len(shape) == 2:  # (experts, numel)
         return (shape[1] // math.prod(used.shape[1:]), *used.shape[1:])
     return shape[1:] if len(shape) > used.dim() else shape

@@ -131,6 +131,8 @@ def scaled(tape: Tape, a: Value, b: Value, first: Tensor, second: Tensor, out: T
     if a.origin and b.origin:
         if division and is_softmax(a, b):
             return Value(a.origin | b.origin, attention="weights")
+        if division and b.attention == "weights" and not a.attention:
+            return a  # by the sum of the weights that were applied
         value = union((a, b))
         if not (division or a.origin == b.origin or value.attention or value.leaves):
             larger = a if first.numel() >= second.numel() else b
@@ -150,8 +152,8 @@ def _scale_by_parameter(
 ) -> Value:
     if not p.leaves:
         return multiplied(tape, x, p, x, division) if p.norm else x
-    if features.numel() == 1 and used.numel() > 1 and tape.is_free(x.origin):
-        return p  # a weight that is scaled, by its spectral norm for instance
+    if {tape.ops[index].param for index in x.origin} <= p.leaves and tape.is_free(x.origin):
+        return p  # a weight scaled by a function of its own, its spectral norm for instance
     value = tape.merge((x, p), "a learned scale of the features (layer scale, temperature, affine ...)")
     value = value._replace(norm=x.norm)
     if sum(s > 1 for s in used.shape) > 1 and features.numel() < out.numel() and out.numel() % used.numel() == 0:

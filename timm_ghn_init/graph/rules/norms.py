@@ -37,7 +37,7 @@ def _over(tape: Tape, args: Any, primitive: str) -> Over:
 def add_norm(tape: Tape, primitive: str, x: Value, weight: Value, used: Tensor, response: bool = False) -> Value:
     """A norm's node, for its weight."""
     for name in x.leaves:
-        tape.explain(name, "a token or query that goes through a norm")
+        tape.explain(name, "goes through a norm, as a token or a query")
     main = tape.main_leaf(weight, used.numel())
     shape = without_ones(tuple(tape.parameters[main].shape))
     origin = tape.add(Op(primitive, x.origin, main, shape, channels=math.prod(shape)))
