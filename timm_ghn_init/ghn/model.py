@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..graph import PRIMITIVES, Dialect, Graph, Node, Target
+from ..graph import PRIMITIVES, Dialect, Graph, Node, Place, Target
 from ..threads import one_thread
 from .decoders import ConvDecoder, MLPDecoder, resize
 from .gated_gnn import MLP, GatedGNN, NodeMLP
@@ -224,14 +224,14 @@ class GHN(nn.Module):
     def _tile(self, target: Target, block: Tensor) -> Tile:
         """Bring one prediction into the form of its parameter: kernel size, number of dimensions, scale."""
         shape = target.kernel or target.shape
-        if target.role == "pos_enc":
+        if target.place is not None:
             shape = _as_kernel(target)
         if block.dim() == 4:
             block = resize(block, _as_kernel(target)[2:])
         if self.weight_norm and target.role not in ("norm", "bias"):
             block = normalise(block, shape, target.role)
-        if target.role == "pos_enc":
-            return Tile(_as_position(block, target), target)
+        if target.place is not None:
+            return Tile(_as_position(block, target.place), target)
         return Tile(_with_dims(block, len(shape)), target)
 
 
@@ -253,9 +253,8 @@ def _target(graph: Graph, name: str) -> Target:
 
 def _as_kernel(target: Target) -> tuple[int, int, int, int]:
     """A weight's shape as (K, C, kh, kw); of a 3-D convolution the spatial part, which is repeated over time."""
-    if target.role == "pos_enc":
-        channels = target.shape[-1] if target.layout in ("tokens", "hwc") else target.shape[-3]
-        return (1, channels, *(target.grid or (1, 1)))
+    if target.place is not None:
+        return (1, target.place.box[target.place.channels][1], *target.place.grid)
     shape = target.kernel or target.shape
     k, c, *kernel = shape
     kh, kw = (*kernel, 1, 1)[:2] if len(kernel) < 3 else kernel[-2:]
@@ -273,11 +272,16 @@ def _with_dims(block: Tensor, dims: int) -> Tensor:
     return block.flatten(dims - 1) if dims == block.dim() else block.reshape(block.shape[:dims])
 
 
-def _as_position(block: Tensor, target: Target) -> Tensor:
+def _as_position(block: Tensor, place: Place) -> Tensor:
     """(1, C0, h, w) repeated to all channels and brought into the parameter's layout."""
-    _, channels, h, w = _as_kernel(target)
-    repeated = block.repeat(1, -(-channels // block.shape[1]), 1, 1)[0, :channels]  # (C, h, w)
-    if target.layout == "chw":
-        return repeated
-    rows = repeated.permute(1, 2, 0)
-    return rows.reshape(h * w, channels) if target.layout == "tokens" else rows
+    channels = place.box[place.channels][1]
+    values = block.repeat(1, -(-channels // block.shape[1]), 1, 1)[0, :channels]  # (C, h, w)
+    if len(place.axes) == 1:
+        h, w = place.grid
+        values = values.flatten(1).repeat(1, place.box[place.axes[0]][1] // (h * w))  # e.g. for every time of a video
+    dims = (place.channels, *place.axes)
+    values = values.permute(sorted(range(len(dims)), key=dims.__getitem__))
+    shape = [1] * len(place.box)
+    for dim, extent in zip(sorted(dims), values.shape, strict=True):
+        shape[dim] = extent
+    return values.reshape(shape)

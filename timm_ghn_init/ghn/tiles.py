@@ -30,7 +30,7 @@ class Tile:
     def write_(self, parameter: Tensor) -> None:
         """Fill a parameter in place, casting to its dtype.
 
-        The rows of class and register tokens in a position embedding, which a GHN does not predict, are left alone.
+        The rows of a position embedding that are not predicted (see `Target.part`) are left alone.
         """
         target = self.target
         if target.role == "pos_enc":
@@ -64,13 +64,14 @@ class Tile:
             _repeat(part, block.roll(columns, 1) if columns else block, target.offset + offset[0])
 
     def _write_position_(self, part: Tensor, offset: Sequence[int]) -> None:
-        """Tokens come first, and where they are, only the positions after them are predicted."""
-        values = self.block.expand(self.target.part(torch.empty(self.target.shape, device="meta")).shape)
-        for dim in range(part.dim()):
-            start = offset[dim] - (self.target.shape[dim] - values.shape[dim])
-            if start < 0:
-                part, start = part.narrow(dim, min(-start, part.shape[dim]), max(0, part.shape[dim] + start)), 0
-            values = values.narrow(dim, start, part.shape[dim])
+        box = self.target.place.box if self.target.place is not None else ()
+        values = self.block.expand([count for _, count in box])
+        for dim, (first, count) in enumerate(box):
+            start, stop = max(first, offset[dim]), min(first + count, offset[dim] + part.shape[dim])
+            if stop <= start:
+                return
+            part = part.narrow(dim, start - offset[dim], stop - start)
+            values = values.narrow(dim, start - first, stop - start)
         part.copy_(values)
 
     def _write_experts_(self, part: Tensor, offset: Sequence[int]) -> None:

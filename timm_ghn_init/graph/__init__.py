@@ -1,6 +1,6 @@
 """A network's primitive graph: model -> Graph. Knows torch.nn, nothing of hypernetworks or timm."""
 
-from .graph import PRIMITIVES, Dialect, Graph, Node, Role, Target
+from .graph import PRIMITIVES, Dialect, Graph, Node, Place, Role, Target
 from .trace import TraceError, model_name, trace
 from .unsupported import refuse_unsupported
 
@@ -9,6 +9,7 @@ __all__ = [
     "Dialect",
     "Graph",
     "Node",
+    "Place",
     "Role",
     "Target",
     "TraceError",

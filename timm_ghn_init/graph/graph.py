@@ -42,6 +42,15 @@ class Node(NamedTuple):
     shape: tuple[int, ...] | None  # the parameter's, or (1, 1, kh, kw) for pooling
 
 
+class Place(NamedTuple):
+    """Where a position embedding has its values: those that the forward uses, without those of class tokens."""
+
+    axes: tuple[int, ...]  # the dimension of positions, or those of rows and columns
+    channels: int  # the dimension of channels
+    grid: tuple[int, int]  # rows and columns
+    box: tuple[tuple[int, int], ...]  # first index and how many, for each dimension of the parameter
+
+
 class Target(NamedTuple):
     """One parameter that can be predicted, and the node whose embedding it is decoded from.
 
@@ -56,19 +65,32 @@ class Target(NamedTuple):
     offset: int = 0
     classifier: bool = False
     kernel: tuple[int, ...] | None = None  # weights stored in another shape than they are used in, e.g. experts
-    layout: str = ""  # of a position embedding: "tokens" (.., L, C), "hwc" or "chw"
-    grid: tuple[int, int] | None = None  # of a position embedding: rows and columns of its spatial part
+    place: Place | None = None  # of a position embedding
 
     @property
     def whole(self) -> bool:
-        """Whether every value is predicted: not those of class and register tokens in a position embedding."""
-        return self.layout != "tokens" or self.grid is None or self.grid[0] * self.grid[1] == self.shape[-2]
+        """Whether every value is predicted: of a position embedding only those that are used, without tokens."""
+        return self.place is None or self.shape == tuple(count for _, count in self.place.box)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Of a position embedding: rows and columns."""
+        return None if self.place is None else self.place.grid
+
+    @property
+    def layout(self) -> str:
+        """Of a position embedding: "tokens" (one dimension of positions), "hwc" or "chw"."""
+        if self.place is None:
+            return ""
+        if len(self.place.axes) == 1:
+            return "tokens"
+        return "chw" if self.place.channels < self.place.axes[0] else "hwc"
 
     def part(self, parameter: "Tensor") -> "Tensor":
-        """The values of a parameter that are predicted, as a view: all, or without those of the tokens."""
-        if self.whole or self.grid is None:
-            return parameter
-        return parameter[..., -self.grid[0] * self.grid[1] :, :]
+        """The values of a parameter that are predicted, as a view."""
+        for dim, (first, count) in enumerate(self.place.box if self.place is not None else ()):
+            parameter = parameter.narrow(dim, first, count)
+        return parameter
 
 
 @dataclass(frozen=True)

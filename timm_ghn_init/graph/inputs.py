@@ -27,6 +27,15 @@ _CHANNELS = ("in_chans", "num_channels", "in_channels")
 _NO_FEATURES = re.compile("mask|position")  # of a keyword whose values are neither an image nor tokens
 
 
+class Placed(NamedTuple):
+    """Arguments of a forward pass on a device."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    features: list[Tensor]  # those tensors among them that hold features or tokens
+    values: list[tuple[Tensor, Tensor]]  # of whole numbers
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Arguments of a forward pass."""
@@ -34,19 +43,18 @@ class Inputs:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def on(self, device: str) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
-        """Copies of the arguments on a device, and those tensors among them that hold features or tokens.
-
-        What has no values is zero, and nothing is where the device is "meta".
-        """
+    def on(self, device: str) -> "Placed":
+        """Copies of the arguments on a device. What has no values is zero there, but nothing has any on "meta"."""
         memo: dict[int, Any] = {}
-        features = []
+        features, values = [], []
         for name, tensor in self._tensors():
             memo[id(tensor)] = placed = _placed(tensor, device)
             if tensor.dtype != torch.bool and not _NO_FEATURES.search(name):
                 features.append(placed)
+            if not tensor.is_floating_point():
+                values.append((placed, _placed(tensor, "cpu")))
         args, kwargs = copy.deepcopy((self.args, dict(self.kwargs)), memo)
-        return args, kwargs, features
+        return Placed(args, kwargs, features, values)
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -54,6 +62,12 @@ class Inputs:
         tensors = list(self._tensors())
         name, tensor = next((found for found in tensors if found[1].is_floating_point()), tensors[0])
         return _without_batch(name, tensor)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """The positions of a sequence, None of anything else."""
+        lengths = [t.shape[-1] for _, t in self._tensors() if t.dim() == (3 if t.is_floating_point() else 2)]
+        return (lengths[0], 1) if lengths else None
 
     @property
     def batch(self) -> int | None:

@@ -15,6 +15,7 @@ class Isolation(NamedTuple):
     """A model that is being run in isolation."""
 
     parameters: dict[str, Tensor]  # the stand-ins by the name of the parameter, one for all names of a tied one
+    buffers: list[tuple[Tensor, Tensor]]  # stand-ins and what they stand for
     keep: Callable[[Tensor], None]  # to be called before an operation writes to a tensor
 
 
@@ -40,12 +41,16 @@ def isolated(
     named = (*parameters.items(), *modules[0].named_buffers()) if values else ()
     stand_ins = {id(t): values[name] for name, t in named if name in values}
 
+    buffers: list[tuple[Tensor, Tensor]] = []
+
     def stand_in(tensor: Tensor) -> Tensor:
         if id(tensor) not in stand_ins:
             stand_ins[id(tensor)] = _stand_in(tensor, device)
+            buffers.append((stand_ins[id(tensor)], tensor))
         return stand_ins[id(tensor)]
 
     names = {name: stand_in(p) for name, p in parameters.items()}
+    buffers.clear()
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its fused operators are opaque
     try:
@@ -58,7 +63,7 @@ def isolated(
         for m in undo.hidden:
             m.__dict__["training"] = False  # `eval` does not reach them
         with torch.random.fork_rng(devices=()):  # a forward on the CPU might draw numbers
-            yield Isolation(names, undo.keep)
+            yield Isolation(names, buffers, undo.keep)
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         undo()

@@ -15,7 +15,7 @@ from .inputs import Inputs
 from .isolate import isolated
 from .modules import unrolled_once
 from .nested import named_tensors
-from .primitives import OPERATORS
+from .primitives import OPERATORS, constant
 from .rules.moments import running_statistics
 from .shapes import infer
 from .tape import Tape, tensors_of, written_by
@@ -78,15 +78,18 @@ class Recorder(TorchDispatchMode):
         tape = self.tape
         with isolated(self.modules, tape.parameters, device, values or {}) as isolation, torch.no_grad():
             self._keep = isolation.keep
+            tape.stand_ins = isolation.parameters
             for name, tensor in isolation.parameters.items():
                 if tensor.is_floating_point():
                     tape.assign(tensor, Value(leaves=frozenset((name,))))
                 else:
                     tape.explain(name, f"{tensor.dtype} values, and a GHN predicts real numbers")
-            args, kwargs, features = inputs.on(device)
-            for x in features:
+            placed = inputs.on(device)
+            for x in placed.features:
                 tape.assign(x, FEATURES)
-                tape.batch = len(x) if x.dim() else tape.batch
+            tape.batch, tape.ops[0].grid = inputs.batch or tape.batch, inputs.grid
+            for known, original in (*isolation.buffers, *placed.values):
+                tape.provenance.know(known, original)
             for buffer in (b for m in self.modules for b in m._buffers.values() if b is not None):
                 if buffer.is_floating_point() and 1 < buffer.numel() == max(buffer.shape):
                     tape.assign(buffer, running_statistics(buffer))
@@ -94,7 +97,7 @@ class Recorder(TorchDispatchMode):
                 if isinstance(module, nn.RNNBase):
                     module.__dict__["forward"] = partial(unrolled_once, module)
             with self:
-                output = self._call(args, kwargs)
+                output = self._call(placed.args, placed.kwargs)
         self.outputs = [(name, tuple(t.shape), tape.value(t)) for name, t in named_tensors(output)]
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -127,7 +130,10 @@ class Recorder(TorchDispatchMode):
             raise
         for tensor in written:
             tape.write(tensor, value)
+            tape.provenance.wrote(tensor)
         outputs = tensors_of((out,), {})
+        if not value.origin or (value == FEATURES and not any(t.is_floating_point() for t in outputs)):
+            tape.provenance.note(func, args, kwargs, outputs, by_shape=rule is constant)
         for tensor in outputs:
             carries = _carries(tensor, value)
             tape.assign(tensor, value if carries else CONSTANT)

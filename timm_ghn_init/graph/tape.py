@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .graph import Role
+from .graph import Place, Role
+from .provenance import Provenance
 from .reduce import NO_OPS, Op
 from .values import CONSTANT, Value, union
 
@@ -20,6 +21,7 @@ class Use(NamedTuple):
     shape: tuple[int, ...]
     offset: int = 0
     kernel: tuple[int, ...] | None = None
+    place: Place | None = None
 
 
 class Tape:
@@ -32,6 +34,7 @@ class Tape:
         reasons: of parameters that were seen in a place that is not predicted.
         picks: operations that indices or masks were computed from.
         batch: how many examples the model is run on.
+        provenance: of tensors that are computed from parameters and constants.
     """
 
     def __init__(self, model: nn.Module, batch: int = 2) -> None:
@@ -41,6 +44,8 @@ class Tape:
         self.uses: dict[str, list[Use]] = {}
         self.reasons: dict[str, str] = {}
         self.picks: frozenset[int] = NO_OPS
+        self.provenance = Provenance()
+        self.stand_ins: dict[str, Tensor] = {}
         self._owners = {id(p): m for m in model.modules() for p in m._parameters.values() if p is not None}
         self._values: dict[int, tuple[int, Value]] = {}  # by id of the tensor: (time, value)
         self._writes: dict[int, tuple[int, Value]] = {}  # by id of the storage: what was last written in place
@@ -140,6 +145,10 @@ class Tape:
             return size == numel, not is_mask(self.parameters[name]), size, name.endswith("weight")
 
         return max(sorted(value.leaves), key=rank)
+
+    def numbers(self, tensor: Tensor, name: str) -> list[Tensor]:
+        """As `Provenance.numbers`, of a parameter by name."""
+        return self.provenance.numbers(tensor, self.stand_ins[name])
 
     def owner(self, name: str) -> nn.Module | None:
         return self._owners.get(id(self.parameters[name]))

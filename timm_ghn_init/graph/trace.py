@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from . import positions
 from .adapters import leave_adapters
 from .classifier import Output, by_place, declared_classifier, last_of
 from .graph import Dialect, Graph, Node, Target
 from .inputs import Inputs, attribute
+from .positions import united
 from .record import TraceError, record
 from .recorder import Recorder
 from .reduce import Op, ancestors, reduce
@@ -80,7 +80,7 @@ def _build(recorder: Recorder, inputs: Inputs, dialect: Dialect, declared: set[s
     leave_adapters(tape)
     order, edges = reduce(ops, frozenset[int]().union(*(value.origin for _, _, value in recorder.outputs)), dialect)
     index = {op: node for node, op in enumerate(order)}
-    nodes = tuple(Node(op.kind, op.param, _node_shape(op)) for op in (ops[i] for i in order))
+    nodes = tuple(Node(op.kind, op.param, op.shape) for op in (ops[i] for i in order))
     pairs = np.array([(index[u], index[v]) for u, v in edges], dtype=np.int64).reshape(-1, 2)
     if declared is None:
         outputs = [
@@ -92,8 +92,9 @@ def _build(recorder: Recorder, inputs: Inputs, dialect: Dialect, declared: set[s
         heads = last_of(declared, nodes, pairs)
     targets = {}
     for name, parameter in parameters.items():
-        use = next((u for u in tape.uses.get(name, ()) if u.op in index), None)  # of a layer called twice the first
-        if use is not None:
+        uses = [u for u in tape.uses.get(name, ()) if u.op in index]
+        if uses:
+            use = uses[0]._replace(place=united([u.place for u in uses]))  # of a layer called twice the first
             targets[name] = _target(name, tuple(parameter.shape), use, ops[use.op], index[use.op], name in heads)
     if not targets:
         raise TraceError(
@@ -120,17 +121,9 @@ def _nodes_of(origin: frozenset[int], ops: Sequence[Op], index: dict[int, int]) 
     return tuple(sorted(found))
 
 
-def _node_shape(op: Op) -> tuple[int, ...] | None:
-    return op.shape if op.kind != "pos_enc" or op.shape is None else positions.node_shape(op.shape, op.channels)
-
-
 def _target(name: str, shape: tuple[int, ...], use: Use, op: Op, node: int, head: bool) -> Target:
     head = head and op.kind in ("conv", "bias")  # not the norm of a head that has one
     kernel = use.kernel
     if use.role in ("norm", "bias") and kernel is None and len(shape) > 1:
         kernel = (math.prod(shape),)  # a vector, written as (1, C, 1, 1) or so
-    target = Target(name, shape, node, use.role, use.offset, head, kernel)
-    if use.role == "pos_enc":
-        layout = positions.layout_of(shape, op.channels)
-        return target._replace(layout=layout, grid=positions.grid_of(shape, layout, op.grid))
-    return target
+    return Target(name, shape, node, use.role, use.offset, head, kernel, use.place)

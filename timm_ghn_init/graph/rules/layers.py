@@ -38,7 +38,7 @@ def _convolve(
         shape = _kernel(tape, weight, used)
         groups //= used.shape[0] // shape[0]
     kind = "conv" if groups == 1 else "dil_conv" if min(dilation) > 1 else "sep_conv"
-    grid = (out.shape[-2], out.shape[-1]) if out.dim() == 4 else None
+    grid = (out.shape[-2], out.shape[-1]) if out.dim() > 3 else None
     kernel = shape if weight.origin else None
     value = _add_layer(tape, kind, x, weight, used, out, shape[1] * groups if transposed else shape[0], kernel, grid)
     return add_bias(tape, value, bias, added) if bias.leaves else value

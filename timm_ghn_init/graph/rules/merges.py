@@ -9,7 +9,7 @@ from ..reduce import Op
 from ..tape import Tape, tensors_of
 from ..values import Moment, Value, joined, union
 from .attention import sum_of_scores
-from .biases import add_bias, is_bias
+from .biases import add_bias, is_bias, is_bias_of_blocks
 from .moments import added, completed, inverted, is_softmax, moment, multiplied, reduced, scaled_by, shifted_by
 from .norms import add_norm_bias, is_norm_bias
 
@@ -71,12 +71,13 @@ def _add_parameter(tape: Tape, x: Value, p: Value, used: Tensor, out: Tensor) ->
     extents = [s for s in used.shape if s > 1]
     if len(extents) == 1 and is_bias(tape, x, p, extents[0]):
         return add_bias(tape, x, p, used)
-    if x.attention == "scores":
+    if is_bias_of_blocks(tape, x, p):
+        return add_bias(tape, x, p, used)
+    if x.attention:
         return tape.merge((x, p), "an attention bias or relative-position table")
-    if len(extents) >= 2 and (used.dim() < out.dim() or used.shape[0] == 1 or used.stride(0) == 0):
-        return add_position(tape, x, p, out)
-    what = "table of positions, looked up for each patch," if len(extents) > 1 else "learned scalar or vector"
-    value = tape.merge((x, p), f"a {what} added to the features")
+    if len(extents) > 1:
+        return add_position(tape, x, p, used, out)
+    value = tape.merge((x, p), "a learned scalar or vector added to the features")
     return shifted_by(value._replace(norm=x.norm), p, used)
 
 
