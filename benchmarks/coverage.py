@@ -124,7 +124,7 @@ def on_meta(task: Task) -> Record:
         "tensors": len(sizes),
         "values": sum(sizes.values()),
         "predicted_tensors": len(graph.targets),
-        "predicted_values": sum(sizes[name] for name in graph.targets),
+        "predicted_values": sum(target.numel for target in graph.targets.values()),
         "unpredicted": unpredicted,
         "violations": missed_layers(model, graph),
         "seconds": {"build": built - start, "trace": traced - built},

@@ -1,5 +1,6 @@
 """The primitive graph of a network: what goes into a Graph HyperNetwork."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
@@ -71,6 +72,11 @@ class Target(NamedTuple):
     def whole(self) -> bool:
         """Whether every value is predicted: of a position embedding only those that are used, without tokens."""
         return self.place is None or self.shape == tuple(count for _, count in self.place.box)
+
+    @property
+    def numel(self) -> int:
+        """How many values are predicted."""
+        return math.prod(self.shape if self.place is None else (count for _, count in self.place.box))
 
     @property
     def grid(self) -> tuple[int, int] | None:
