@@ -12,7 +12,7 @@ pytest.importorskip("hypothesis")
 from hostile_files import INPUTS, RAN, attempt, sound_files
 from hypothesis import given, settings
 
-EXAMPLES = 300
+EXAMPLES = 200
 
 
 @pytest.mark.parametrize("kind", INPUTS)

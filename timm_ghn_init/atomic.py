@@ -116,7 +116,7 @@ def append(path: Path, line: bytes) -> None:
         path: of a file that nobody else writes to at the moment.
         line: without its end. It begins a new line also where the last one was cut off when a machine went down.
     """
-    with open(path, "ab+", buffering=0) as file:
+    with _named(path), open(path, "ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
         rest = (b"" if file.read(1) in (b"", b"\n") else b"\n") + line + b"\n"
