@@ -3,6 +3,7 @@
 import copy
 import functools
 import io
+import json
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,7 @@ import timm
 import torch
 from timm import create_model, model_entrypoint  # on purpose by name
 from timm.models import _builder, build_model_with_cfg
-from timm_models import READS_VALUES
+from timm_models import LOCAL_DIR, READS_VALUES
 
 import timm_ghn_init
 from timm_ghn_init import GHN, save_ghn, trace
@@ -241,6 +242,19 @@ def test_another_tag_lends_its_data_config() -> None:
     model = create_model("resnet18.a1_in1k", pretrained="ghn")
     usual = timm.get_pretrained_cfg("resnet18.a1_in1k")
     assert model.pretrained_cfg["crop_pct"] == usual.crop_pct
+    assert str(model.pretrained_cfg["source"]).startswith("file:")
+
+
+@LOCAL_DIR
+def test_a_place_lends_its_data_config(tmp_path: Path) -> None:
+    """A name that is a place says what weights there are, and a source which ones to take."""
+    config = {"architecture": ARCH, "num_classes": 7, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "num_classes": 7}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    model = create_model(f"local-dir:{tmp_path}", pretrained="ghn")
+    torch.manual_seed(0)
+    assert same(model, predicted_by_hand(ARCH, num_classes=7))
+    assert tuple(model.pretrained_cfg["mean"]) == (0.1, 0.2, 0.3)
     assert str(model.pretrained_cfg["source"]).startswith("file:")
 
 
