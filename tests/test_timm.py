@@ -376,6 +376,11 @@ def test_an_architecture_that_bypasses_timms_loader_is_an_error() -> None:
     def entrypoint(pretrained: bool = False, **kwargs: object) -> torch.nn.Module:
         return torch.nn.Linear(3, 3)
 
+    def with_a_part(pretrained: bool = False, **kwargs: object) -> torch.nn.Module:
+        return torch.nn.Sequential(timm.models.test_resnet(pretrained="rand"), torch.nn.Linear(1000, 2))
+
+    with registered("with_a_part", with_a_part), pytest.raises(RuntimeError, match=r"with_a_part.*init_model"):
+        create_model("with_a_part", pretrained="ghn")
     with registered("bypass", entrypoint):
         for create in (functools.partial(create_model, "bypass"), model_entrypoint("bypass")):
             with pytest.raises(RuntimeError, match=r"bypass.*init_model"):

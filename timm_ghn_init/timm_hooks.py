@@ -198,8 +198,8 @@ def _base_cfg(model_name: str, given: Any) -> Any:
 class _Creation:
     """A `create_model` call that asks for one of our sources."""
 
-    def __init__(self, deferred: DeferredInit | None) -> None:
-        self.deferred = deferred
+    def __init__(self, source: Source, deferred: DeferredInit | None) -> None:
+        self.source, self.deferred = source, deferred
         self.report: InitReport | None = None
 
     def settle(self, overwritten: list[nn.Parameter]) -> None:
@@ -211,7 +211,7 @@ class _Creation:
 def _create(model_name: str, create: Callable[..., nn.Module], source: Source, *args: Any, **kwargs: Any) -> nn.Module:
     """Build a model and make sure that it was really initialised: never hand out other weights under this name."""
     # What the prediction will overwrite need not be drawn at random first.
-    outer, creation = getattr(_current, "creation", None), _Creation(deferred_init(create, args, kwargs))
+    outer, creation = getattr(_current, "creation", None), _Creation(source, deferred_init(create, args, kwargs))
     _current.creation = creation
     try:
         with creation.deferred or nullcontext():
@@ -258,7 +258,7 @@ def _initialise(model: nn.Module, source: Source) -> InitReport:
     from .initialize import initialise
 
     creation = getattr(_current, "creation", None)
-    if creation is None:  # a pretrained_cfg of ours, passed on by hand
+    if creation is None or creation.source != source:  # not by `create_model`, or a part of what it builds
         if source.push:
             _logger.warning("push=1 has no effect here: it needs timm.create_model, or init_model.")
         return initialise(model, source)
