@@ -20,7 +20,7 @@ from multiprocessing import spawn
 from typing import Any
 
 from . import cli
-from .cli.arguments import PROG
+from .cli.messages import PROG, did_you_mean
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         return run_script(first, rest)
     return _mistake(
         f"{first!r} is neither a command ({', '.join(cli.commands())}) nor a script "
-        "(a path that ends in .py, an existing file, or -m MODULE)"
+        f"(a path that ends in .py, an existing file, or -m MODULE).{did_you_mean(first, cli.commands())}"
     )
 
 

@@ -9,15 +9,15 @@ post-processing of arXiv 2207.10049, Section 3. `KEYS` lists the keys. The paper
 
 import atexit
 import difflib
-import math
 import re
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from .checks import FLAG, NAMESPACE, NOT_NEGATIVE, SEED, Kind, either, instance, one_of, whole
 
 DEFAULT = "ghn"
 SHIPPED = "ghn2-formula"
@@ -166,65 +166,27 @@ BASELINES: dict[str, Baseline] = {
 
 
 class _Key(NamedTuple):
-    """One `key=value`: how its value is read from text (ValueError if it cannot be), and which values there are."""
+    """One `key=value`: which values there are, and the field of `Source` that holds them."""
 
-    read: Callable[[str], Any]
-    valid: Callable[[Any], bool]
-    wanted: str
+    kind: Kind
     field: str
     predicts: bool = True  # False: it changes where weights are kept, not what they are
 
 
-def _whole(text: str) -> int:
-    if not re.fullmatch(r"-?[0-9]+", text):  # int() takes "1_0" and " 1" as well
-        raise ValueError(text)
-    return int(text)
-
-
-def _flag(text: str) -> bool:
-    return {"0": False, "1": True}[text]
-
-
-def _is_int(value: Any, low: int, high: int = 2**63 - 1) -> bool:
-    return type(value) is int and low <= value <= high
-
-
-def _is_beta(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
-
-
-def _is_bool(value: Any) -> bool:
-    return type(value) is bool
-
-
-def is_namespace(value: Any) -> bool:
-    """Whether something can be the name of a user or an organisation on the Hub."""
-    return (
-        isinstance(value, str) and re.fullmatch(r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]{0,94}\w)?", value, re.A) is not None
-    )
-
+_SPELLING = instance("text, e.g. ghn2-orth", str)
+_SWITCH = replace(FLAG, wanted="0 or 1")
+_BETA = replace(NOT_NEGATIVE, wanted=f"{NOT_NEGATIVE.wanted}, e.g. 3e-5")
 
 # In the order in which `str(source)` writes them.
 KEYS: dict[str, _Key] = {
-    "layer": _Key(
-        lambda text: text if text == "auto" else _whole(text),
-        lambda value: value == "auto" or _is_int(value, 1),
-        "a whole number from 1 on, or auto",
-        "layer",
-    ),
-    "beta": _Key(float, _is_beta, "a finite number from 0 on, e.g. 3e-5", "beta"),
-    "seed": _Key(_whole, lambda value: value is None or _is_int(value, 0), "a whole number from 0 on", "seed"),
-    "orth": _Key(_flag, _is_bool, "0 or 1", "orthogonal"),
-    "classifier": _Key(_flag, _is_bool, "0 or 1", "classifier"),
-    "cache": _Key(_flag, lambda value: value is None or _is_bool(value), "0 or 1", "cache", predicts=False),
-    "hub": _Key(
-        str,
-        lambda value: value is None or is_namespace(value),
-        "the name of a user or an organisation on the Hub",
-        "hub",
-        predicts=False,
-    ),
-    "push": _Key(_flag, _is_bool, "0 or 1", "push", predicts=False),
+    "layer": _Key(either(whole(1), one_of("auto")), "layer"),
+    "beta": _Key(_BETA, "beta"),
+    "seed": _Key(SEED, "seed"),
+    "orth": _Key(_SWITCH, "orthogonal"),
+    "classifier": _Key(_SWITCH, "classifier"),
+    "cache": _Key(_SWITCH, "cache", predicts=False),
+    "hub": _Key(NAMESPACE, "hub", predicts=False),
+    "push": _Key(_SWITCH, "push", predicts=False),
 }
 
 
@@ -267,13 +229,13 @@ class Source:
     push: bool = False
 
     def __post_init__(self) -> None:
+        _SPELLING.check("name", self.name)
         _check_name(self.name, self.name)
-        if not _is_bool(self.orth):
-            raise ValueError(f"Source {self.name!r}: orth must be True or False, not {self.orth!r}.")
+        FLAG.check(f"Source {self.name!r}: orth", self.orth)
         for name, key in KEYS.items():
             value = getattr(self, key.field)
-            if not key.valid(value):
-                raise ValueError(f"Source {self.name!r}: {name} must be {key.wanted}, not {value!r}.")
+            if value is not None or _DEFAULTS[key.field] is not None:
+                key.kind.check(f"Source {self.name!r}: {name}", value)
         _check_orth(self.name, self.orth, f"{self.name}-orth")
         for name, key in KEYS.items():
             if name not in self.keys and getattr(self, key.field) != _DEFAULTS[key.field]:
@@ -377,6 +339,7 @@ def parse_source(text: str | Source) -> Source:
     """
     if isinstance(text, Source):
         return text
+    _SPELLING.check("source", text)
     match = _SYNTAX.fullmatch(text)
     assert match is not None  # the pattern's last alternatives match anything
     name, orth, query = match["name"], bool(match["orth"]), match["query"]
@@ -412,11 +375,9 @@ def _read_query(query: str, text: str, source: str) -> dict[str, Any]:
         if key.field in values:
             raise ValueError(f"Source {text!r}: the key {name} is given twice.")
         try:
-            values[key.field] = key.read(value)
-            if not key.valid(values[key.field]):
-                raise ValueError(value)
-        except (ValueError, KeyError):
-            raise ValueError(f"Source {text!r}: {name} must be {key.wanted}, not {value!r}.") from None
+            values[key.field] = key.kind.read(value)
+        except ValueError as error:
+            raise ValueError(f"Source {text!r}: {name} {error}.") from None
     return values
 
 

@@ -1,13 +1,12 @@
 """The command line, `timm-ghn-init COMMAND`; `timm-ghn-init --help` lists the commands.
 
-Exit status: 0; 1 where a check finds a difference; 2 with one line on stderr for a mistake of the user. Results go to
-stdout, all else to stderr. One module here for each command or family of commands; each has an `add`, which declares
-options and no more, and what is slow to import is imported when a command runs.
+Exit status: 0; 1 where a check finds a difference; 2 with one line on stderr for a mistake of the user or a fault of
+disk, memory or network; 130 for an interrupt. Results go to stdout, all else to stderr. One module here for each
+command or family of commands; each has an `add`, which declares options and no more, and what is slow to import is
+imported when a command runs.
 """
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 
 from ..text import logger
@@ -31,9 +30,8 @@ from . import (
     verify,
 )
 from .arguments import PROG, ArgumentParser, Run
-from .messages import is_mistake, logging_to_stderr, one_line
-
-_logger = logger(__name__)
+from .messages import logging_to_stderr
+from .way_out import leave
 
 FAMILIES = (  # in the order of --help
     *(predict, inspect, graph, ghns),
@@ -54,22 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises:
         SystemExit: by argparse, for `--help`, `--version` and wrong options.
+        Exception: a bug.
     """
-    args = _parser()[0].parse_args(argv)
-    with logging_to_stderr(args.verbose - args.quiet):
-        try:
-            status = args.run(args)
-            sys.stdout.flush()
-            return status
-        except BrokenPipeError:  # the reader, `head` for instance, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        except Exception as error:
-            if not is_mistake(error):
-                raise
-            _logger.debug("Traceback:", exc_info=True)
-            print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
-            return 2
+    args = argparse.Namespace(go_on="")
+
+    def work() -> int:
+        _parser()[0].parse_args(argv, args)
+        with logging_to_stderr(args.verbose - args.quiet):
+            return args.run(args)
+
+    return leave(work, lambda: args.go_on)
 
 
 def commands() -> list[str]:
@@ -87,9 +79,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, run: Run) -> argparse.ArgumentParser:
+    def command(name: str, run: Run, go_on: str = "") -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
-        sub.set_defaults(run=run, parser=parser)
+        sub.set_defaults(run=run, go_on=go_on, parser=parser)
         sub.add_argument("-v", "--verbose", action="count", default=0, help="more messages")
         sub.add_argument("-q", "--quiet", action="count", default=0, help="fewer messages")
         return sub

@@ -3,28 +3,32 @@
 import argparse
 import ast
 import re
+import sys
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any, NoReturn, Protocol
 
-from .messages import one_line
+from .. import checks
+from ..checks import Kind
+from .messages import PROG, did_you_mean, one_line
 
-PROG = "timm-ghn-init"
 Run = Callable[[argparse.Namespace], int]
+AGAIN = "run the same command again to go on"
 
 
 class Command(Protocol):
-    """Declares a command; its help is the docstring of what runs it."""
+    """Declares a command; its help is the docstring of what runs it, `go_on` what to do after an interrupt."""
 
-    def __call__(self, name: str, run: Run) -> argparse.ArgumentParser: ...
+    def __call__(self, name: str, run: Run, go_on: str = "") -> argparse.ArgumentParser: ...
 
 
 def nested(parser: argparse.ArgumentParser) -> Command:
     """What declares the commands of a command; -v and -q may stand before them and after them."""
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, run: Run) -> argparse.ArgumentParser:
+    def command(name: str, run: Run, go_on: str = "") -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, go_on=go_on)
         for option in ("-v", "--verbose"), ("-q", "--quiet"):
             sub.add_argument(*option, action="count", default=argparse.SUPPRESS, help="as before the command")
         return sub
@@ -33,10 +37,37 @@ def nested(parser: argparse.ArgumentParser) -> Command:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """One line for a mistake, without the usage."""
+    """One line for a mistake, without the usage; the help that it points to is that of the command."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{PROG}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print(message, end="", file=file or sys.stderr)  # argparse's own passes over errors
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._subparsers is None:  # before what is missing because of it
+            self._refuse([arg for arg in takewhile(lambda arg: arg != "--", args or ()) if self._is_unknown(arg)])
+        namespace, rest = super().parse_known_args(args, namespace)
+        self._refuse(rest)
+        return namespace, rest
+
+    def _is_unknown(self, argument: str) -> bool:
+        name, known = argument.partition("=")[0], self._option_string_actions
+        return name.startswith("--") and not any(option.startswith(name) for option in known)
+
+    def _refuse(self, rest: list[str]) -> None:
+        if rest:
+            options = [option for option in self._option_string_actions if option.startswith("--")]
+            close = did_you_mean(rest[0].partition("=")[0], options) if rest[0].startswith("-") else ""
+            self.error(f"unrecognized arguments: {' '.join(rest)}{'.' * bool(close)}{close}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action.choices, dict) and value not in action.choices:  # of commands
+            names = list(action.choices)
+            close = did_you_mean(value, names) or f" There are {', '.join(names)}."
+            raise argparse.ArgumentError(None, f"{value!r} is no command.{close}")
+        super()._check_value(action, value)
 
 
 class KeyValue(argparse.Action):
@@ -50,22 +81,26 @@ class KeyValue(argparse.Action):
                 parser.error(f"argument {option}: {text!r} is not key=value")
             try:
                 pairs[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # or too deep for a literal
                 pairs[key] = value
         setattr(namespace, self.dest, pairs)
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """The type of an option that takes a whole number, of which `least` is the smallest."""
+def option(kind: Kind) -> Callable[[str], Any]:
+    """The type of an option whose value is of a kind."""
 
-    def read(text: str) -> int:
-        number = int(text)
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return number
+    def read(text: str) -> Any:
+        try:
+            return kind.read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-    read.__name__ = "whole number"  # argparse: "invalid whole number value"
     return read
+
+
+def whole(low: int = 0, high: int | None = None) -> Callable[[str], int]:
+    """The type of an option that takes a whole number, from `low` on or up to `high`."""
+    return option(checks.whole(low) if high is None else checks.whole(low, high))
 
 
 def seconds(text: str) -> float:
@@ -73,7 +108,10 @@ def seconds(text: str) -> float:
     match = re.fullmatch(r"([0-9]+\.?[0-9]*)([smh]?)", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90m, 1.5h or 600")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    return option(checks.POSITIVE)(str(float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]))
+
+
+number = option(checks.FINITE)
 
 
 def add_architecture(parser: argparse.ArgumentParser) -> None:
@@ -93,5 +131,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def add_prediction(parser: argparse.ArgumentParser) -> None:
     """What predicts, from which seed, and where."""
     parser.add_argument("--source", default="ghn-orth", help="which GHN, see list (default: %(default)s)")
-    parser.add_argument("--seed", type=whole(0), help="of all that is random (default: the source's own, else 0)")
+    parser.add_argument(
+        "--seed", type=option(checks.SEED), help="of all that is random (default: the source's own, else 0)"
+    )
     parser.add_argument("--device", help="where to predict (default: CUDA if there is one, else CPU)")

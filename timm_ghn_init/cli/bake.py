@@ -7,9 +7,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from ..sources import Source, is_namespace
+from ..checks import NAMESPACE
+from ..sources import Source
 from ..text import logger
-from .arguments import Command, add_model_options, add_prediction
+from .arguments import AGAIN, Command, add_model_options, add_prediction, option
 from .files import writing_folder
 from .messages import UserError, did_you_mean, one_line, table
 from .models import build_initialised, model_key, read_source
@@ -20,13 +21,13 @@ FAILED = "failed"
 
 
 def add(command: Command) -> None:
-    sub = command("bake", bake)
+    sub = command("bake", bake, go_on=AGAIN)
     sub.add_argument("--models", required=True, metavar="'A*,B'", help="architectures of timm, with * and ?")
     add_model_options(sub)
     add_prediction(sub)
     where = sub.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, metavar="DIR", help="a folder in it for each, for timm's local-dir:")
-    where.add_argument("--hub", type=_namespace, metavar="ORG", help="a repository there for each, for ?hub=ORG")
+    where.add_argument("--hub", type=option(NAMESPACE), metavar="ORG", help="a repository there for each, for ?hub=ORG")
     sub.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="the I-th of N parts, from 1/N to N/N")
 
 
@@ -138,9 +139,3 @@ def _shard(text: str) -> tuple[int, int]:
     if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N")
     return int(part) - 1, int(parts)
-
-
-def _namespace(text: str) -> str:
-    if not is_namespace(text):
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be the name of a user or an organisation on the Hub")
-    return text

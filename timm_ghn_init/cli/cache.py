@@ -40,7 +40,10 @@ def _row(entry: "Entry") -> tuple[object, ...]:
 
     from ..weights.files import WeightsError, read_about
 
-    used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+    try:
+        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):  # of a clock, or a file system, that is out of its mind
+        used = "(no date)"
     try:
         about = read_about(entry.path)
     except (OSError, WeightsError):

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from .arguments import Command, seconds, whole
+from ..checks import PROCESSES
+from .arguments import AGAIN, Command, number, option, seconds, whole
 from .files import output_path
 from .messages import UserError, mistakes, one_line, table
 from .models import read_device
@@ -23,7 +24,7 @@ _INITS = "rand,orth,ghn,ghn-orth"
 
 
 def add(command: Command) -> None:
-    sub = command("finetune", finetune)
+    sub = command("finetune", finetune, go_on=AGAIN)
     sub.add_argument("arch", metavar="ARCH", help="an architecture of timm")
     sub.add_argument(
         "--init", metavar="A,B,...", help=f"sources, pretrained, timm (default: {_INITS}, or the preset's)"
@@ -37,7 +38,7 @@ def add(command: Command) -> None:
     sub.add_argument("-o", "--output", required=True, metavar="RUNS.jsonl", help="results, added to those there are")
     sub.add_argument("--device", help="default: CUDA if there is one, else CPU")
     sub.add_argument(
-        "--workers", type=whole(0), default=2, metavar="N", help="that read a folder (default: %(default)s)"
+        "--workers", type=option(PROCESSES), default=2, metavar="N", help="that read a folder (default: %(default)s)"
     )
     add_trial_options(sub.add_argument_group("one run", "defaults are those of timm_ghn_init.finetune.Trial"))
     search = sub.add_argument_group("choosing hyper-parameters on the validation images, for each initialisation")
@@ -60,15 +61,15 @@ def add_trial_options(group: Any) -> None:
     )
     group.add_argument("--epochs", type=whole(1), metavar="N")
     group.add_argument("--opt", choices=("sgd", "adamw"))
-    group.add_argument("--lr", type=float)
-    group.add_argument("--weight-decay", type=float)
+    group.add_argument("--lr", type=number)
+    group.add_argument("--weight-decay", type=number)
     group.add_argument("-b", "--batch-size", type=whole(1), metavar="N")
-    group.add_argument("--momentum", type=float)
+    group.add_argument("--momentum", type=number)
     group.add_argument("--sched-on-updates", action="store_true", default=None, help="step the cosine with each update")
-    group.add_argument("--clip-grad", type=float)
-    group.add_argument("--smoothing", type=float)
-    group.add_argument("--drop-path", type=float)
-    group.add_argument("--model-ema-decay", type=float, dest="ema_decay")
+    group.add_argument("--clip-grad", type=number)
+    group.add_argument("--smoothing", type=number)
+    group.add_argument("--drop-path", type=number)
+    group.add_argument("--model-ema-decay", type=number, dest="ema_decay")
     group.add_argument("--amp", action="store_true", default=None, help="bfloat16 autocast")
 
 

@@ -3,14 +3,14 @@
 import argparse
 
 from ..sources import BASELINES, DEFAULT, KNOWN, SUFFIXES, list_sources
-from .arguments import Command
+from .arguments import AGAIN, Command
 from .messages import mistakes, table
 from .models import read_source
 
 
 def add(command: Command) -> None:
     command("list", list_known)
-    sub = command("fetch", fetch)
+    sub = command("fetch", fetch, go_on=AGAIN)
     sub.add_argument("name", metavar="NAME", help="see list")
 
 

@@ -7,19 +7,11 @@ from contextlib import contextmanager
 
 from ..text import clean
 
+PROG = "timm-ghn-init"
+
 
 class UserError(Exception):
     """A mistake of the user; the message says what to do instead."""
-
-
-def is_mistake(error: Exception) -> bool:
-    """Whether an error is told in one line instead of with a traceback."""
-    if isinstance(error, UserError):
-        return True
-    from ..checkpoints.formats import CheckpointError
-    from ..graph import TraceError
-
-    return isinstance(error, (CheckpointError, TraceError))
 
 
 def one_line(text: object) -> str:
@@ -61,12 +53,13 @@ class _Formatter(logging.Formatter):
 
 @contextmanager
 def logging_to_stderr(verbosity: int) -> Iterator[None]:
-    """Our messages on stderr, and timm's with -v."""
+    """Our messages on stderr; with -v timm's as well, and warnings of other libraries."""
     levels = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
     saved = []
-    for name, offset in (("timm_ghn_init", 2), ("timm", 1)):
+    logging.captureWarnings(True)
+    for name, offset in (("timm_ghn_init", 2), ("timm", 1), ("py.warnings", 0)):
         logger = logging.getLogger(name)
         saved.append((logger, logger.level))
         logger.setLevel(levels[min(max(verbosity + offset, 0), 3)])
@@ -74,6 +67,7 @@ def logging_to_stderr(verbosity: int) -> Iterator[None]:
     try:
         yield
     finally:
+        logging.captureWarnings(False)
         for logger, level in saved:
             logger.removeHandler(handler)
             logger.setLevel(level)

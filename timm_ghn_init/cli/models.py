@@ -2,11 +2,14 @@
 
 import argparse
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..checks import shown, whole
 from ..sources import DEFAULT, Source, parse_source
 from ..text import logger
-from .messages import UserError, did_you_mean, mistakes
+from .messages import UserError, did_you_mean, mistakes, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +18,15 @@ if TYPE_CHECKING:
     from ..graph import Graph
     from ..report import InitReport
 
+T = TypeVar("T")
 _logger = logger(__name__)
+
+_OPTIONS = {"num_classes": whole(0), "in_chans": whole(1), "img_size": whole(1)}  # have an option of their own
+_WEIGHTS = (  # of `create_model`, what says where weights come from
+    *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
+    *("checkpoint_path", "cache_dir"),
+)
+_LARGE = 10_000  # a size up to which no model is too large for a machine
 
 
 def create_architecture(args: argparse.Namespace) -> "nn.Module":
@@ -25,18 +36,28 @@ def create_architecture(args: argparse.Namespace) -> "nn.Module":
 
 def build(args: argparse.Namespace) -> "tuple[nn.Module, dict[str, Any]]":
     """The architecture with timm's own initialisation, and the options that it took."""
-    import timm
-
     _check_architecture(args.arch)
     options = model_options(args)
+    given = ", ".join(f"{name}={shown(value)}" for name, value in options.items())
+    try:
+        _check_memory(args, options)
+        return _create(args, options)
+    except Exception as error:  # whatever a model's own code makes of the options
+        if not options or isinstance(error, UserError):
+            raise
+        _logger.debug("%s:", args.arch, exc_info=True)
+        raise UserError(f"{args.arch} cannot be built with {given}: {one_line(error)[:300]}") from error
+
+
+def _create(args: argparse.Namespace, options: dict[str, Any]) -> "tuple[nn.Module, dict[str, Any]]":
+    import timm
+
     try:
         return timm.create_model(args.arch, pretrained=False, **options), options
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+        if "unexpected keyword argument 'img_size'" not in str(error) or args.img_size is None:
             raise
-        if "'img_size'" not in str(error) or args.img_size is None:
-            raise UserError(f"{args.arch}: {error}") from error
-    options.pop("img_size")  # built for any size
+    options = {name: value for name, value in options.items() if name != "img_size"}  # built for any size
     return timm.create_model(args.arch, pretrained=False, **options), options
 
 
@@ -46,6 +67,28 @@ def with_weights(args: argparse.Namespace, pretrained: bool) -> "nn.Module":
 
     model, options = build(args)
     return timm.create_model(args.arch, pretrained=True, **options) if pretrained else model
+
+
+def _check_memory(args: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Raise for a model that this machine cannot hold: the system would kill the process half-way."""
+    import torch
+
+    if not any(isinstance(value, int) and value > _LARGE for value in options.values()):
+        return
+    with torch.device("meta"):
+        model, _ = _create(args, options)
+    needed, there = sum(t.nbytes for t in (*model.parameters(), *model.buffers())), _memory()
+    if there is not None and needed > there:
+        raise UserError(f"{needed / 1e9:,.0f} GB would be needed, and there are {there / 1e9:,.0f} GB of memory")
+
+
+def _memory() -> int | None:
+    """Bytes that this machine can still give, None if it does not say."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024 * sum(int(lines[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _check_architecture(arch: str) -> None:
@@ -64,27 +107,40 @@ def _check_architecture(arch: str) -> None:
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for `create_model`: those that have an option of their own, then the others."""
-    named = {name: getattr(args, name) for name in ("num_classes", "in_chans", "img_size")}
-    return {name: value for name, value in named.items() if value is not None} | args.model_kwargs
+    named = {name: getattr(args, name) for name in _OPTIONS}
+    named = {name: value for name, value in named.items() if value is not None}
+    for name, value in args.model_kwargs.items():
+        if name in _WEIGHTS:
+            raise UserError(f"--model-kwargs {name}=...: which weights the model gets is what --source says.")
+        if name in named:
+            raise UserError(f"--model-kwargs {name}=...: there is --{name.replace('_', '-')} already.")
+        if name in _OPTIONS and isinstance(value, (int, float)):  # some models take two numbers, or none
+            with mistakes(ValueError):
+                _OPTIONS[name].check(f"--model-kwargs {name}", value)
+    return named | args.model_kwargs
 
 
 def trace_model(args: argparse.Namespace) -> "tuple[nn.Module, Graph]":
     """Model and graph, built without memory where that works."""
-    import torch
-
     from ..graph import trace
 
     dialect = _dialect(read_source(args.source))
+    return _without_memory(args, lambda model: (model, trace(model, args.img_size, dialect)))
+
+
+def _without_memory(args: argparse.Namespace, use: "Callable[[nn.Module], T]") -> "T":
+    """What is made of an architecture, on the meta device where that works."""
+    import torch
+
+    _check_architecture(args.arch)
+    options = model_options(args)
     try:
         with torch.device("meta"):
-            model = create_architecture(args)
-        return model, trace(model, args.img_size, dialect)
-    except UserError:
-        raise
+            model, _ = _create(args, options)
+        return use(model)
     except Exception:  # whatever a model's own code raises where there are no values
         _logger.debug("%s is built with real values.", args.arch, exc_info=True)
-    model = create_architecture(args)
-    return model, trace(model, args.img_size, dialect)
+    return use(create_architecture(args))
 
 
 def _dialect(source: Source) -> Any:
@@ -115,32 +171,25 @@ def build_initialised(args: argparse.Namespace, source: Source) -> "tuple[nn.Mod
 
 def model_key(args: argparse.Namespace, source: Source) -> tuple[str, str]:
     """As `finished_key`, of an architecture that is built without memory where that works."""
-    import torch
-
     from ..initialize import finished_key
 
-    try:
-        with torch.device("meta"):
-            model = create_architecture(args)
-        return finished_key(model, source, args.img_size, args.seed)
-    except UserError:
-        raise
-    except Exception:  # whatever a model's own code raises where there are no values
-        _logger.debug("%s is built with real values.", args.arch, exc_info=True)
     with mistakes(ValueError):
-        return finished_key(create_architecture(args), source, args.img_size, args.seed)
+        return _without_memory(args, lambda model: finished_key(model, source, args.img_size, args.seed))
 
 
 def read_device(name: str | None) -> "torch.device | None":
-    """A device that this machine has."""
+    """A device that this machine has, and that can compute."""
     import torch
 
     if name is None:
         return None
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # unknown, or not in this machine or build
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        one = torch.ones(1, device=name)
+        one.item()  # there are no values on meta
+        return one.device
+    except Exception as error:  # unknown, or not in this machine or build; the types have nothing in common
+        cause = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"--device {name}: {cause}") from error
 
 
 def read_source(text: str) -> Source:

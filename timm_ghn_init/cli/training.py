@@ -5,14 +5,15 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from ..checks import PROCESSES, multiple
 from ..sources import is_source
-from .arguments import Command, seconds, whole
+from .arguments import Command, number, option, seconds, whole
 from .messages import mistakes, table
 from .models import read_device, read_source
 
 
 def add(command: Command) -> None:
-    sub = command("train-ghn", train_ghn)
+    sub = command("train-ghn", train_ghn, go_on="run the same command with --resume to go on")
     sub.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the run: checkpoint, log, GHN")
     sub.add_argument(
         "--data", default="formula", help="formula, digits, cifar10, fashion-mnist or a folder (default: %(default)s)"
@@ -28,14 +29,16 @@ def add(command: Command) -> None:
     sub.add_argument("--networks", type=whole(1), default=8, help="per step and process (default: %(default)s)")
     sub.add_argument("--batch-size", type=whole(2), default=32, help="images per network (default: %(default)s)")
     sub.add_argument("--pool", type=whole(1), default=4000, help="different networks in all (default: %(default)s)")
-    sub.add_argument("--max-macs", type=float, help="multiplications per image of a network (default: 2e6)")
-    sub.add_argument("--lr", type=float, default=1e-3, help="default: %(default)s")
-    sub.add_argument("--clip", type=float, default=0.3, help="largest norm of the gradient (default: %(default)s)")
-    sub.add_argument("--hid", type=whole(4), default=32, help="width of node embeddings (default: %(default)s)")
+    sub.add_argument("--max-macs", type=number, help="multiplications per image of a network (default: 2e6)")
+    sub.add_argument("--lr", type=number, default=1e-3, help="default: %(default)s")
+    sub.add_argument("--clip", type=number, default=0.3, help="largest norm of the gradient (default: %(default)s)")
+    sub.add_argument(
+        "--hid", type=option(multiple(4)), default=32, help="width of node embeddings (default: %(default)s)"
+    )
     sub.add_argument("--seed", type=whole(0), default=0)
     sub.add_argument("--device", help="default: CUDA if there is one, else CPU")
-    sub.add_argument("--workers", type=whole(0), default=0, help="processes that prepare images")
-    sub.add_argument("--threads", type=whole(1), help="of PyTorch on the CPU")
+    sub.add_argument("--workers", type=option(PROCESSES), default=0, help="processes that prepare images")
+    sub.add_argument("--threads", type=whole(1, 1024), help="of PyTorch on the CPU")
 
     sub = command("eval-ghn", eval_ghn)
     sub.add_argument("ghn", metavar="GHN", help="a GHN's file or name")

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
 
 from ..checkpoints.download import sha256
 from ..checkpoints.load import fetch, resolve_default
+from ..checks import NOT_NEGATIVE, PART, POSITIVE, SEED, Kind, check_all, one_of, or_none, shown, whole
 from ..sources import is_source, parse_source
 
 PRETRAINED = "pretrained"
@@ -79,11 +78,8 @@ class Trial:
             if field.type is float and type(value) is int:
                 object.__setattr__(self, field.name, float(value))  # one spelling, one key
             elif field.type in _TYPES and type(value) is not field.type:
-                raise ValueError(f"{field.name} must be {_TYPES[field.type]}, not {value!r}.")
-        for name, (valid, wanted) in _VALID.items():
-            value = getattr(self, name)
-            if not valid(value):
-                raise ValueError(f"{name} must be {wanted}, not {value!r}.")
+                raise ValueError(f"{field.name} must be {_TYPES[field.type]}, not {shown(value)}.")
+        check_all(_KINDS, vars(self))
 
     @property
     def key(self) -> str:
@@ -94,21 +90,16 @@ class Trial:
 
 
 _TYPES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
-_Rule = tuple[Callable[[Any], bool], str]
-
-
-def _at_least(least: float) -> _Rule:
-    return lambda value: least <= value < math.inf, f"at least {least}"
-
-
-_VALID: dict[str, _Rule] = {
-    **{name: _at_least(1) for name in ("image_size", "epochs", "batch_size")},
-    **{name: _at_least(0) for name in ("seed", "labels", "data_seed", "weight_decay", "clip_grad")},
-    **{n: (lambda v: 0 <= v < 1, "from 0 up to 1") for n in ("momentum", "smoothing", "drop_path", "ema_decay")},
-    "lr": (lambda value: 0 < value < math.inf, "above 0"),
-    "validation": (lambda value: value is None or (type(value) is int and value >= 0), "a whole number from 0 on"),
-    "opt": (lambda value: value in OPTIMIZERS, " or ".join(OPTIMIZERS)),
-    "stage": (lambda value: value in ("final", "search"), "final or search"),
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("image_size", "epochs", "batch_size"), whole(1)),
+    **dict.fromkeys(("seed", "data_seed"), SEED),
+    **dict.fromkeys(("weight_decay", "clip_grad"), NOT_NEGATIVE),
+    **dict.fromkeys(("momentum", "smoothing", "drop_path", "ema_decay"), PART),
+    "labels": whole(0),
+    "validation": or_none(whole(0)),
+    "lr": POSITIVE,
+    "opt": one_of(*OPTIMIZERS),
+    "stage": one_of("final", "search"),
 }
 
 

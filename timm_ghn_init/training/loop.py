@@ -26,11 +26,12 @@ from tqdm import tqdm
 
 from ..atomic import append, replace_by_torch, replacing
 from ..checkpoints.load import load_ghn, save_ghn
+from ..checks import NOT_NEGATIVE, PART, POSITIVE, SEED, Kind, check_all, multiple, whole
 from ..ghn import GHN
 from ..images.batches import Images, open_images
 from ..text import logger
 from ..version import __version__
-from .networks import MAX_MACS, network
+from .networks import MACS, MAX_MACS, network
 
 _logger = logger(__name__)
 
@@ -61,6 +62,9 @@ class TrainConfig:
         seed: of networks, images and the GHN's first weights.
         start: a GHN to begin from instead, as `load_ghn` takes it, with these classes and this `ghn`.
         ghn: keyword arguments of `GHN`, without `num_classes`.
+
+    Raises:
+        ValueError: a value that no run can have.
     """
 
     data: str = "formula"
@@ -86,6 +90,22 @@ class TrainConfig:
             "hid": 32,
         }
     )
+
+    def __post_init__(self) -> None:
+        check_all(_KINDS, vars(self))
+        _HID.check("hid", self.ghn.get("hid", 32))
+
+
+_HID = multiple(4)
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("steps", "networks", "pool", "warmup"), whole(1)),
+    **dict.fromkeys(("num_classes", "batch_size"), whole(2)),
+    **dict.fromkeys(("lr", "clip"), POSITIVE),
+    "max_macs": MACS,
+    "weight_decay": NOT_NEGATIVE,
+    "label_smoothing": PART,
+    "seed": SEED,
+}
 
 
 @dataclass
@@ -292,7 +312,7 @@ class _Steps(Dataset[Any]):
 
     def __getitem__(self, step: int) -> list[tuple[int, Tensor, Tensor]]:
         config = self.config
-        drawn = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        drawn = torch.Generator().manual_seed((config.seed * 1_000_003 + step) % 2**63)
         count = self.world * config.networks
         share = -(-config.pool // count)  # of each place in a step, so that a process has fewer networks to read
         places = torch.arange(count) * share

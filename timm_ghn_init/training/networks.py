@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checks import number
 from ..graph import Graph, trace
 from .blocks import BLOCKS, Style, Transformer, activation, conv
 
@@ -22,6 +23,7 @@ KINDS = (*BLOCKS, "mixed", "vit")
 SPLITS = ("train", "test", "deep", "wide", "nonorm")
 WIDTHS = (16, 24, 32, 40, 48, 64, 80, 96, 128)
 MAX_MACS = 2e6  # multiplications per image of a training network: a CPU core shall do
+MACS = number("at least 3e5, as hardly a network takes less", lambda value: value >= 3e5)  # or none would ever be drawn
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,9 @@ def sample(split: str, seed: int, index: int, max_macs: float = MAX_MACS) -> Rec
         max_macs: of the networks for training; those held out as unusual ("deep", "wide") may have eight times that.
 
     Raises:
-        ValueError: there is no such split.
+        ValueError: there is no such split, or no network is so small.
     """
+    MACS.check("max_macs", max_macs)
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}; there are {', '.join(SPLITS)}.")
     rng = random.Random(f"{split} {seed} {index}")  # seeded by the string's SHA-512, the same everywhere

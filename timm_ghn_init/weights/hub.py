@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..sources import is_namespace
+from ..checks import NAMESPACE
 from ..text import clean, logger
 from .files import METADATA_KEY, WeightsError, read
 
@@ -67,7 +67,7 @@ def organisation(source: "Source") -> str | None:
         ValueError: TIMM_GHN_HUB cannot be a name on the Hub, or it is missing where the source is to be pushed.
     """
     org = source.hub or os.environ.get("TIMM_GHN_HUB") or None
-    if org is not None and not is_namespace(org):
+    if org is not None and not NAMESPACE.valid(org):
         raise ValueError(f"TIMM_GHN_HUB={org}: it must be the name of a user or an organisation on the Hub.")
     if org is None and source.push:
         raise ValueError(f"Source {str(source)!r}: push=1 needs hub=ORG, or TIMM_GHN_HUB, to say where to.")
