@@ -9,7 +9,6 @@ imported when a command runs.
 import argparse
 from collections.abc import Sequence
 
-from ..text import logger
 from ..version import __version__
 from . import (
     analyze,

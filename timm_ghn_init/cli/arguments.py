@@ -8,8 +8,8 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Any, NoReturn, Protocol
 
-from .. import checks
-from ..checks import Kind
+from ..checks import FINITE, POSITIVE, Kind
+from ..checks import whole as whole_number
 from .messages import PROG, did_you_mean, one_line
 
 Run = Callable[[argparse.Namespace], int]
@@ -100,7 +100,7 @@ def option(kind: Kind) -> Callable[[str], Any]:
 
 def whole(low: int = 0, high: int | None = None) -> Callable[[str], int]:
     """The type of an option that takes a whole number, from `low` on or up to `high`."""
-    return option(checks.whole(low) if high is None else checks.whole(low, high))
+    return option(whole_number(low) if high is None else whole_number(low, high))
 
 
 def seconds(text: str) -> float:
@@ -108,10 +108,10 @@ def seconds(text: str) -> float:
     match = re.fullmatch(r"([0-9]+\.?[0-9]*)([smh]?)", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90m, 1.5h or 600")
-    return option(checks.POSITIVE)(str(float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]))
+    return option(POSITIVE)(str(float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]))
 
 
-number = option(checks.FINITE)
+number = option(FINITE)
 
 
 def add_architecture(parser: argparse.ArgumentParser) -> None:
@@ -131,7 +131,5 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def add_prediction(parser: argparse.ArgumentParser) -> None:
     """What predicts, from which seed, and where."""
     parser.add_argument("--source", default="ghn-orth", help="which GHN, see list (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=option(checks.SEED), help="of all that is random (default: the source's own, else 0)"
-    )
+    parser.add_argument("--seed", type=whole(0), help="of all that is random (default: the source's own, else 0)")
     parser.add_argument("--device", help="where to predict (default: CUDA if there is one, else CPU)")

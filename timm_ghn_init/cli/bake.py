@@ -14,6 +14,7 @@ from .arguments import AGAIN, Command, add_model_options, add_prediction, option
 from .files import writing_folder
 from .messages import UserError, did_you_mean, one_line, table
 from .models import build_initialised, model_key, read_source
+from .push import need_token
 
 _logger = logger(__name__)
 
@@ -64,10 +65,7 @@ def _prepare(args: argparse.Namespace) -> None:
         except OSError as error:
             raise UserError(f"--out {args.out}: {error}") from error
     else:
-        from huggingface_hub import get_token
-
-        if get_token() is None:
-            raise UserError("There is no token for the Hub: log in (hf auth login) or set HF_TOKEN.")
+        need_token()
     if args.device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         args.device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
 

@@ -82,14 +82,13 @@ def finetune(args: argparse.Namespace) -> int:
     from ..finetune import Runs, work
     from ..finetune.data import load
     from ..finetune.plans import one_after_another
-    from ..images.datasets import DatasetError
 
     output = output_path(args.output, (".jsonl",))
     device = read_device(args.device or _device_of_rank())
     runs = Runs(output)
     with mistakes(ValueError):
         plans = [_plan(trial, args) for trial in _trials(args)]
-    with mistakes(ValueError, DatasetError):
+    with mistakes(ValueError):
         load(_trials(args)[0], args.data_dir)  # before the work
     with mistakes(ValueError), less_messages(args):  # a layer, for instance, that the model does not have
         work(one_after_another(plans), runs, data_dir=args.data_dir, device=device, workers=args.workers)
@@ -196,6 +195,7 @@ def _as_text(records: "list[dict[str, Any]]") -> str:
         )
     header = ("initialisation", "validation %", "test %", "seeds", "hyper-parameters")
     first = records[0]
-    stem = ", ".join(f"{name} {change}" for name, change in first["stem"].items()) or "as it is"
-    head = f"{first['trial']['arch']}, {first['trial']['data']}, {first['images']['train']} labels; stem: {stem}"
+    stem = ", ".join(f"{name} {change}" for name, change in (first.get("stem") or {}).items()) or "as it is"
+    labels = (first.get("images") or {"train": first["trial"]["labels"]})["train"]
+    head = f"{first['trial']['arch']}, {first['trial']['data']}, {labels} labels; stem: {stem}"
     return f"{one_line(head)}\n\n{table(header, rows)}"

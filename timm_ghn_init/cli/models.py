@@ -79,7 +79,7 @@ def _check_memory(args: argparse.Namespace, options: dict[str, Any]) -> None:
         model, _ = _create(args, options)
     needed, there = sum(t.nbytes for t in (*model.parameters(), *model.buffers())), _memory()
     if there is not None and needed > there:
-        raise UserError(f"{needed / 1e9:,.0f} GB would be needed, and there are {there / 1e9:,.0f} GB of memory")
+        raise MemoryError(f"{needed / 1e9:,.0f} GB would be needed, and there are {there / 1e9:,.0f} GB of memory")
 
 
 def _memory() -> int | None:

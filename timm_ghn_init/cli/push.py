@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 
 from .arguments import Command, add_architecture, add_prediction
-from .messages import mistakes
+from .messages import UserError, mistakes
 from .models import build_initialised, model_key, read_source
 
 
@@ -21,14 +21,15 @@ def add(command: Command) -> None:
 
 def push(args: argparse.Namespace) -> int:
     """Push the weights that a source predicts for an architecture to the Hub, for timm's hf-hub:ORG/NAME."""
-    from ..weights.hub import HubError
-    from ..weights.push import push_model
+    from ..weights.push import check_repo_id, push_model
 
+    check_repo_id(args.repo)
+    need_token()
     source = read_source(args.source).prediction
     key, _ = model_key(args, source)
     model, options, report, seed = build_initialised(args, source)
     report = replace(report, key=key)
-    with mistakes(HubError, ValueError, TypeError):
+    with mistakes(ValueError, TypeError):
         url = push_model(
             model,
             args.repo,
@@ -41,3 +42,11 @@ def push(args: argparse.Namespace) -> int:
         )
     print(url)
     return 0
+
+
+def need_token() -> None:
+    """Raise, before the work, where the Hub would not let anybody write."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise UserError("There is no token for the Hub: log in (hf auth login) or set HF_TOKEN.")

@@ -28,8 +28,7 @@ def report(args: argparse.Namespace) -> int:
     runs = Path(args.runs)
     if not runs.is_file():
         raise UserError(f"{runs}: there is no such file. finetune ... -o {runs} writes one.")
-    with mistakes(OSError, RecursionError):
-        found, left_out = experiments(read(runs))
+    found, left_out = experiments(read(runs))
     if not found:
         raise UserError(f"{runs} holds no finished run of finetune.")
     measured = [_read_correlations(Path(path)) for path in args.correlations]
@@ -44,8 +43,7 @@ def report(args: argparse.Namespace) -> int:
 def _read_correlations(path: Path) -> Any:
     from ..analysis import check_correlations
 
-    with mistakes(OSError, RecursionError):
-        content = path.read_bytes()
+    content = path.read_bytes()
     try:
         data = json.loads(content)
         check_correlations(data)

@@ -56,32 +56,31 @@ def train_ghn(args: argparse.Namespace) -> int:
     """Train a GHN on sampled networks, with images made by formula or your own."""
     import torch
 
-    from ..images.datasets import DatasetError
-    from ..training.loop import RESULT, TrainConfig, Trainer, TrainingError
+    from ..training.loop import RESULT, TrainConfig, Trainer
     from ..training.networks import MAX_MACS
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    config = TrainConfig(
-        data=args.data,
-        num_classes=args.classes,
-        steps=args.steps,
-        networks=args.networks,
-        batch_size=args.batch_size,
-        pool=args.pool,
-        max_macs=args.max_macs or MAX_MACS,
-        lr=args.lr,
-        clip=args.clip,
-        seed=args.seed,
-        start=args.start and _as_source(args.start),
-        ghn=TrainConfig().ghn | {"hid": args.hid},
-    )
-    device = read_device(args.device)
-    with mistakes(DatasetError, TrainingError):
-        trainer = Trainer(
-            config, args.output, resume=args.resume, device=device, data_dir=args.data_dir, workers=args.workers
+    with mistakes(ValueError):
+        config = TrainConfig(
+            data=args.data,
+            num_classes=args.classes,
+            steps=args.steps,
+            networks=args.networks,
+            batch_size=args.batch_size,
+            pool=args.pool,
+            max_macs=MAX_MACS if args.max_macs is None else args.max_macs,
+            lr=args.lr,
+            clip=args.clip,
+            seed=args.seed,
+            start=args.start and _as_source(args.start),
+            ghn=TrainConfig().ghn | {"hid": args.hid},
         )
-        trainer.run(args.time_budget)
+    device = read_device(args.device)
+    trainer = Trainer(
+        config, args.output, resume=args.resume, device=device, data_dir=args.data_dir, workers=args.workers
+    )
+    trainer.run(args.time_budget)
     if trainer.rank == 0:
         print(Path(args.output) / RESULT)
     return 0
@@ -91,11 +90,10 @@ def eval_ghn(args: argparse.Namespace) -> int:
     """Accuracy of held-out networks with a GHN's parameters and no training, against random ones and chance."""
     from ..checkpoints.load import load_ghn
     from ..images.batches import open_images
-    from ..images.datasets import DatasetError
     from ..training.evaluate import evaluate, summary
 
     ghn = load_ghn(read_source(_as_source(args.ghn)), read_device(args.device) or "cpu")
-    with mistakes(DatasetError, ValueError):
+    with mistakes(ValueError):
         images = open_images(args.data, ghn.num_classes, args.data_dir)
         scores = evaluate(ghn, images, networks=args.networks, seed=args.seed)
     if args.json:

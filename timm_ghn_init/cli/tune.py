@@ -3,8 +3,9 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from ..checks import PROCESSES
 from .analyze import picture_path, write_picture
-from .arguments import Command, seconds, whole
+from .arguments import AGAIN, Command, option, seconds, whole
 from .finetune import add_trial_options, given, less_messages
 from .messages import UserError, mistakes, table
 from .models import read_device, read_source
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add(command: Command) -> None:
-    sub = command("tune", tune)
+    sub = command("tune", tune, go_on=AGAIN)
     sub.add_argument("arch", metavar="ARCH", help="an architecture of timm")
     sub.add_argument("--source", default="ghn-orth", help="which GHN, see list (default: %(default)s)")
     sub.add_argument(
@@ -29,7 +30,7 @@ def add(command: Command) -> None:
     )
     sub.add_argument("--device", help="default: CUDA if there is one, else CPU")
     sub.add_argument(
-        "--workers", type=whole(0), default=2, metavar="N", help="that read a folder (default: %(default)s)"
+        "--workers", type=option(PROCESSES), default=2, metavar="N", help="that read a folder (default: %(default)s)"
     )
     add_trial_options(sub.add_argument_group("one run", "defaults are those of timm_ghn_init.finetune.Trial"))
 
@@ -44,14 +45,13 @@ def tune(args: argparse.Namespace) -> int:
     from ..finetune import Runs, work
     from ..finetune.data import load
     from ..finetune.tuning import Tuning
-    from ..images import DatasetError
 
     source = read_source(args.source)
     if not source.orth:
         raise UserError(f"{source} is not post-processed: there is no L to tune. Name a GHN with -orth.")
     output = picture_path(args.output)
     runs, device = Runs(output.with_suffix(".jsonl")), read_device(args.device)
-    with mistakes(ValueError, DatasetError):
+    with mistakes(ValueError):
         trial = _trial(args, str(source))
         tuning = Tuning(
             trial,

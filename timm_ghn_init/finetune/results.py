@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import append
+from ..checks import Kind, instance, number, one_of, or_none, whole
+from ..text import logger
+from .protocol import Trial
+
+_logger = logger(__name__)
 
 Record = dict[str, Any]
 
@@ -27,13 +32,22 @@ class Runs:
         self.path = Path(path)
         self._folder = self.path.with_name(f"{self.path.name}.unfinished")
         self._read: tuple[int, dict[str, Record]] = (-1, {})
+        self._said: set[int] = set()  # numbers of lines
 
     def finished(self) -> dict[str, Record]:
-        """The runs in the file, by key."""
+        """The runs in the file, by key. What is none, or a damaged one, is said and passed over."""
         size = self.path.stat().st_size if self.path.exists() else 0
         if size != self._read[0]:
-            self._read = (size, {r["key"]: r for r in read(self.path) if r.get("kind") == "run"})
+            self._read = (size, {record["key"]: record for record in self._sound()})
         return self._read[1]
+
+    def _sound(self) -> Iterator[Record]:
+        for n, record in _lines(self.path):
+            if record is not None and is_run(record):
+                yield record
+            elif (record is None or record.get("kind") == "run") and n not in self._said:
+                self._said.add(n)
+                _logger.warning("%s, line %d: no result of finetune, or a damaged one; passed over.", self.path, n)
 
     def append(self, record: Record) -> None:
         """Add a line; it is on disk when this returns."""
@@ -76,15 +90,36 @@ class Runs:
 
 def read(path: Path) -> list[Record]:
     """The lines that are complete, in their order."""
-    records = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    return [record for _, record in _lines(path) if record is not None]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Record | None]]:
+    """The numbers of lines, from 1 on, and what they hold; None where that is no JSON object."""
+    for n, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
         try:
             record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+        except (ValueError, RecursionError):
+            record = None
+        yield n, record if isinstance(record, dict) else None
+
+
+def is_run(record: Record) -> bool:
+    """Whether a line of a file, which may come from anywhere, is what `run` returns."""
+    try:
+        trial = Trial(**record["trial"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return trial.key == record.get("key") and all(kind.valid(record.get(name)) for name, kind in _RUN.items())
+
+
+_SCORE = or_none(number("a number", lambda value: True))
+_RUN = {
+    "kind": one_of("run"),
+    **dict.fromkeys(("test_accuracy", "validation_accuracy", "validation_loss"), _SCORE),
+    "seconds": Kind("numbers", lambda value: isinstance(value, dict) and all(map(_SCORE.valid, value.values()))),
+    "images": or_none(Kind("counts", lambda value: isinstance(value, dict) and whole().valid(value.get("train")))),
+    "stem": or_none(instance("changes by layer", dict)),
+}
 
 
 def settings(trial: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checks import shown
+from ..checks import whole as whole_number
 from .nested import named_tensors
 
 BATCH = 2
+_SIDE = whole_number(1)
 # Sizes to try where a model says nothing of itself, by the number of dimensions of its first layer.
 USUAL: dict[int, tuple[tuple[int, ...], ...]] = {
     0: ((),),
@@ -272,11 +275,13 @@ def _parse(size: int | Sequence[Any], stem: Stem) -> Iterator[list[tuple[int, ..
     if isinstance(size, Sequence) and size and all(isinstance(s, (tuple, list)) for s in size):
         yield [next(_parse(s, stem))[0] for s in size]
         return
-    whole = isinstance(size, int)
-    extents = tuple(size) if isinstance(size, Sequence) else (size,) * max(stem.dims, 1)
+    whole = not isinstance(size, Sequence)
+    extents: tuple[Any, ...] = tuple(size) if isinstance(size, Sequence) else (size,) * max(stem.dims, 1)
     n = len(extents)
-    if not all(isinstance(s, int) and s > 0 for s in extents) or not 0 < n < 5:
-        raise ValueError(f"input_size must be an int, (H, W), (C, H, W), (features,) or a list of those, not {size!r}.")
+    if not all(map(_SIDE.valid, extents)) or not 0 < n < 5:
+        raise ValueError(
+            f"input_size must be an int, (H, W), (C, H, W), (features,) or a list of those, not {shown(size)}."
+        )
     spatial = stem.dims > 0 if whole else (n == 2 and stem.dims > 1) or n == stem.dims == 3
     if spatial:
         yield [(stem.channels, *extents)]

@@ -9,6 +9,10 @@ from ..ghn import Tile
 from ..threads import one_thread
 
 
+class PredictionError(RuntimeError):
+    """A GHN predicts what no parameter can be; the message names the model, the parameter and the GHN."""
+
+
 def check_finite(tiles: Mapping[str, Tile], what: str) -> None:
     """Refuse predictions that hold NaN or infinity, before anything is written.
 
@@ -25,7 +29,7 @@ def check_finite(tiles: Mapping[str, Tile], what: str) -> None:
         sums = torch.stack([tile.block.sum() for tile in tiles.values()])  # NaN and infinity survive a sum
     bad = [name for name, finite in zip(tiles, sums.isfinite().tolist(), strict=True) if not finite]
     if bad:
-        raise RuntimeError(
+        raise PredictionError(
             f"{what}: {len(bad)} predicted parameters are not finite ({', '.join(bad[:3])} ...). The GHN or its "
             "checkpoint is damaged; fetch it again or name another source. The model is unchanged."
         )

@@ -6,12 +6,24 @@ from typing import Any
 
 import torch
 
+from ..checks import FLAG, POSITIVE, SEED, Kind, check_all, instance, or_none, shown
 from ..ghn import GHN
+
+_KINDS: dict[str, Kind] = {
+    "ghn": or_none(instance("a GHN, as load_ghn returns it", GHN)),
+    "seed": or_none(SEED),
+    **dict.fromkeys(("progress", "cache", "init_rest"), or_none(FLAG)),
+    "timeout": or_none(POSITIVE),
+}
 
 
 @dataclass(frozen=True)
 class Options:
-    """The keyword arguments of `init_model`, which says what they are."""
+    """The keyword arguments of `init_model`, which says what they are.
+
+    Raises:
+        ValueError: a value that cannot be.
+    """
 
     ghn: GHN | None = None
     input_size: int | Sequence[Any] | None = None
@@ -22,3 +34,17 @@ class Options:
     init_rest: bool | None = None
     timeout: float | None = None
     example_inputs: Any = None
+
+    def __post_init__(self) -> None:
+        check_all(_KINDS, vars(self))
+        if self.device is not None:
+            _check_device(self.device)
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError, UnicodeError):
+        kind = ""
+    if kind in ("", "meta"):  # where nothing has a value
+        raise ValueError(f"device must be one that can compute, e.g. cpu or cuda:0, not {shown(device)}.")

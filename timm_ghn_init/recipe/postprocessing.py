@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..checks import FLAG, number, whole
 from ..threads import one_thread_each
 from .orthogonal import orthogonalize_
 
@@ -24,6 +25,8 @@ from .orthogonal import orthogonalize_
 _TUNED_LAYERS = {"resnet50": (54, 37), "convnext_base": (113, 94)}
 _GUESS = 0.75  # of the layers
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_MAX_BETA = 1000.0  # noise of this scale is finite in every dtype
+_BETA = number(f"from 0 to {_MAX_BETA:g}", lambda beta: 0 <= beta <= _MAX_BETA)
 _MAX_WORKERS = 3  # each holds one float32 copy of its layer: memory stays within three times the largest layer
 _NOISE_BLOCK = 1 << 18  # values drawn at once
 _ALIGNMENT = 64  # bytes; at another one LAPACK may round differently
@@ -104,10 +107,13 @@ def check(
     kind, n_layers = type(model).__name__, len(list_layers(model))
     if n_layers == 0:
         raise ValueError(f"{kind} has no layer to post-process: no module has a `weight` with at least 2 dimensions")
-    if not isinstance(layer, int) or not 1 <= layer <= n_layers:
+    if not whole(1, n_layers).valid(layer):
         raise ValueError(f"layer={layer!r} is not a layer of {kind}: give a whole number from 1 to {n_layers}")
-    if not (math.isfinite(beta) and beta >= 0):
-        raise ValueError(f"beta={beta!r}: the noise scale must be finite and not negative (the paper uses 3e-5)")
+    if not _BETA.valid(beta):
+        raise ValueError(
+            f"beta={beta!r}: the noise scale must be finite and not negative, and at most {_MAX_BETA:g}, where nothing "
+            "but noise is left (the paper uses 3e-5)"
+        )
     for _, name, weight in to_process(model, layer):
         problem = _problem(weight if is_lazy(weight) else look_at(weight), values_matter=name not in overwritten)
         if problem:
@@ -140,7 +146,7 @@ def postprocess(
         model: Any module. Parameters keep their identity, dtype, device and `requires_grad`.
         layer: First layer to process, counted from 1 as in `list_layers`. `auto_layer` gives a default. The last
             layer (the classifier) is left as it is, and so is a weight shared with it or with a layer before `layer`.
-        beta: Scale of the noise; 0 adds none.
+        beta: Scale of the noise, up to 1000; 0 adds none.
         orthogonal: Whether to apply Eq. (2) after the noise.
         seed: Any integer. Same seed, same device: same bits.
         names: Only these of the weights. None: all.
@@ -152,11 +158,13 @@ def postprocess(
         What was changed, in the order of the layers.
 
     Raises:
-        ValueError: `layer` is not one of the model's layers, `beta` is negative or not finite, or a weight cannot be
+        ValueError: `layer` is not one of the model's layers, `beta` is negative or above 1000, or a weight cannot be
             processed: on the meta device, not initialised yet, not floating point, or with NaN or infinite values.
             The model is then as it was.
     """
     check(model, layer, beta)
+    FLAG.check("orthogonal", orthogonal)
+    whole(-(2**63)).check("seed", seed)
     targets = [t for t in to_process(model, layer) if names is None or t.name in names]
 
     def process(target: _Target) -> Processed:

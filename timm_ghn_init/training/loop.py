@@ -234,16 +234,27 @@ class Trainer:
 
     def _load(self) -> None:
         path = self.folder / CHECKPOINT
-        saved = torch.load(path, map_location=self.device, weights_only=True)
-        ours, theirs = (json.loads(text) for text in (json.dumps(asdict(self.config)), saved["config"]))
-        for name, value in ours.items():
+        try:
+            saved = torch.load(path, map_location=self.device, weights_only=True)
+            self._check_same(path, json.loads(saved["config"]), saved["world"])
+            self.ghn.load_state_dict(saved["ghn"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.state = State(**saved["state"])
+        except (TrainingError, OSError):
+            raise
+        except Exception as error:  # whatever torch makes of bytes that are not its own
+            cause = str(error).partition("\n")[0]
+            raise TrainingError(
+                f"{path} is damaged, or no checkpoint of train-ghn ({cause}). Move it away to begin anew."
+            ) from error
+
+    def _check_same(self, path: Path, theirs: dict[str, Any], world: int) -> None:
+        """Raise unless the run of a checkpoint was asked for just as this one is."""
+        for name, value in json.loads(json.dumps(asdict(self.config))).items():
             if theirs.get(name) != value:
                 raise TrainingError(f"{path} was trained with {name} = {theirs.get(name)}, not {value}: use that.")
-        if saved["world"] != self.world:
-            raise TrainingError(f"{path} was trained by {saved['world']} processes, not {self.world}.")
-        self.ghn.load_state_dict(saved["ghn"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.state = State(**saved["state"])
+        if world != self.world:
+            raise TrainingError(f"{path} was trained by {world} processes, not {self.world}.")
 
     def _batches(self) -> Iterator[Any]:
         """Of each remaining step the networks' indices and the images for each."""

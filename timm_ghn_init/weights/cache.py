@@ -6,6 +6,7 @@ lock only keeps several processes from predicting the same weights at once, and 
 """
 
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..atomic import remove_abandoned, replacing
 from ..checkpoints.load import home
+from ..checks import shown
 from ..text import logger
 from .files import WeightsError, plain, read, save
 
@@ -26,6 +28,7 @@ _logger = logger(__name__)
 DEFAULT_SIZE = "10GB"
 _PATIENCE = 600.0  # seconds to wait for another process before doing its work as well
 _NAME = re.compile(r"[0-9a-f]{64}-[a-z0-9_]+\.safetensors")
+_MOST = 2**63  # bytes
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 _unwritable: set[Path] = set()  # folders that the user has been warned of
@@ -68,11 +71,12 @@ def size_limit(text: str | None = None) -> int:
     """
     text = text if text is not None else os.environ.get("TIMM_GHN_CACHE_SIZE") or DEFAULT_SIZE
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)B?", text.strip().upper())
-    if match is None:
+    size = float(match[1]) * _UNITS[match[2]] if match else math.inf
+    if size > _MOST:
         raise ValueError(
-            f"{text!r} is no size for the cache (TIMM_GHN_CACHE_SIZE): write it as 500MB or {DEFAULT_SIZE}."
+            f"{shown(text)} is no size for the cache (TIMM_GHN_CACHE_SIZE): write it as 500MB or {DEFAULT_SIZE}."
         )
-    return int(float(match[1]) * _UNITS[match[2]])
+    return int(size)
 
 
 def fill(name: str, parts: "Mapping[str, Tensor]", make: Callable[[], object], about: Mapping[str, Any]) -> bool:

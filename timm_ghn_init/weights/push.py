@@ -58,7 +58,7 @@ def push_model(
         The address of the commit or pull request.
 
     Raises:
-        HubError: the Hub cannot be reached or refuses; the repository is as it was.
+        HubError: no repository can have that name, or the Hub cannot be reached or refuses; all there is as it was.
         ValueError, TypeError: not a model of timm's, a baseline's report, options that JSON cannot hold, or `create_pr`
             with `revision`.
 
@@ -66,6 +66,7 @@ def push_model(
         >>> report = init_model(model, "ghn2-orth")
         >>> push_model(model, "me/my-start", report)
     """
+    check_repo_id(repo_id)
     if create_pr and revision not in (None, MAIN):
         raise ValueError("A pull request is opened for the main branch: leave out `revision`, or `create_pr`.")
 
@@ -73,6 +74,16 @@ def push_model(
         write_folder(folder, model, report, options or {}, seed, place)
 
     return _upload(repo_id, write, lambda: revision or MAIN, private, create_pr, token)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise a HubError for a name that no repository can have."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"Nothing was pushed to {repo_id} ({error}) Write it as ORG/NAME.") from None
 
 
 def push_predicted(model: nn.Module, report: InitReport, options: Mapping[str, Any] | None = None) -> None:
