@@ -24,6 +24,10 @@ def resnet18() -> None:
     command(["graph", "resnet18", "-o", str(PICTURES / "resnet18.svg")])
 
 
+def convnext_base() -> None:
+    command(["graph", "convnext_base", "-o", str(PICTURES / "convnext_base.svg")])
+
+
 def signal() -> None:
     sources = f"rand,orth,{SHIPPED},{SHIPPED}-orth"
     where = ["-b", "4", "--img-size", "128", "-o", str(PICTURES / "signal.svg")]
@@ -57,7 +61,7 @@ def tiling() -> None:
 
 
 DRAWN: dict[str, Callable[[], None]] = {
-    drawing.__name__: drawing for drawing in (resnet18, signal, correlations, tiling)
+    drawing.__name__: drawing for drawing in (resnet18, convnext_base, signal, correlations, tiling)
 }
 
 

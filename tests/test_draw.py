@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 from timm_models import on_meta
 
+from timm_ghn_init.cli import main
 from timm_ghn_init.draw import GROUPS, RADIUS, STYLES, TIMES, draw, layout
+from timm_ghn_init.draw.blocks import fold
+from timm_ghn_init.draw.words import LABEL_SIZE, NAME_SIZE
 from timm_ghn_init.graph import PRIMITIVES, Graph, Node, trace
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -65,6 +69,35 @@ def test_labels_only_where_there_is_room(tmp_path: Path) -> None:
         draw(chain(["w"] * n), tmp_path / "g.svg")
         texts = [t.text for t in ElementTree.parse(tmp_path / "g.svg").iter(f"{SVG}text")]
         assert texts.count("conv 8x8x3x3".replace("x", TIMES)) == (n if labelled else 0)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_labels_touch_no_node(traced: Graph, folded: bool) -> None:
+    """Of nodes and of frames, as wide as they are with any font that is usual."""
+    scene = layout(traced, "some_net", labels=True, folded=folded)
+    assert sum(t.size == LABEL_SIZE for t in scene.texts) == len(scene.graph.nodes)
+    xy = np.array(scene.xy)
+    for text in (t for t in scene.texts if t.size in (LABEL_SIZE, NAME_SIZE)):
+        right, top = text.x + 0.61 * text.size * len(text.text), text.y - 0.8 * text.size
+        x, y = xy.clip((text.x, top), (right, text.y)).T - xy.T  # to the nearest point of the label
+        assert np.hypot(x, y).min() >= RADIUS * 0.9, text.text
+
+
+def test_every_edge_ends_in_an_arrow_at_its_node(traced: Graph) -> None:
+    scene = layout(traced, "some_net")
+    for (_, v), curve in zip(traced.edges.tolist(), scene.curves, strict=True):
+        assert len(curve.head) == 3
+        assert math.dist(curve.head[0], scene.xy[v]) == pytest.approx(1.15 * RADIUS)
+
+
+def test_columns_run_down(traced: Graph) -> None:
+    xy = layout(traced, "some_net").xy
+    columns: dict[float, list[float]] = {}
+    for u, v in traced.edges.tolist():
+        (x, y), (x2, y2) = xy[u], xy[v]
+        assert y2 > y or x2 > x
+        columns.setdefault(x, []).append(y)
+    assert len({min(ys) for ys in columns.values() if len(ys) > 5}) <= 3  # they begin at one height
 
 
 def test_nodes_are_apart_and_inside(traced: Graph) -> None:
@@ -125,6 +158,86 @@ def test_branches_run_straight() -> None:
     assert x[0] == x[2] == x[3] == x[4] == x[7]  # the longest branch
     assert x[5] == x[6]
     assert len({x[1], x[2], x[5]}) == 3
+
+
+def blocks(numbers: list[int], width: int = 8) -> Graph:
+    """Stages of as many residual blocks, each of two convolutions and a sum; the last block of a stage is wider."""
+    nodes, edges = [Node("input", "", None)], []
+    for stage, number in enumerate(numbers):
+        for block in range(number):
+            start, size = len(nodes) - 1, width * (1 + (block == number - 1))
+            for i in (1, 2):
+                nodes.append(Node("conv", f"stages.{stage}.blocks.{block}.conv{i}.weight", (size, size, 3, 3)))
+            nodes.append(Node("sum", "", None))
+            edges += [(start, start + 1), (start + 1, start + 2), (start + 2, start + 3), (start, start + 3)]
+    return Graph(tuple(nodes), np.array(edges), {}, {})
+
+
+def test_equal_blocks_are_drawn_once() -> None:
+    folded = fold(blocks([28, 1, 4]))
+    assert folded.times == {"stages.0.blocks.0": 27, "stages.2.blocks.0": 3}
+    assert [n.param for n in folded.graph.nodes if n.param][:4:2] == [
+        "stages.0.blocks.0.conv1.weight", "stages.0.blocks.27.conv1.weight"
+    ]  # fmt: skip
+    assert sorted(folded.graph.edges.tolist()) == sorted(blocks([2, 1, 2]).edges.tolist())
+    scene = layout(blocks([28, 1, 4]), "net", folded=True)
+    names = [t.text for t in scene.texts if t.size == NAME_SIZE]
+    assert f"blocks.0 {TIMES} 27" in names
+    assert {"stages.0", "blocks.27", "stages.1", f"blocks.0 {TIMES} 3"} <= set(names)
+    assert "stages.0.blocks.0 and 26 more alike" in scene.note
+
+
+def test_blocks_that_differ_or_are_looked_into_stay() -> None:
+    graph = blocks([4])
+    assert fold(graph).times == {"stages.0.blocks.0": 3}
+    other = list(graph.nodes)
+    other[5] = other[5]._replace(shape=(9, 9, 3, 3))
+    assert fold(replace(graph, nodes=tuple(other))).times == {}
+    jump = np.array([*graph.edges.tolist(), (3, 12)])  # from the first block to the last
+    assert fold(replace(graph, edges=jump)).times == {}
+
+
+@pytest.mark.parametrize(
+    ("arch", "block", "times", "nodes"),
+    [
+        ("convnext_base", "stages.2.blocks.0", 27, 49),
+        ("resnet152", "layer3.1", 35, 71),
+        ("inception_v4", "features.11", 7, 117),
+    ],
+)
+def test_large_networks_can_be_read(arch: str, block: str, times: int, nodes: int) -> None:
+    folded = fold(trace(on_meta(arch)))
+    assert folded.times[block] == times
+    assert len(folded.graph.nodes) == nodes
+
+
+def test_frames_are_around_what_they_name() -> None:
+    graph = blocks([3, 2])
+    scene = layout(graph, "net")
+    assert sum(not f.outer for f in scene.frames) == 5
+    assert sum(f.outer for f in scene.frames) >= 2  # a stage has one in each column
+    for frame in scene.frames:
+        x0, y0, x1, y1 = frame.x, frame.y, frame.x + frame.width, frame.y + frame.height
+        (name,) = (
+            t.text.removesuffix(" ...")
+            for t in scene.texts
+            if t.size == NAME_SIZE and x0 < t.x < x0 + 9 and y0 < t.y < y0 + 13
+        )
+        inside = [n.param for n, (x, y) in zip(graph.nodes, scene.xy, strict=True) if x0 < x < x1 and y0 < y < y1]
+        params = [p for p in inside if p]
+        assert params
+        assert all(name in p for p in params)
+        assert len(inside) == 3 * (len(params) // 2)  # the sums lie in their blocks
+
+
+def test_what_is_drawn_is_said(tmp_path: Path) -> None:
+    draw(blocks([28]), tmp_path / "g.svg", folded=True)
+    texts = [t.text or "" for t in ElementTree.parse(tmp_path / "g.svg").iter(f"{SVG}text")]
+    virtual = int((blocks([28]).distances() > 1).sum())
+    assert any("GHN-2" in t and f"{virtual} virtual edges" in t and "equal blocks are drawn once" in t for t in texts)
+    assert {"edge to the next row", "edge that skips rows"} <= set(texts)
+    draw(replace(blocks([2]), dialect="ghn3"), tmp_path / "g.svg")
+    assert "GHN-3" in (tmp_path / "g.svg").read_text()
 
 
 def test_a_late_source_is_drawn_where_it_is_used() -> None:
@@ -230,9 +343,31 @@ def test_png_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["g.pdf", "g", "svg", ".svg", "g.svg.gz"])
+def test_pdf(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("a.pdf", "b.pdf"):
+        draw(blocks([3]), tmp_path / name, title="$\\frac{$")
+    content = (tmp_path / "a.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    assert content == (tmp_path / "b.pdf").read_bytes()
+
+
+def test_command_folds_and_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def drawn(arch: str, *options: str) -> list[str]:
+        assert main(["graph", arch, "-o", str(tmp_path / "g.svg"), *options]) == 0
+        return [t.text or "" for t in ElementTree.parse(tmp_path / "g.svg").iter(f"{SVG}text")]
+
+    large = drawn("convnext_base", "--no-labels")
+    assert f"blocks.0 {TIMES} 27" in large
+    assert "glob_avg" not in large
+    assert "layer1.1" in (small := drawn("resnet18"))
+    assert "glob_avg" in small
+    assert f"layer1.0 {TIMES} 2" in drawn("resnet18", "--fold")
+
+
+@pytest.mark.parametrize("name", ["g.eps", "g", "svg", ".svg", "g.svg.gz"])
 def test_other_suffixes_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"\.svg, \.png or \.dot") as error:
+    with pytest.raises(ValueError, match=r"\.svg, \.png, \.pdf or \.dot") as error:
         draw(chain(["w"]), tmp_path / name)
     assert name in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -275,7 +410,7 @@ def test_a_folder_in_the_way(tmp_path: Path) -> None:
 
 def test_a_long_title_is_cut(tmp_path: Path) -> None:
     scene = layout(chain(["w"]), "t" * 500)
-    heading = scene.texts[-4]
+    (heading,) = (text for text in scene.texts if text.bold)
     assert max(len(t.text) for t in scene.texts) * heading.size * 0.5 < scene.width
 
 

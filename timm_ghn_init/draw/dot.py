@@ -1,15 +1,14 @@
 """A picture for Graphviz."""
 
-from ..graph import Graph
-from .compose import MOST_LABELLED_NODES
 from .looks import BACKGROUND, CHAIN, GROUPS, OUTLINE, SKIP, STYLES, UNKNOWN, corners
 from .scene import Curve, Layout
-from .words import label, tooltip
+from .words import LABEL_SIZE, label, tooltip
 
 
-def as_dot(graph: Graph, scene: Layout) -> bytes:
+def as_dot(scene: Layout) -> bytes:
     """For Graphviz: `dot` makes its own layout, `neato -n2` takes this one."""
-    labelled = len(graph.nodes) <= MOST_LABELLED_NODES
+    graph = scene.graph
+    labels = {text.text for text in scene.texts if text.size == LABEL_SIZE}
     lines = [
         "digraph {",
         f'  graph [label={_quoted(scene.title)}, labelloc=t, bgcolor="{BACKGROUND}", forcelabels=true];',
@@ -26,8 +25,8 @@ def as_dot(graph: Graph, scene: Layout) -> bytes:
             "width": f"{across / 72:.3f}",
             "height": f"{along / 72:.3f}",
             "pos": f"{x:.1f},{scene.height - y:.1f}",
-            "tooltip": tooltip(node),
-            "xlabel": label(node) if labelled else "",
+            "tooltip": tooltip(node, scene.note[i]),
+            "xlabel": label(node) if label(node) in labels else "",
         }
         lines.append(f"  n{i} [{', '.join(f'{key}={_quoted(value)}' for key, value in attributes.items())}];")
     for (u, v), curve in zip(graph.edges.tolist(), scene.curves, strict=True):

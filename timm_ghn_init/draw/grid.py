@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -11,26 +12,64 @@ from .scene import Point
 
 ASPECT = 1.6
 MARGIN = 28.0
-HEADER, LEGEND = 86.0, 60.0  # the y of the first row; about the height of the legend
+HEADER, LEGEND = 112.0, 82.0  # where the columns may begin; about the height of the legend
+NAME = 13.0  # the height of a frame's name
+TOP = HEADER + 2 * NAME  # the y of the first row
+CLEAR = 28.0  # above and below the columns, for edges from one to another
+_TORN = 1.5  # what a break within a block costs, in edges that cross it
 
 
 class Spacing(NamedTuple):
-    """Pixels between rows and between lanes, and the width left of a column's first lane for edges that skip."""
+    """Pixels.
+
+    Attributes:
+        row: between rows.
+        lane: between lanes.
+        bow: left of a column's first lane, for edges that skip rows.
+        gutter: left of that, for edges between columns.
+        least: width of a column.
+    """
 
     row: float
     lane: float
     bow: float
+    gutter: float
+    least: float = 0.0
 
 
 class Fold(NamedTuple):
-    """Nodes on the grid: row (layer) and lane of each, and the first row of every column, with the end."""
+    """Nodes on the grid.
+
+    Attributes:
+        row, lane: of each node.
+        starts: the first row of every column, with the end.
+        above: of each row, the extra room above it.
+    """
 
     row: list[int]
     lane: list[int]
     starts: list[int]
+    above: Sequence[float]
 
     def column(self, node: int) -> int:
         return bisect_right(self.starts, self.row[node]) - 1
+
+    def heights(self, spacing: Spacing) -> list[float]:
+        """[r]: from the top of a column that begins with row 0 to row r, had it all rows."""
+        return list(accumulate(extra + spacing.row * (r > 0) for r, extra in enumerate(self.above)))
+
+    def y(self, spacing: Spacing) -> list[float]:
+        """Of each row."""
+        heights = self.heights(spacing)
+        return [TOP + heights[r] - heights[a] for a, b in pairwise(self.starts) for r in range(a, b)]
+
+    def left(self, spacing: Spacing) -> list[float]:
+        """The left side of each column, and the right side of the last."""
+        lanes = [1] * (len(self.starts) - 1)
+        for node, lane in enumerate(self.lane):
+            lanes[self.column(node)] = max(lanes[self.column(node)], lane + 1)
+        widths = (spacing.gutter + max(n * spacing.lane + spacing.bow, spacing.least) for n in lanes)
+        return list(accumulate(widths, initial=MARGIN))
 
 
 def _neighbours(graph: Graph) -> tuple[list[list[int]], list[list[int]]]:
@@ -77,24 +116,31 @@ def lanes(graph: Graph, row: list[int]) -> list[int]:
     return lane
 
 
-def fold_rows(graph: Graph, row: list[int], lane: list[int], spacing: Spacing) -> Fold:
-    """Fold the rows into columns such that the picture is about ASPECT times as wide as it is high."""
-    n_rows = max(row) + 1
-    lanes = [0] * n_rows
-    for r, i in zip(row, lane, strict=True):
-        lanes[r] = max(lanes[r], i + 1)
-    crossing = _crossing(graph, row)
+def fold_rows(
+    graph: Graph, row: list[int], lane: list[int], spacing: Spacing, above: Sequence[float], inside: Sequence[bool]
+) -> Fold:
+    """Fold the rows into columns such that the picture is about ASPECT times as wide as it is high.
 
-    def off(starts: list[int]) -> float:
-        columns = list(pairwise(starts))
-        width = sum(max(lanes[a:b]) * spacing.lane + spacing.bow for a, b in columns)
-        height = max(b - a for a, b in columns) * spacing.row + HEADER + LEGEND
+    Args:
+        above: as in `Fold`.
+        inside: of each row, whether a break in front of it would tear a block apart.
+    """
+    n_rows = max(row) + 1
+    crossing = [c + _TORN * torn for c, torn in zip(_crossing(graph, row), [*inside, False], strict=True)]
+
+    def off(fold: Fold) -> float:
+        width = fold.left(spacing)[-1] + MARGIN
+        height = max(fold.y(spacing)) + CLEAR + LEGEND
         return abs(math.log(width / height / ASPECT))
 
-    column_width = sum(lanes) / n_rows * spacing.lane + spacing.bow
-    guess = math.sqrt(ASPECT * n_rows * spacing.row / column_width)
-    counts = {max(1, round(guess * factor / 10)) for factor in range(5, 14)}
-    return Fold(row, lane, min((_breaks(crossing, n_rows, c) for c in sorted(counts)), key=off))
+    lanes = Counter[int]()
+    for r, i in zip(row, lane, strict=True):
+        lanes[r] = max(lanes[r], i + 1)
+    column_width = max(sum(lanes.values()) / n_rows * spacing.lane + spacing.bow, spacing.least) + spacing.gutter
+    guess = math.sqrt(ASPECT * (n_rows * spacing.row + sum(above)) / column_width)
+    counts = {max(1, round(guess * factor / 10)) for factor in range(5, 16)}
+    folds = [Fold(row, lane, _breaks(crossing, n_rows, c), above) for c in sorted(counts)]
+    return min(folds, key=off)
 
 
 def _crossing(graph: Graph, row: list[int]) -> list[int]:
@@ -107,7 +153,7 @@ def _crossing(graph: Graph, row: list[int]) -> list[int]:
     return list(accumulate(change[r] for r in range(max(row) + 2)))
 
 
-def _breaks(crossing: list[int], n_rows: int, columns: int) -> list[int]:
+def _breaks(crossing: Sequence[float], n_rows: int, columns: int) -> list[int]:
     """First rows of about that many columns, of about equal length, with few edges cut: dynamic programming."""
     length = math.ceil(n_rows / columns)
     shortest, longest = max(1, round(0.75 * length)), max(1, round(1.25 * length))
@@ -127,18 +173,10 @@ def _breaks(crossing: list[int], n_rows: int, columns: int) -> list[int]:
 
 
 def positions(fold: Fold, spacing: Spacing) -> list[Point]:
-    """Pixels of the nodes: even columns run down, odd ones up, and all but the last are stretched to one height."""
-    lengths = [b - a for a, b in pairwise(fold.starts)]
-    height = (max(lengths) - 1) * spacing.row
-    steps = [height / max(1, length - 1) for length in lengths]
-    steps[-1] = min(steps[-1], 1.3 * spacing.row)
-    lanes = [1] * len(lengths)
-    for node, lane in enumerate(fold.lane):
-        lanes[fold.column(node)] = max(lanes[fold.column(node)], lane + 1)
-    left = list(accumulate((n * spacing.lane + spacing.bow for n in lanes), initial=MARGIN))
-    xy = []
-    for node, (row, lane) in enumerate(zip(fold.row, fold.lane, strict=True)):
-        c = fold.column(node)
-        y = (row - fold.starts[c]) * steps[c]
-        xy.append((left[c] + spacing.bow + lane * spacing.lane, HEADER + (y if c % 2 == 0 else height - y)))
-    return xy
+    """Pixels of the nodes. All columns run down."""
+    left, y = fold.left(spacing), fold.y(spacing)
+    before = spacing.gutter + spacing.bow
+    return [
+        (left[fold.column(node)] + before + lane * spacing.lane, y[row])
+        for node, (row, lane) in enumerate(zip(fold.row, fold.lane, strict=True))
+    ]

@@ -47,6 +47,7 @@ INK = "#1f2933"
 FAINT_INK = "#66707a"
 OUTLINE = "#3a3a3a"
 CHAIN = "#7b8794"
+STAGE, BLOCK = "#f2f4f7", "#c9d0d8"  # filled, and outlined
 SKIP, CROWDED_SKIP = "#b0573a", "#e4c5bb"
 TIMES = "\N{MULTIPLICATION SIGN}"
 FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"

@@ -1,8 +1,9 @@
 """What a picture consists of, and where."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..graph import Graph
 from .looks import INK
 
 Point = tuple[float, float]
@@ -14,7 +15,7 @@ class Curve(NamedTuple):
 
     points: Points
     skip: bool  # whether it jumps over layers
-    head: Points  # a triangle, or empty where there is no room
+    head: Points  # a triangle
 
 
 class Text(NamedTuple):
@@ -26,14 +27,43 @@ class Text(NamedTuple):
     bold: bool = False
 
 
+class Frame(NamedTuple):
+    """A rectangle around the nodes of a stage or a block, as far as they stand in one column."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    outer: bool  # whether there are other frames in it
+
+
+class Shape(NamedTuple):
+    """Something of one colour in the legend."""
+
+    points: Points
+    colour: str
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Where everything is, in pixels, y downwards."""
+    """Where everything is, in pixels, y downwards.
+
+    Attributes:
+        graph: whose nodes and edges these are; without those of equal blocks that are drawn once.
+        xy: of the nodes.
+        legend: primitive, x, y.
+        samples: edges in the legend.
+        note: by node, what its tooltip says besides.
+    """
 
     title: str
     width: float
     height: float
-    xy: list[Point]  # of the nodes
+    graph: Graph
+    xy: list[Point]
     curves: list[Curve]
     texts: list[Text]
-    legend: list[tuple[str, float, float]]  # primitive, x, y
+    legend: list[tuple[str, float, float]]
+    samples: list[Shape] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+    note: list[str] = field(default_factory=list)
