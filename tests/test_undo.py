@@ -330,3 +330,9 @@ def test_models_prepared_for_quantisation_are_in_floating_point() -> None:
     model = sequence()
     model[0].add = torch.ao.nn.quantized.FloatFunctional()
     assert set(trace(model, SIZE).targets) == {"0.weight", "0.bias", "3.weight", "3.bias"}
+
+
+def test_models_of_transformers_are_not_quantised_by_their_base_class() -> None:
+    mixin = _named("transformers.integrations.peft.PeftAdapterMixin", object)
+    model = type("PreTrained", (nn.Sequential, mixin), {})(*sequence())
+    assert set(trace(model, SIZE).targets) == {"0.weight", "0.bias", "3.weight", "3.bias"}

@@ -50,7 +50,7 @@ _KINDS = (
     _Kind(
         r"^torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.(?!.*\.FloatFunctional$|.*\.FXFloatFunctional$)"
         r"|^(bitsandbytes|torchao|optimum\.quanto|quanto|auto_gptq|gptqmodel|awq|hqq|compressed_tensors)\."
-        r"|^(transformers|diffusers)\.(integrations|quantizers)\.",
+        r"|^(transformers|diffusers)\.(integrations|quantizers)\.(?!.*Mixin$)",
         "quantised",
         "Initialise the model in floating point, then quantise that.",
     ),
