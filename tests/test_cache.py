@@ -383,6 +383,22 @@ def test_no_folder_to_be_had(
     assert home.read_text() == "a file"
 
 
+def test_no_home_folder(
+    initialise: Callable[[], bool], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written anywhere, one warning says so, and the model is initialised."""
+    for name in ("TIMM_GHN_HOME", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as of a user whom the system does not know
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert not initialise()
+    (warning,) = warnings(caplog)
+    assert "cannot be kept in any folder" in warning and "set TIMM_GHN_HOME" in warning
+    assert cache.entries() == []
+    assert not list(tmp_path.rglob("*"))
+
+
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
 @pytest.mark.filterwarnings("ignore:flock not supported")
 def test_file_system_without_locks(

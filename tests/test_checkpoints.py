@@ -1192,6 +1192,21 @@ def test_unknown_names() -> None:
         load_ghn("ghn2_imagenet.pt")
 
 
+def test_no_home_folder(shipped: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("TIMM_GHN_HOME", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as of a user whom the system does not know
+    with pytest.raises(OSError, match="no home folder"):
+        checkpoints.home()
+    assert not is_cached("ghn2")
+    with pytest.raises(CheckpointError, match=r"ghn2 cannot be kept in any folder .*set TIMM_GHN_HOME"):
+        fetch("ghn2")
+    for _ in range(2):
+        assert same(load_ghn("ghn"), small("ghn1"))
+    (warning,) = caplog.records
+    assert "no home folder" in warning.getMessage()
+
+
 def test_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIMM_GHN_HOME", "~/x")
     assert checkpoints.home() == Path("~/x").expanduser()

@@ -97,7 +97,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         OSError: as `replacing`.
     """
     target = path.resolve()
-    movable = not target.is_dir() or (os.access(target.parent, os.W_OK) and target != Path.cwd())
+    movable = not target.is_dir() or (os.access(target.parent, os.W_OK) and not _is_working_directory(target))
     remove_abandoned(target)
     with _named(path), own_folder(target.parent if movable else target) as own:
         new = own / "new"
@@ -107,6 +107,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             _to_disk(file)
         if not (movable and _put_folder(new, target)):
             _put_files(new, target)
+
+
+def _is_working_directory(path: Path) -> bool:
+    try:
+        return path.samefile(os.curdir)
+    except OSError:  # it was removed
+        return False
 
 
 def append(path: Path, line: bytes) -> None:

@@ -37,10 +37,17 @@ _FORMAT = "1"  # counts up when converted files change
 
 
 def home() -> Path:
-    """Where fetched GHNs are kept: TIMM_GHN_HOME, by default `timm_ghn_init` in the user's cache folder."""
-    if folder := os.environ.get("TIMM_GHN_HOME"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "timm_ghn_init"
+    """Where fetched GHNs are kept: TIMM_GHN_HOME, by default `timm_ghn_init` in the user's cache folder.
+
+    Raises:
+        OSError: the user has no home folder, as in some containers, and no variable names another.
+    """
+    try:
+        if folder := os.environ.get("TIMM_GHN_HOME"):
+            return Path(folder).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "timm_ghn_init"
+    except RuntimeError:
+        raise OSError("this user has no home folder, so set TIMM_GHN_HOME to a folder") from None
 
 
 def load_ghn(name_or_path: str | Path | Source, device: "torch.device | str | None" = None) -> "GHN":
@@ -178,7 +185,7 @@ _WAYS_OUT = (
     "a checkpoint by hand and name it as file:PATH, in the source or in TIMM_GHN_DEFAULT."
 )
 
-_failed: dict[tuple[Path, str], str] = {}  # (home, endpoint) -> why the official GHN could not be fetched
+_failed: dict[tuple[Path | None, str], str] = {}  # (home, endpoint) -> why the official GHN could not be fetched
 
 
 def _official_or_shipped(progress: bool | None) -> str:
@@ -186,7 +193,7 @@ def _official_or_shipped(progress: bool | None) -> str:
     has_shipped = shipped.local_path is not None and shipped.local_path.is_file()
     if _find(official):
         return official.name
-    place = (home(), _url(official))
+    place = (_home(), _url(official))
     if place not in _failed:
         try:
             fetch(official.name, progress)
@@ -254,7 +261,15 @@ def _digest(stamp: _Stamp) -> str:
 
 
 def _candidates(ghn: KnownGHN) -> list[Path]:
-    return sorted(home().glob(f"{_prefix(ghn)}*.safetensors"))
+    folder = _home()
+    return sorted(folder.glob(f"{_prefix(ghn)}*.safetensors")) if folder else []
+
+
+def _home() -> Path | None:
+    try:
+        return home()
+    except OSError:
+        return None
 
 
 def _find(ghn: KnownGHN) -> Path | None:
@@ -270,15 +285,15 @@ def _locked(ghn: KnownGHN) -> Iterator[None]:
     """Only one process at a time; it writes to `home()`."""
     from filelock import FileLock
 
-    folder = home()
     try:
+        folder = home()
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{ghn.name}.lock"):
             yield
     except (OSError, NotImplementedError) as error:
         raise CheckpointError(
-            f"{ghn.name} cannot be kept in {folder} ({type(error).__name__}: {error}). Make room there and let it be "
-            "written to, or set TIMM_GHN_HOME to another folder."
+            f"{ghn.name} cannot be kept in {_home() or 'any folder'} ({type(error).__name__}: {error}). Make room "
+            "there and let it be written to, or set TIMM_GHN_HOME to another folder."
         ) from error
 
 

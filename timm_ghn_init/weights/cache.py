@@ -31,7 +31,7 @@ _NAME = re.compile(r"[0-9a-f]{64}-[a-z0-9_]+\.safetensors")
 _MOST = 2**63  # bytes
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
-_unwritable: set[Path] = set()  # folders that the user has been warned of
+_unwritable: set[Path | None] = set()  # folders that the user has been warned of
 
 
 class Entry(NamedTuple):
@@ -95,7 +95,13 @@ def fill(name: str, parts: "Mapping[str, Tensor]", make: Callable[[], object], a
     Raises:
         ValueError: TIMM_GHN_CACHE_SIZE cannot be read.
     """
-    limit, path = size_limit(), folder() / f"{name}.safetensors"
+    limit = size_limit()
+    try:
+        path = folder() / f"{name}.safetensors"
+    except OSError as error:
+        make()
+        _say_unkept(None, error)
+        return False
     with suppress(OSError, WeightsError):
         _fill_from(path, parts)
         return True
@@ -171,9 +177,14 @@ def _store(path: Path, parts: "Mapping[str, Tensor]", about: Mapping[str, Any], 
         with replacing(path) as temporary:
             save(temporary, plain(parts), {"name": path.stem, **about})
     except Exception as error:  # a full disk, a dtype that the format does not know: the weights are there all the same
-        level = logging.DEBUG if path.parent in _unwritable else logging.WARNING
-        _unwritable.add(path.parent)
-        _logger.log(level, "Cache: the model is initialised, but its weights cannot be kept in %s: %s", folder(), error)
+        _say_unkept(path.parent, error)
+
+
+def _say_unkept(place: Path | None, error: Exception) -> None:
+    level = logging.DEBUG if place in _unwritable else logging.WARNING
+    _unwritable.add(place)
+    where = place or "any folder"
+    _logger.log(level, "Cache: the model is initialised, but its weights cannot be kept in %s: %s", where, error)
 
 
 @contextmanager

@@ -1,0 +1,56 @@
+"""A full disk, whatever a command writes: it says so, what was there is intact, and no half file stays."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from timm_ghn_init.cli import main
+
+resource = pytest.importorskip("resource")
+
+TRAIN = "--classes 4 --steps 1 --networks 1 --batch-size 2 --pool 2 --hid 8 --device cpu"
+TUNE = "--init rand --seeds 1 --epochs 1 --labels 10 --validation 10 -b 5 --workers 0 --img-size 32 --device cpu"
+
+# Each command, and what it would replace.
+COMMANDS = {
+    "predict test_resnet --source ghn2-formula -o FOLDER/x.safetensors": ["x.safetensors"],
+    "predict test_resnet --source ghn2-formula -o FOLDER/out/": ["out/config.json", "out/model.safetensors"],
+    "bake --models test_resnet --source ghn2-formula --out FOLDER": [],
+    "graph test_resnet -o FOLDER/x.svg": ["x.svg"],
+    "graph test_resnet -o FOLDER/x.dot": ["x.dot"],
+    "analyze correlations test_resnet --sources rand,orth -o FOLDER/x.json": ["x.json"],
+    f"train-ghn --data formula {TRAIN} -o FOLDER": [],
+    f"finetune test_resnet --data digits {TUNE} -o FOLDER/runs.jsonl": ["runs.jsonl"],
+}
+LEFT = (".lock", "log.csv")  # a lock, which nobody may remove, and a log of nothing but its header
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Files have 200 bytes at most."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command.split()[:2]))
+def test_a_full_disk(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if "digits" in command:
+        pytest.importorskip("sklearn")
+    for name in COMMANDS[command]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}\n")
+    with full_disk():
+        status = main(command.replace("FOLDER", str(tmp_path)).split())
+    output = capsys.readouterr()
+    assert status in (1, 2)
+    assert "File too large" in output.out + output.err
+    assert "Traceback" not in output.err
+    kept = {str(p.relative_to(tmp_path)): p for p in tmp_path.rglob("*") if p.is_file()}
+    assert {name for name in kept if not name.endswith(LEFT)} == set(COMMANDS[command])
+    assert all(kept[name].read_text() == "{}\n" for name in COMMANDS[command])
