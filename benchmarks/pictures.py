@@ -7,6 +7,7 @@ docs/transfer.svg and docs/shipped-ghn.svg come with their numbers from transfer
 """
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,29 @@ from timm_ghn_init.cli import main as command
 from timm_ghn_init.sources import SHIPPED
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+
+
+def overview() -> None:
+    """The graph of a network beside how alike its channels are: what goes in, and what comes out."""
+    graph = PICTURES / "convnext_base.svg"
+    command(["graph", "convnext_base", "-o", str(graph)])
+    plot = PICTURES / "overview-right.svg"
+    sources = f"rand,orth,{SHIPPED},{SHIPPED}-orth"
+    command(["analyze", "correlations", "convnext_base", "--sources", sources, "--layers", "60,110", "-o", str(plot)])
+    parts = [path.read_text(encoding="utf-8") for path in (graph, plot)]
+    parts = [part[part.index("<svg") :] for part in parts]
+    (w1, h1), (w2, h2) = ((float(n) for n in re.findall(r'viewBox="0 0 (\S+) (\S+)"', part)[0]) for part in parts)
+    w2 *= h1 / h2
+    left, right = (re.sub(r' width="[^"]*" height="[^"]*"', "", part, count=1) for part in parts)
+    left = left.replace("<svg", f'<svg width="{w1:g}" height="{h1:g}"', 1)
+    right = right.replace("<svg", f'<svg x="{w1:g}" width="{w2:g}" height="{h1:g}"', 1)
+    size = f'width="{w1 + w2:g}" height="{h1:g}"'
+    (PICTURES / "overview.svg").write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {w1 + w2:g} {h1:g}">'
+        f'<rect {size} fill="white"/>{left}{right}</svg>\n',
+        encoding="utf-8",
+    )
+    plot.unlink()
 
 
 def resnet18() -> None:
@@ -61,7 +85,7 @@ def tiling() -> None:
 
 
 DRAWN: dict[str, Callable[[], None]] = {
-    drawing.__name__: drawing for drawing in (resnet18, convnext_base, signal, correlations, tiling)
+    drawing.__name__: drawing for drawing in (overview, resnet18, convnext_base, signal, correlations, tiling)
 }
 
 

@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from tqdm import tqdm
 
+from timm_ghn_init.analysis.figures import PALETTE
 from timm_ghn_init.finetune import Runs, Trial, work
 from timm_ghn_init.finetune.plans import Plan, Results, one_after_another, ranked, searched
 from timm_ghn_init.finetune.results import mean_and_std
@@ -34,7 +35,7 @@ MODELS = ("resnet18", "resnet50", "convnext_atto")
 LABELS = (100, 1000)
 INITS = ("rand", "orth", "ghn", "ghn-orth")
 TITLES = {"rand": "RAND", "orth": "ORTH", "ghn": "GHN", "ghn-orth": "GHN-ORTH"}
-COLOURS = {"rand": "#7f7f7f", "orth": "#0072b2", "ghn": "#d55e00", "ghn-orth": "#009e73"}  # Okabe and Ito
+COLOURS = {init: PALETTE[init].colour for init in TITLES}
 # by model and labels: short training, in which an initialisation can be seen
 EPOCHS = {
     "resnet18": {100: 12, 1000: 3},

@@ -140,7 +140,7 @@ def deviation(axes: Axes, data: Mapping[str, Any], looks: Mapping[str, Line]) ->
         _by_layer(axes, row["std"], looks[row["init"]], clean(row["init"]), 1)
     n = len(data["layers"])
     axes.set(xlabel="layer, in the order of the network, from 1", ylabel="std of the correlations", xlim=(0.5, n + 0.5))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.14 * axes.get_ylim()[1])  # with room for L
     axes.set_xticks(_from_one(n))
     _mark_first_layers(axes, data["inits"], looks)
     axes.set_title("All layers")
