@@ -11,7 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import config as timm_config
-from timm_models import on_meta
+from timm_models import on_meta, skip_unless_known
 from torch import Tensor, nn
 
 from timm_ghn_init.graph import Graph, TraceError, trace
@@ -55,6 +55,7 @@ ATTENTION = (
 def build(name: str, device: str = "meta", **kwargs: Any) -> nn.Module:
     if device == "meta":
         return on_meta(name, **kwargs)
+    skip_unless_known(name)
     with torch.device(device):
         return timm.create_model(name, **kwargs)
 

@@ -14,14 +14,18 @@ LOCAL_DIR = pytest.mark.skipif(Version(timm.__version__) < Version("1.0.17"), re
 
 
 def on_meta(name: str, **options: Any) -> nn.Module:
-    if not timm.is_model(name):
-        pytest.skip(f"timm {timm.__version__} has no {name}")
+    skip_unless_known(name)
     try:
         with torch.device("meta"):
             return timm.create_model(name, **options)
     except (RuntimeError, NotImplementedError) as error:
         skip_if_values_are_read(str(error))
         raise
+
+
+def skip_unless_known(name: str) -> None:
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
 
 
 def skip_if_values_are_read(error: str) -> None:
