@@ -23,10 +23,11 @@ def add(command: Command) -> None:
 
 def predict(args: argparse.Namespace) -> int:
     """Write the weights that a source predicts for an architecture, as a file or folder that timm loads."""
-    from ..weights.push import write_folder
-
     folder, output = is_folder(args.output), output_path(args.output, (".safetensors",), folder=True)
-    model, options, report, seed = build_initialised(args, read_source(args.source))
+    source = read_source(args.source)
+    from ..weights.push import write_folder  # torch and timm, seconds: after what can be told without them
+
+    model, options, report, seed = build_initialised(args, source)
     with writing_folder(output) if folder else writing(output) as temporary:
         if folder:
             write_folder(temporary, model, report, options, seed)

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from types import FrameType
 from typing import Any
 
@@ -142,13 +142,15 @@ def _streams() -> Iterator[None]:
         stream = getattr(sys, name)
         if stream is None or getattr(stream, "closed", False):
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (it stays, as that of the process)
-    with ExitStack() as stack:
-        stdout = sys.stdout
-        if hasattr(stdout, "reconfigure"):
-            stack.callback(stdout.reconfigure, errors=stdout.errors)
-            stdout.reconfigure(errors=_ANY_TEXT)
-        stack.enter_context(redirect_stdout(_Output(stdout)))  # type: ignore[type-var]  # as much of one as it takes
-        yield
+    stdout, errors = sys.stdout, getattr(sys.stdout, "errors", None)
+    reconfigure = getattr(stdout, "reconfigure", lambda **_: None)
+    reconfigure(errors=_ANY_TEXT)
+    try:
+        with redirect_stdout(_Output(stdout)):  # type: ignore[type-var]  # as much of one as it takes
+            yield
+    finally:
+        with suppress(OSError):  # it writes first what is left
+            reconfigure(errors=errors)
 
 
 _ANY_TEXT = f"{__name__}.any"

@@ -16,8 +16,10 @@ class ShapeEncoder(nn.Module):
 
     def __init__(self, hid: int, num_classes: int, max_shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.channels = np.unique([1, 3, num_classes, *range(8, 64, 8), *range(64, 4096, 16), *range(4096, 8193, 32)])
-        self.spatial = np.unique([*range(1, max(12, max_shape[3]), 2), 14, 16])
+        channels = {1, 3, num_classes, *range(8, 64, 8), *range(64, 4096, 16), *range(4096, 8193, 32)}
+        self.channels, self.spatial = (
+            np.array(sorted(sizes)) for sizes in (channels, {*range(1, max(12, max_shape[3]), 2), 14, 16})
+        )
         self.embed_spatial = nn.Embedding(len(self.spatial) + 1, hid // 4)
         self.embed_channel = nn.Embedding(len(self.channels) + 1, hid // 4)
 
