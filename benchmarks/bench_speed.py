@@ -48,7 +48,8 @@ from timm_ghn_init import Source, init_model, load_ghn, save_ghn, trace
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph.inputs import example_sizes
 from timm_ghn_init.recipe import assign
-from timm_ghn_init.recipe.postprocessing import auto_layer, list_layers
+from timm_ghn_init.recipe.plan import auto_layer
+from timm_ghn_init.recipe.postprocessing import list_layers
 
 _logger = logging.getLogger("bench_speed")
 

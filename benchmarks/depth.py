@@ -20,7 +20,8 @@ from transfer import LEARNING_RATES, MODELS, Group, optimizer, trial
 from timm_ghn_init.finetune import Runs, Trial, work
 from timm_ghn_init.finetune.plans import SEARCH_SEED, Results, ranked, searched
 from timm_ghn_init.finetune.results import mean_and_std, percent
-from timm_ghn_init.recipe.postprocessing import auto_layer, list_layers
+from timm_ghn_init.recipe.plan import auto_layer
+from timm_ghn_init.recipe.postprocessing import list_layers
 
 DEPTHS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75)
 

@@ -1,5 +1,6 @@
 """The smallest model of every module of the installed timm: its graph, and what of it can be predicted."""
 
+import copy
 import importlib.util
 import json
 from collections import defaultdict
@@ -15,7 +16,12 @@ import torch
 from timm.models._registry import _model_to_module
 from torch import Tensor, nn
 
+from timm_ghn_init import init_model
+from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph import PRIMITIVES, Graph, trace
+from timm_ghn_init.recipe import postprocessing
+from timm_ghn_init.recipe.postprocessing import list_layers
+from timm_ghn_init.recipe.whole import Whole
 
 # Module -> its architecture with the fewest parameters in timm 1.0.31, as counted by benchmarks/coverage.py.
 SMALLEST: dict[str, str] = json.loads((Path(__file__).parent / "smallest_models.json").read_text())
@@ -57,6 +63,11 @@ def case(request: pytest.FixtureRequest) -> Iterator[tuple[nn.Module, Graph]]:
 
 
 Case = tuple[nn.Module, Graph]
+
+
+@pytest.fixture(scope="module")
+def tiny_ghn() -> GHN:
+    return GHN(max_shape=(16, 16, 4, 4), num_classes=1000, weight_norm=True, layernorm=True, hid=8).eval()
 
 
 def test_the_list_covers_this_timm() -> None:
@@ -126,6 +137,29 @@ def test_almost_all_values_are_predicted(case: Case, request: pytest.FixtureRequ
     share = sum(target.numel for target in graph.targets.values()) / sum(sizes.values())
     family = request.node.callspec.id
     assert share >= (0.9 if family in BELOW_99_PERCENT or family not in SMALLEST else 0.99)
+
+
+def test_the_report_is_true(case: Case, tiny_ghn: GHN, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bits before and after, name by name. Eq. (1) and (2) themselves are left out: here it matters where they act."""
+    on_meta, graph = case
+    model = copy.deepcopy(on_meta).bfloat16().to_empty(device="cpu")
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for p in parameters.values():
+            p.fill_(7)
+    monkeypatch.setattr(Whole, "trace", lambda *args: graph)
+    monkeypatch.setattr(postprocessing, "process_weight", lambda weight, *args: float(weight.fill_(3).numel() > 0))
+    report = init_model(model, "ghn2-orth?layer=auto", ghn=tiny_ghn)
+
+    kept = {name for name, p in parameters.items() if p.numel() and (p == 7).all()}
+    processed = {name for name, p in parameters.items() if p.dim() > 1 and p.numel() and (p == 3).all()}
+    assert processed == set(report.postprocessed) <= set(report.predicted)
+    assert kept == set(report.skipped) == set(parameters) - set(report.predicted)
+    heads = {target.param for target in graph.targets.values() if target.classifier}
+    assert not heads & processed
+    assert [n for n, _ in list_layers(model)[(report.layer or 1) - 1 :] if n in report.postprocessed] == list(
+        report.postprocessed
+    )
 
 
 # -- the sweep itself ------------------------------------------------------------------------------------------------

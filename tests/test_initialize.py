@@ -210,9 +210,6 @@ class NoForward(nn.Module):
 
 def refused() -> dict[str, tuple[nn.Module, dict[str, Any], type[Exception], str]]:
     """name -> (model, arguments, exception, what its message must say)."""
-    unused = WithUnusedLayer()
-    with torch.no_grad():
-        unused.aux.weight.fill_(float("inf"))
     return {
         "unknown source": (small(), {"source": "ghn7"}, ValueError, "Sources: ghn, ghn2"),
         "unknown key": (small(), {"source": "ghn2-orth?depth=3"}, ValueError, "layer"),
@@ -224,7 +221,6 @@ def refused() -> dict[str, tuple[nn.Module, dict[str, Any], type[Exception], str
         "bad size": (small(), {"input_size": (3, 0, 4)}, ValueError, "input_size"),
         "bug in forward": (NoForward(), {}, TraceError, "a bug of the model"),
         "baseline on meta": (nn.Conv2d(3, 4, 1, device="meta"), {"source": "rand"}, ValueError, "to_empty"),
-        "unpredicted weight is inf": (unused, {"source": "ghn2-orth?layer=1"}, ValueError, "aux.weight"),
     }
 
 

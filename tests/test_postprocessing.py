@@ -10,8 +10,8 @@ from timm_models import on_meta
 from torch import nn
 
 from timm_ghn_init.recipe.orthogonal import cholesky_qr, householder_qr_, orthogonalize_
+from timm_ghn_init.recipe.plan import auto_layer
 from timm_ghn_init.recipe.postprocessing import (
-    auto_layer,
     check,
     correlation_std,
     list_layers,

@@ -20,6 +20,7 @@ from timm_ghn_init import create_sharded, init_model
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph import trace
 from timm_ghn_init.own_init.values import own_values
+from timm_ghn_init.recipe.postprocessing import layers_of
 from timm_ghn_init.sharded.blocks import blocks_of, shard_blocks
 from timm_ghn_init.sharded.layout import _box
 from timm_ghn_init.sharded.post import owners
@@ -165,8 +166,7 @@ def test_a_constructor_that_reads_values_is_named(monkeypatch: pytest.MonkeyPatc
 
 def test_owners_share_the_work() -> None:
     model = nn.Sequential(*(nn.Linear(n, n) for n in (8, 64, 16, 32, 4)))
-    names = [f"{i}.weight" for i in range(5)]
-    rounds = owners(model, names, 2)
+    rounds = [{layer.name: rank for rank, layer in r.items()} for r in owners(layers_of(model), 2)]
     assert rounds == [{"1.weight": 0, "3.weight": 1}, {"2.weight": 1, "0.weight": 0}, {"4.weight": 0}]
 
 

@@ -16,6 +16,7 @@ from .recipe.options import Options
 from .recipe.place import Place
 from .recipe.resolved import Resolved
 from .recipe.whole import Settle, Whole, refuse_unwritable
+from .recipe.wrappers import bare
 from .report import InitReport
 from .sources import Source, parse_source
 from .text import logger
@@ -24,6 +25,8 @@ from .weights import hub
 from .weights.push import push_predicted
 
 _logger = logger(__name__)
+
+Constructed = Callable[[Collection[str]], dict[str, Tensor]]
 
 
 def init_model(
@@ -95,7 +98,7 @@ def initialise(
     source: Source,
     options: Options | None = None,
     settle: Settle | None = None,
-    constructed: Callable[[Collection[str]], dict[str, Tensor]] | None = None,
+    constructed: Constructed | None = None,
 ) -> InitReport:
     """`init_model` for a model that may still be waiting for its own initialisation (see `deferred_init`).
 
@@ -105,9 +108,15 @@ def initialise(
         constructed: of a sharded model, gives the values, whole and on the CPU, that its constructor would have given
             to parameters and buffers of these names. Default: those of its `reset_parameters` and `init_weights`.
     """
-    options = options or Options()
+    refuse_unsupported(model, model_name(model))
+    with bare(model) as (inner, names):
+        return _initialise(inner, source, options or Options(), settle, constructed).renamed(names)
+
+
+def _initialise(
+    model: nn.Module, source: Source, options: Options, settle: Settle | None, constructed: Constructed | None
+) -> InitReport:
     name, seed = model_name(model), source.seed_or(options.seed)
-    refuse_unsupported(model, name)
     place: Place
     if any(hasattr(p, "device_mesh") for p in model.parameters()):
         from .sharded.place import Sharded  # needs PyTorch's distributed engine
@@ -120,7 +129,7 @@ def initialise(
         place = Whole(model, name, seed, options, settle)
         if options.ghn is not None:
             raise ValueError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
-        report = baselines.initialise(model, source, seed, options.device, options.progress, place.give_memory)
+        report = baselines.initialise(place, source, seed, options.progress)
     else:
         place = Whole(model, name, seed, options, settle)
         wanted = source.cache if options.cache is None else options.cache

@@ -4,7 +4,8 @@ import json
 import math
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,18 @@ class InitReport:
     def coverage(self) -> float:
         """Share of the model's parameter values that were predicted, 0 to 1."""
         return sum(self.sizes[name] for name in self.predicted) / max(1, sum(self.sizes.values()))
+
+    def renamed(self, names: Mapping[str, str]) -> "InitReport":
+        """This report with other names for its parameters and buffers, where `names` has one."""
+        return replace(
+            self,
+            predicted={names.get(n, n): role for n, role in self.predicted.items()},
+            skipped={names.get(n, n): reason for n, reason in self.skipped.items()},
+            sizes={names.get(n, n): size for n, size in self.sizes.items()},
+            postprocessed=tuple(names.get(n, n) for n in self.postprocessed),
+            own=tuple(names.get(n, n) for n in self.own),
+            unset=tuple(names.get(n, n) for n in self.unset),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All of it for JSON, `coverage` included."""

@@ -33,8 +33,9 @@ def one_thread_each(most: int) -> Iterator[Callable[..., Iterable[Any]]]:
     def prepare() -> None:
         torch.set_num_threads(1)
         torch.set_grad_enabled(False)  # a thread has its own setting, and this one ends with the pool
+        torch.inference_mode(inference).__enter__()
 
-    n_threads = torch.get_num_threads()
+    n_threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
     try:
         with ThreadPoolExecutor(min(n_threads, most), initializer=prepare) as pool:
             yield pool.map

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..recipe.postprocessing import auto_layer
+from ..recipe.plan import auto_layer
 from ..sources import parse_source
 from .plans import Results, ranked, searched
 from .protocol import Trial

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from .adapters import leave_adapters
@@ -62,7 +63,8 @@ def trace(
     refuse_unsupported(model, name)
     if next(model.parameters(), None) is None:
         raise TraceError(f"{name} has no parameters: there is nothing to initialise.")
-    recorder, inputs = record(model, name, input_size, example_inputs, prepare, real)
+    with torch.inference_mode(False):  # in which operators are not seen
+        recorder, inputs = record(model, name, input_size, example_inputs, prepare, real)
     return _build(recorder, inputs, dialect, declared_classifier(model, classifier))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
@@ -54,6 +55,28 @@ def meta_parameter(tensor: Tensor) -> Tensor:
     """A plain meta tensor of the shape and dtype of a tensor, sharded or not; a parameter if that is one."""
     plain = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     return nn.Parameter(plain, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else plain
+
+
+class _OnTheCPU(Tensor):
+    """A parameter without memory that says it is on the CPU: initialisations put what they compute beside it."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cpu")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():  # operators take it for what it is
+            args, kwargs = tree_map_only(cls, lambda t: t.as_subclass(Tensor), (args, kwargs or {}))
+            return func(*args, **kwargs)
+
+
+def placeless_parameter(tensor: Tensor) -> Tensor:
+    """As `meta_parameter`, of a parameter; asked for its device, it says CPU."""
+    plain = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    parameter = Tensor._make_subclass(_OnTheCPU, plain, tensor.requires_grad)
+    parameter._is_param = True  # type: ignore[attr-defined]  # as nn.Parameter has it
+    return parameter
 
 
 def _held(m: nn.Module) -> list[dict[Any, Any]]:

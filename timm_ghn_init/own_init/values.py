@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..text import logger
-from .stand_ins import meta_parameter, named_tensors, replaced
+from .stand_ins import meta_parameter, named_tensors, placeless_parameter, replaced
 
 _logger = logger(__name__)
 
@@ -49,6 +49,14 @@ def materialise(model: nn.Module, device: torch.device | str) -> None:
         model._apply(empty)
 
 
+def forget(model: nn.Module, names: Collection[str]) -> None:
+    """Put parameters and buffers of these names back on the meta device. Parameters stay the same objects."""
+    tensors = named_tensors(model)
+    gone = {id(tensors[name]) for name in names}
+    with _swapping():
+        model._apply(lambda t: torch.empty_like(t, device="meta") if id(t) in gone else t)
+
+
 def own_values(model: nn.Module, wanted: Collection[str], seed: int) -> OwnValues:
     """Values that a model's own initialisation gives to some of its parameters and buffers.
 
@@ -68,7 +76,9 @@ def own_values(model: nn.Module, wanted: Collection[str], seed: int) -> OwnValue
         if name in wanted:
             stand_ins[name] = _marked(tensor)
             return stand_ins[name]
-        if isinstance(tensor, nn.Parameter) or tensor.is_meta:
+        if isinstance(tensor, nn.Parameter):
+            return placeless_parameter(tensor)
+        if tensor.is_meta:
             return meta_parameter(tensor)
         return tensor.detach().cpu().clone()  # a buffer that stays, but may be reset with others
 

@@ -1,12 +1,18 @@
 """Predicted tensors -> the model's parameters, in place."""
 
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..ghn import Tile
+from ..own_init.stand_ins import named_tensors
 from ..threads import one_thread
+from .parametrised import Parametrised, parametrised
+from .pending import Pending
 
 
 class PredictionError(RuntimeError):
@@ -35,6 +41,25 @@ def check_finite(tiles: Mapping[str, Tile], what: str) -> None:
         )
 
 
+def unwritable(parameter: Tensor) -> str | None:
+    """Why a parameter cannot be written to, and the way out; None if it can, also where it has no memory yet."""
+    if not (parameter.is_floating_point() or parameter.is_complex()):
+        return f"is {parameter.dtype}, which holds no prediction. Initialise the model before it is quantised."
+    if parameter.is_meta:
+        return None
+    if parameter.layout != torch.strided:
+        return f"is {parameter.layout}. Initialise the model with a dense parameter there."
+    expanded = any(stride == 0 and size > 1 for stride, size in zip(parameter.stride(), parameter.shape, strict=True))
+    if expanded or parameter.nbytes > parameter.untyped_storage().nbytes():
+        return "is expanded: several of its values share one place in memory. Give it a .clone() for its .data first."
+    if parameter.is_inference() and not torch.is_inference_mode_enabled():
+        return (
+            "was made under torch.inference_mode, outside of which it cannot be written. Initialise the model inside, "
+            "or build it outside."
+        )
+    return None
+
+
 @torch.no_grad()
 def write(model: nn.Module, tiles: Mapping[str, Tile]) -> None:
     """Write predictions into the parameters of a model: identity, dtype, device and `requires_grad` stay."""
@@ -42,3 +67,45 @@ def write(model: nn.Module, tiles: Mapping[str, Tile]) -> None:
     with one_thread():  # as fast as memory takes it, and never waiting for a second core
         for name, tile in tiles.items():
             tile.to(parameters[name].device).write_(parameters[name])
+
+
+@torch.no_grad()
+def write_results(model: nn.Module, results: Pending) -> None:
+    """Write what has waited for it into parameters and buffers of a model, as `write` does."""
+    tensors = named_tensors(model)
+    for name in results.names():
+        tensors[name].copy_(results.take(name))
+    for weight in parametrised(model):
+        weight.refresh()
+
+
+def invert(computed: Mapping[str, Parametrised], tiles: dict[str, Tile], results: Pending) -> None:
+    """Take predictions for weights that are computed from other tensors out of `tiles`; what to write into `results`.
+
+    Args:
+        computed: those weights, by the parameter's name that the prediction goes by.
+    """
+    for name in [n for n in computed if n in tiles]:
+        tile, by = tiles.pop(name), computed[name]
+        parameter = by.parameters[name]
+        value = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        tile.to(value.device).write_(value)
+        for written, tensor in by.inverse(value).items():
+            results.put(written, tensor)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold off Ctrl-C until the end of the block: what is being written is written whole."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is None or threading.current_thread() is not threading.main_thread():  # it would not be ours to hold off
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)

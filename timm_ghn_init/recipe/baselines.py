@@ -14,52 +14,44 @@ is neither such a layer nor a norm: layer scale, tokens, position embeddings.
 
 import math
 import re
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..graph import model_name
 from ..report import InitReport
 from ..sources import Source
 from ..threads import one_thread_each
-from .postprocessing import check, list_layers, postprocess, seeded_generator, to_process
+from .assign import uninterrupted, unwritable
+from .exact import exact
+from .pending import Pending
+from .place import Place
+from .postprocessing import Equations, Layer, check, list_layers, process, seeded_generator, to_process
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 _MAX_WORKERS = 3  # each holds one float32 copy of its layer
 
 
-class _Write(NamedTuple):
+class _Draw(NamedTuple):
     """A parameter and what is to become of it."""
 
-    name: str
     parameter: nn.Parameter
     role: str  # as in InitReport.predicted
     fill: Callable[[Tensor], object]
 
 
-def initialise(
-    model: nn.Module,
-    source: Source,
-    seed: int | None = None,
-    device: torch.device | str | None = None,
-    progress: bool | None = None,
-    give_memory: Callable[[list[str]], object] = lambda names: None,
-) -> InitReport:
+def initialise(place: Place, source: Source, seed: int, progress: bool | None = None) -> InitReport:
     """Initialise a model in place with "rand" or "orth".
 
     Every layer is drawn from a generator of its own, on the CPU, so that the values depend on `seed` and the
     parameter's name only; the global random state is not touched.
 
     Args:
-        model: any module with parameters in memory.
+        place: a model that this process has whole.
         source: a source whose `baseline` is not None.
-        seed: of everything that is drawn. Default: the source's own, else 0.
-        device: where to orthogonalise; as in `postprocess`.
+        seed: of everything that is drawn.
         progress: show progress bars; as in `postprocess`.
-        give_memory: called before anything is written, with the names of what will be; as in `Place`.
 
     Returns:
         What was drawn (`predicted`), what was orthogonalised (`postprocessed`) and what was left.
@@ -68,44 +60,63 @@ def initialise(
         ValueError: `layer` is not one of the model's layers, or a weight has no memory or is not floating point. The
             model is then as it was.
     """
-    seed = source.seed_or(seed)
+    model, clock = place.model, place.clock
     layer = 1 if source.layer == "auto" else source.layer
     check(model, layer=layer, beta=0.0, overwritten={n for n, _ in model.named_parameters()})
-    writes = _plan(model, seed)
-    give_memory([w.name for w in writes])
+    draws = _plan(model, seed)
+    for name, draw in draws.items():
+        problem = unwritable(draw.parameter)
+        if problem:
+            raise ValueError(f"{place.name}: {name} {problem} Nothing was changed.")
+    names = {id(draw.parameter): name for name, draw in draws.items()}
+    layers = [found._replace(name=names[id(found.weight)]) for found in to_process(model, layer)]
+    layers = layers if source.name == "orth" else []
+    try:
+        place.give_memory(list(draws))
+        with Pending() as results:
+            if layers:
+                where = {found.name: place.device for found in layers}
+                equations = Equations(0.0, True, seed)
 
-    start = time.perf_counter()
-    with one_thread_each(_MAX_WORKERS) as map_:
-        for _ in map_(lambda w: w.fill(w.parameter.detach()), writes):
-            pass
-    seconds = {"draw": time.perf_counter() - start}
-    orthogonal: tuple[str, ...] = ()
-    if source.name == "orth":
-        start = time.perf_counter()
-        changed = postprocess(model, layer=layer, beta=0.0, seed=seed, device=device, progress=progress)
-        orthogonal = tuple(c.name for c in changed)
-        seconds["postprocess"] = time.perf_counter() - start
+                def read(found: Layer, whole: Tensor) -> None:
+                    draws[found.name].fill(whole)
 
-    roles = {w.name: w.role for w in writes}
+                with exact(place.device):
+                    clock("postprocess", lambda: process(layers, equations, where, read, results, progress))
+            with uninterrupted():
+                clock("draw", lambda: _draw([draw for name, draw in draws.items() if name not in results.names()]))
+                place.write({}, results)
+    except BaseException:
+        place.take_back()
+        raise
+
     last = _last_layer(model)
     return InitReport(
-        model=model_name(model),
+        model=place.name,
         source=str(source),
         device=str(next(p.device for p in model.parameters())),
         nodes=0,
         edges=0,
-        predicted=roles,
+        predicted={name: draw.role for name, draw in draws.items()},
         skipped={
             n: "last layer" if n in last else "neither a layer nor a norm"
             for n, _ in model.named_parameters()
-            if n not in roles
+            if n not in draws
         },
         sizes={n: p.numel() for n, p in model.named_parameters()},
         layer=layer if source.name == "orth" else None,
-        postprocessed=orthogonal,
+        postprocessed=tuple(found.name for found in layers),
         seed=seed,
-        seconds=seconds,
+        seconds=clock.seconds,
+        own=place.own,
+        unset=place.unset,
     )
+
+
+def _draw(draws: list[_Draw]) -> None:
+    with one_thread_each(_MAX_WORKERS) as map_:
+        for _ in map_(lambda draw: draw.fill(draw.parameter.detach()), draws):
+            pass
 
 
 def he_std(weight: Tensor, groups: int = 1) -> float:
@@ -118,17 +129,17 @@ def he_std(weight: Tensor, groups: int = 1) -> float:
     return math.sqrt(2 * groups / max(1, weight.shape[0] * weight[0, 0].numel()))
 
 
-def _plan(model: nn.Module, seed: int) -> list[_Write]:
+def _plan(model: nn.Module, seed: int) -> dict[str, _Draw]:
     """All that is written, by parameter; a parameter that several modules share once."""
     layers = {id(target.weight) for target in to_process(model, 1)}
     names = {id(p): n for n, p in model.named_parameters()}
     last = {id(model.get_parameter(n)) for n in _last_layer(model)}
-    writes: dict[str, _Write] = {}
+    writes: dict[str, _Draw] = {}
 
     def add(parameter: nn.Parameter | None, role: str, fill: Callable[[Tensor], object]) -> None:
         if parameter is not None and id(parameter) not in last:
             name = names[id(parameter)]
-            writes.setdefault(name, _Write(name, parameter, role, fill))
+            writes.setdefault(name, _Draw(parameter, role, fill))
 
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
@@ -139,7 +150,7 @@ def _plan(model: nn.Module, seed: int) -> list[_Write]:
         elif isinstance(module, _NORMS) or _is_written_norm(module, own):
             add(weight, "norm", nn.init.ones_)
             add(bias, "norm", nn.init.zeros_)
-    return list(writes.values())
+    return writes
 
 
 def _is_written_norm(module: nn.Module, own: dict[str, nn.Parameter]) -> bool:

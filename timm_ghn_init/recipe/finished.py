@@ -1,12 +1,15 @@
 """Finished weights that are kept: they need not be predicted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..graph import model_name, trace
+from ..own_init.stand_ins import named_tensors
 from ..weights import cache, hub
+from . import assign
+from .pending import Pending
 from .place import Place
 from .plan import Plan, make_plan
 from .resolved import Resolved
@@ -24,30 +27,35 @@ class Finished:
     """
 
     def __init__(self, place: Place, plan: Plan) -> None:
-        self._place, self._plan = place, plan
-        resolved = plan.resolved
+        self._place, self._plan, resolved = place, plan, plan.resolved
         self.key = self.repo = ""
         if resolved.cache or resolved.org:
             self.key = plan.key(place.model, resolved.digest)
-        # On the Hub are final values, which are of no use where they follow from the prediction in part.
-        if resolved.org and not set(plan.names) & set(plan.rest):
+        if resolved.org:
             self.repo = f"{resolved.org}/{hub.repo_name(place.name, resolved.source, resolved.digest)}"
         self.cached = self.downloaded = False
 
     def fill(self, predict: Callable[[], object]) -> None:
         """Fill the predicted parts of the parameters: from the cache, else from the Hub, else by `predict`."""
-        place, targets = self._place, self._plan.graph.targets
+        place = self._place
         if not self.key:
             predict()
             return
-        parameters = dict(place.model.named_parameters())
-        parts = {n: targets[n].part(parameters[n]) for n in self._plan.names}
+        targets, tensors = self._plan.graph.targets, named_tensors(place.model)
+        parts = {n: targets[n].part(tensors[n]) for n in self._plan.names}
+        parts |= {n: tensors[n] for by in self._plan.computed.values() for n in by.written}
+
+        def take(found: Mapping[str, Tensor]) -> None:
+            with Pending() as none, assign.uninterrupted():
+                place.write({}, none, [(part, found[name]) for name, part in parts.items()])
 
         def make() -> bool:
-            if self.repo:
-                self.downloaded = place.clock("hub", lambda: hub.fill(self.repo, self.key, targets, parts))
-            if not self.downloaded:
+            found = place.clock("hub", lambda: hub.find(self.repo, self.key, targets, parts)) if self.repo else None
+            self.downloaded = found is not None
+            if found is None:
                 predict()
+            else:
+                take(found)
             return not self.downloaded
 
         if not self._plan.resolved.cache:
@@ -55,7 +63,7 @@ class Finished:
             return
         about = {"model": place.name, "source": str(self._plan.source), "device": str(place.device)}
         file = f"{self.key}-{place.device.type}"
-        self.cached = place.clock("cache", lambda: cache.fill(file, parts, make, about))
+        self.cached = place.clock("cache", lambda: cache.fill(file, parts, make, about, take))
 
 
 def find(

@@ -1,7 +1,7 @@
 """Where the values of a model lie: the one thing in which a whole and a sharded model differ."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from ..ghn import GHN, Tile
 from ..graph import Graph
 from ..sources import Source
 from .clock import Clock
+from .pending import Pending
 from .plan import Plan
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ class Place(ABC):
         name: of the model, for messages.
         device: where to decode and post-process.
         clock: of this initialisation.
+        whole: whether this process has all of it.
         first: whether this process speaks, where several do the same.
         own, unset: as in `InitReport`, once there is memory.
     """
@@ -32,6 +34,7 @@ class Place(ABC):
     name: str
     device: torch.device
     clock: Clock
+    whole = True
     first = True
     own: tuple[str, ...] = ()
     unset: tuple[str, ...] = ()
@@ -48,7 +51,7 @@ class Place(ABC):
 
         Args:
             topic: what the work is, in words for messages.
-            work: writes no predicted value.
+            work: what to do.
             in_common: what of the result all of them must have in common, by what it is called.
 
         Returns:
@@ -60,8 +63,8 @@ class Place(ABC):
         """As `graph.trace`."""
 
     @abstractmethod
-    def look_at(self, weight: Tensor) -> Tensor:
-        """What is there of a weight's values, in its dtype; nothing of those that are yet to come."""
+    def part(self, parameter: Tensor) -> Tensor:
+        """What this process has of a parameter, to read and write."""
 
     @abstractmethod
     def give_memory(self, overwritten: list[str]) -> None:
@@ -72,20 +75,25 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def write(self, tiles: dict[str, Tile], later: Collection[str]) -> None:
-        """Write predictions into the parameters, which keep identity, dtype, device and `requires_grad`.
+    def postprocess(self, plan: Plan, tiles: dict[str, Tile], results: Pending, progress: bool | None) -> None:
+        """Eq. (1) and (2) on the layers of a plan. Nothing is written.
 
         Args:
-            tiles: by parameter name. What is written is taken out.
-            later: names of those that will be post-processed, and may wait until then.
+            tiles: predictions. Those used are taken out.
+            results: get this process's part of what is to be written.
+            progress: as in `init_model`.
         """
 
     @abstractmethod
-    def postprocess(self, names: list[str], tiles: Mapping[str, Tile], plan: Plan, progress: bool | None) -> None:
-        """Eq. (1) and (2) on these weights.
+    def write(self, tiles: Mapping[str, Tile], results: Pending, found: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
+        """Write into the parameters, which keep identity, dtype, device and `requires_grad`.
 
         Args:
-            tiles: predictions that are not written yet.
-            plan: says with which options.
-            progress: as in `init_model`.
+            tiles: predictions.
+            results: what has waited for this.
+            found: parts of parameters, and finished values for them.
         """
+
+    @abstractmethod
+    def take_back(self) -> None:
+        """Take back what `give_memory` gave: the model is as it was."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,11 +19,12 @@ from torch.nn.parameter import is_lazy
 
 from ..checks import FLAG, number, whole
 from ..threads import one_thread_each
+from .assign import uninterrupted, unwritable, write_results
+from .exact import exact
 from .orthogonal import orthogonalize_
+from .parametrised import Parametrised, parametrised
+from .pending import Pending
 
-# architecture -> (its number of layers, the layer L tuned by the paper's authors, in the numbering of `list_layers`)
-_TUNED_LAYERS = {"resnet50": (54, 37), "convnext_base": (113, 94)}
-_GUESS = 0.75  # of the layers
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_BETA = 1000.0  # noise of this scale is finite in every dtype
 _BETA = number(f"from 0 to {_MAX_BETA:g}", lambda beta: 0 <= beta <= _MAX_BETA)
@@ -42,6 +43,25 @@ class Processed(NamedTuple):
     correlation_std: float  #: sigma(r(w)) of Eq. (1); the noise added had beta times this standard deviation
 
 
+class Layer(NamedTuple):
+    """One of the layers that the paper's L counts."""
+
+    number: int  #: from 1 on
+    name: str  #: name of the parameter that its weight is, or is computed from
+    weight: nn.Parameter  #: that parameter
+    module: nn.Module  #: whose weight it is
+    stream: str  #: name of the weight itself, by which its noise is drawn
+    by: Parametrised | None  #: what computes the weight, if something does
+
+
+class Equations(NamedTuple):
+    """How weights are post-processed: Eq. (1) with beta and the seed of its noise, and whether Eq. (2) follows."""
+
+    beta: float = 3e-5
+    orthogonal: bool = True
+    seed: int = 0
+
+
 def list_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The layers that the paper's L counts, the first of them being number 1.
 
@@ -49,48 +69,29 @@ def list_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
         model: Any module.
 
     Returns:
-        (name of the weight, module) of every module that owns a parameter `weight` with at least two dimensions, in
-        the order of `model.modules()`. The last one, the classifier, counts but is never post-processed. A weight
-        that is computed from other parameters (`torch.nn.utils.parametrizations`) is not a parameter and not listed.
+        (name of the weight, module) of every module that has a `weight` with at least two dimensions, in the order of
+        `model.modules()`. The last one, the classifier, counts but is never post-processed. Where the weight is
+        computed from other parameters (`torch.nn.utils.parametrizations`) the name is that of the last of them.
     """
-    return [(name, module) for name, module, _ in _layers(model)]
+    return [(layer.name, layer.module) for layer in layers_of(model)]
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    for name, module in model.named_modules():
+def layers_of(model: nn.Module) -> list[Layer]:
+    """As `list_layers`, with all that is known of them."""
+    layers: list[Layer] = []
+    computed = {id(p.module): p for p in parametrised(model) if p.attribute == "weight" and p.parameters}
+    for path, module in model.named_modules():
         weight = module._parameters.get("weight")  # `named_parameters` takes ten times as long
+        stream, by = f"{path}.weight".lstrip("."), computed.get(id(module))
+        name = stream
+        if by is not None:
+            name, weight = list(by.parameters.items())[-1]
         if weight is not None and (is_lazy(weight) or weight.dim() >= 2):
-            yield f"{name}.weight".lstrip("."), module, weight
+            layers.append(Layer(len(layers) + 1, name, weight, module, stream, by))
+    return layers
 
 
-def auto_layer(architecture: str | None, n_layers: int, depth: float | None = None) -> int:
-    """The layer L to start from when the user names none.
-
-    Args:
-        architecture: timm or torchvision name; a timm tag (`.fb_in1k`) is ignored. None where there is no name.
-        n_layers: `len(list_layers(model))`.
-        depth: the part of the layers to leave as they are, from 0 up to 1, as it was chosen for a GHN (`GHN.depth`).
-
-    Returns:
-        The first layer beyond `depth`. For a GHN without one, the paper's tuned value where there is one (resnet50: 37
-        of 54 layers, convnext_base: 94 of 113), provided the model has the same number of layers. Otherwise the first
-        of the last quarter of the layers, which is a guess: it lies near the tuned values (69% and 83% of the depth)
-        and nobody has tuned it.
-    """
-    if depth is not None:
-        return math.floor(depth * n_layers) + 1
-    tuned_for, layer = _TUNED_LAYERS.get((architecture or "").partition(".")[0], (None, 0))
-    return layer if tuned_for == n_layers else auto_layer(None, n_layers, _GUESS)
-
-
-def check(
-    model: nn.Module,
-    layer: int,
-    beta: float = 3e-5,
-    *,
-    overwritten: Collection[str] = (),
-    look_at: Callable[[Tensor], Tensor] = lambda weight: weight,
-) -> None:
+def check(model: nn.Module, layer: int, beta: float = 3e-5, *, overwritten: Collection[str] = ()) -> None:
     """Raises whatever `postprocess` would raise, and writes nothing.
 
     Args:
@@ -99,12 +100,21 @@ def check(
         beta: Scale of the noise.
         overwritten: Names of the weights whose present values do not matter, because they are going to be written
             before the post-processing. They may be NaN.
-        look_at: Gives what is there of a weight's values, in its dtype, e.g. its local shard.
 
     Raises:
         ValueError: As `postprocess`.
     """
-    kind, n_layers = type(model).__name__, len(list_layers(model))
+    check_options(model, layer, beta)
+    for target in to_process(model, layer):
+        weight, matters = target.weight, target.name not in overwritten
+        problem = unprocessable(weight) or _no_values(weight, matters) or unwritable(weight)
+        if problem:
+            raise ValueError(f"{type(model).__name__}: {target.name} {problem}")
+
+
+def check_options(model: nn.Module, layer: int, beta: float) -> None:
+    """Raise a ValueError if `layer` is none of the model's, or `beta` no scale."""
+    kind, n_layers = type(model).__name__, len(layers_of(model))
     if n_layers == 0:
         raise ValueError(f"{kind} has no layer to post-process: no module has a `weight` with at least 2 dimensions")
     if not whole(1, n_layers).valid(layer):
@@ -114,10 +124,6 @@ def check(
             f"beta={beta!r}: the noise scale must be finite and not negative, and at most {_MAX_BETA:g}, where nothing "
             "but noise is left (the paper uses 3e-5)"
         )
-    for _, name, weight in to_process(model, layer):
-        problem = _problem(weight if is_lazy(weight) else look_at(weight), values_matter=name not in overwritten)
-        if problem:
-            raise ValueError(f"{kind}: {name} {problem}")
 
 
 def postprocess(
@@ -142,6 +148,9 @@ def postprocess(
     not touched. On the CPU every layer is computed by one thread, several layers at once, so that the result does not
     depend on the number of threads. On CUDA the noise is another draw, from the GPU's own generator.
 
+    Nothing is written before all layers have been computed: until then the results wait in a temporary file, in
+    TMPDIR, as large as the weights concerned (on CUDA in the GPU's memory). So whatever fails, the model is as it was.
+
     Args:
         model: Any module. Parameters keep their identity, dtype, device and `requires_grad`.
         layer: First layer to process, counted from 1 as in `list_layers`. `auto_layer` gives a default. The last
@@ -160,27 +169,82 @@ def postprocess(
     Raises:
         ValueError: `layer` is not one of the model's layers, `beta` is negative or above 1000, or a weight cannot be
             processed: on the meta device, not initialised yet, not floating point, or with NaN or infinite values.
-            The model is then as it was.
+        RuntimeError: a result is not finite.
+        The model is then as it was.
     """
     check(model, layer, beta)
     FLAG.check("orthogonal", orthogonal)
     whole(-(2**63)).check("seed", seed)
     targets = [t for t in to_process(model, layer) if names is None or t.name in names]
+    where = {t.name: _compute_device(t.weight, device) for t in targets}
 
-    def process(target: _Target) -> Processed:
-        number, name, weight = target
-        where = _compute_device(weight, device)
-        sigma = process_weight(weight, name, beta, orthogonal, seed, where)
-        return Processed(number, name, tuple(weight.shape), sigma)
+    def read(target: Layer, whole: Tensor) -> None:
+        whole.copy_(target.weight if target.by is None else getattr(target.module, target.by.attribute))
 
-    targets.sort(key=lambda t: cost(t.weight), reverse=True)  # else the longest might end up alone
-    on_cpu = all(_compute_device(weight, device).type == "cpu" for _, _, weight in targets)
-    with _parallel_map(on_cpu) as map_, progress_bar(progress, len(targets)) as advance:
-        done = []
-        for result in map_(process, targets):
-            done.append(result)
+    with Pending() as results:
+        with exact(next(iter(where.values()), torch.device("cpu"))):
+            sigmas = process(targets, Equations(beta, orthogonal, seed), where, read, results, progress)
+        with uninterrupted():
+            write_results(model, results)
+    return [Processed(t.number, t.name, tuple(t.weight.shape), sigmas[t.name]) for t in targets]
+
+
+def process(
+    layers: Collection[Layer],
+    equations: Equations,
+    where: Mapping[str, torch.device],
+    read: Callable[[Layer, Tensor], object],
+    results: Pending,
+    progress: bool | None,
+) -> dict[str, float]:
+    """Eq. (1) and (2) on several weights, none of which is written to.
+
+    Args:
+        where: the device on which to compute each, by name.
+        read: writes what a layer's weight is to begin with into a tensor.
+        results: gets what is to be written, by the names of parameters and buffers.
+
+    Returns:
+        sigma of Eq. (1), by name.
+
+    Raises:
+        RuntimeError: a result is not finite.
+    """
+
+    def one(layer: Layer) -> tuple[str, float]:
+        whole = empty_for(layer.weight, where[layer.name])
+        read(layer, whole)
+        sigma = process_weight(whole, layer.stream, *equations, where[layer.name])
+        check_result(whole, layer.name)
+        for name, tensor in ({layer.name: whole} if layer.by is None else layer.by.inverse(whole)).items():
+            results.put(name, tensor.to(layer.weight.device))
+        return layer.name, sigma
+
+    ordered = sorted(layers, key=lambda layer: cost(layer.weight), reverse=True)  # else the longest might end up alone
+    on_cpu = all(device.type == "cpu" for device in where.values())
+    with _parallel_map(on_cpu) as map_, progress_bar(progress, len(ordered)) as advance:
+        sigmas = {}
+        for name, sigma in map_(one, ordered):
+            sigmas[name] = sigma
             advance()
-    return sorted(done)
+    return sigmas
+
+
+def empty_for(weight: Tensor, device: torch.device) -> Tensor:
+    """Memory for a whole weight, in the layout that `process_weight` works in without a copy (for float32)."""
+    rows, columns = weight.shape[0], math.prod(weight.shape[1:])
+    if rows < columns:
+        return torch.empty(weight.shape, dtype=weight.dtype, device=device)
+    return torch.empty((columns, rows), dtype=weight.dtype, device=device).T.unflatten(1, weight.shape[1:])
+
+
+def check_result(whole: Tensor, name: str) -> None:
+    """Raise a RuntimeError unless all values of a result, which lies as `empty_for` has it, are finite."""
+    if whole.numel() and not all(math.isfinite(x) for x in torch.aminmax(whole.as_strided((whole.numel(),), (1,)))):
+        raise RuntimeError(
+            f"{name} is not finite any more after post-processing: beta is too large for {whole.dtype}. Take a smaller "
+            "one (the paper uses 3e-5). The model is as it was."
+        )
 
 
 def correlation_std(matrix: Tensor) -> float:
@@ -277,19 +341,19 @@ def seeded_generator(seed: int, name: str, device: torch.device | str = "cpu") -
     return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "big"))
 
 
-class _Target(NamedTuple):
-    layer: int
-    name: str
-    weight: nn.Parameter
+def to_process(model: nn.Module, layer: int, kept: Collection[str] | None = None) -> list[Layer]:
+    """The layers from `layer` on whose weights can be set, without those shared with a layer that must stay.
 
-
-def to_process(model: nn.Module, layer: int) -> list[_Target]:
-    """Weights of the layers from `layer` to the last but one, without those shared with a layer that must stay."""
-    layers = [_Target(i, name, weight) for i, (name, _, weight) in enumerate(_layers(model), start=1)]
-    seen = {id(target.weight) for target in layers[: layer - 1] + layers[-1:]}
+    Args:
+        kept: names of the weights that stay whatever their number. Default: that of the last layer.
+    """
+    layers = layers_of(model)
+    kept = {found.name for found in layers[-1:]} if kept is None else kept
+    seen = {id(found.weight) for found in layers if found.number < layer or found.name in kept}
     targets = []
     for target in layers[layer - 1 :]:
-        if id(target.weight) not in seen and (is_lazy(target.weight) or target.weight.numel() > 0):
+        settable = target.by is None or target.by.invertible
+        if id(target.weight) not in seen and settable and (is_lazy(target.weight) or target.weight.numel() > 0):
             seen.add(id(target.weight))
             targets.append(target)
     return targets
@@ -301,14 +365,18 @@ def cost(weight: Tensor) -> int:
     return k * rest * min(k, rest)
 
 
-def _problem(weight: Tensor, values_matter: bool) -> str | None:
-    """Why a weight cannot be processed, and the way out; None if it can."""
+def unprocessable(weight: Tensor) -> str | None:
+    """Why a weight cannot be post-processed whatever its values are, and the way out; None if it can."""
     if is_lazy(weight):
         return "has no shape yet: run one forward pass first"
-    if weight.is_meta:
-        return "is on the meta device: materialise the model first (`model.to_empty(device=...)`, then load or predict)"
     if weight.dtype not in _DTYPES:
         return f"is {weight.dtype}, not floating point: post-process first, quantise afterwards"
+    return None
+
+
+def _no_values(weight: Tensor, values_matter: bool) -> str | None:
+    if weight.is_meta:
+        return "is on the meta device: materialise the model first (`model.to_empty(device=...)`, then load or predict)"
     if values_matter and weight.numel() and not all(math.isfinite(x) for x in torch.aminmax(weight.detach())):
         return "holds NaN or infinite values: load or predict sound parameters first"
     return None

@@ -1,25 +1,23 @@
-"""The recipe, in the order of the paper: trace, plan, check, embed, decode, write, post-process, report.
+"""The recipe: trace, plan, check, embed, decode, post-process, write, report.
 
-What it needs to know of a model's memory is a `Place`.
+Nothing is written before all is computed. What the recipe needs to know of a model's memory is a `Place`.
 """
-
-from collections.abc import Mapping
-
-import torch
 
 from ..ghn import Tile
 from ..report import InitReport
 from . import assign
+from .exact import exact
 from .finished import Finished
 from .options import Options
+from .pending import Pending
 from .place import Place
 from .plan import Plan, make_plan
-from .postprocessing import check
+from .postprocessing import unprocessable
 from .resolved import Resolved
 
 
 def initialise(place: Place, resolved: Resolved, options: Options) -> InitReport:
-    """Initialise a model with a prediction. Raises as `init_model` does."""
+    """Initialise a model with a prediction. Raises as `init_model` does; the model is then as it was."""
     ghn, clock = resolved.ghn, place.clock
 
     def plan_and_check() -> Plan:
@@ -28,39 +26,50 @@ def initialise(place: Place, resolved: Resolved, options: Options) -> InitReport
         _check(place, plan)
         return plan
 
-    def give_memory() -> None:
-        place.give_memory([n for n in plan.names if plan.graph.targets[n].whole])
-        _check(place, plan)  # now that all values are there
-
     def predict() -> dict[str, Tile]:
         """Section 2 of the paper."""
-        z = clock("embed", lambda: ghn.embed(plan.graph))
-        tiles = clock("decode", lambda: ghn.decode(plan.graph, z, plan.names))
-        assign.check_finite(tiles, f"{place.name}, {plan.source}")
+        with exact(place.device):
+            z = clock("embed", lambda: ghn.embed(plan.graph))
+            tiles = clock("decode", lambda: ghn.decode(plan.graph, z, plan.names))
+            assign.check_finite(tiles, f"{place.name}, {plan.source}")
         return tiles
 
     def predict_and_write() -> None:
         tiles = place.together("prediction", predict)
-        clock("write", lambda: place.write(tiles, plan.final))
-        postprocess(plan.final, tiles)
+        with Pending() as results:
+            with exact(place.device):
+                if plan.changed:  # Section 3 of the paper
+                    clock("postprocess", lambda: place.postprocess(plan, tiles, results, options.progress))
+                assign.invert(plan.computed, tiles, results)
+            with assign.uninterrupted():
+                clock("write", lambda: place.write(tiles, results))
 
-    def postprocess(names: list[str], tiles: Mapping[str, Tile]) -> None:
-        """Section 3 of the paper."""
-        if names:
-            clock("postprocess", lambda: place.postprocess(names, tiles, plan, options.progress))
-
-    with torch.no_grad(), torch.autocast(place.device.type, enabled=False):  # float32, whatever the caller trains in
-        plan = place.together("plan and checks", plan_and_check, lambda plan: _in_common(place, plan))
-        finished = Finished(place, plan)
-        place.together("memory", give_memory)
+    plan = place.together("plan and checks", plan_and_check, lambda plan: _in_common(place, plan))
+    finished = Finished(place, plan)
+    try:
+        place.together("memory", lambda: place.give_memory(plan.whole))
         finished.fill(predict_and_write)
-        postprocess(plan.rest, {})
+    except BaseException:
+        place.take_back()
+        raise
     return _report(place, plan, finished)
 
 
 def _check(place: Place, plan: Plan) -> None:
-    if plan.layer:
-        check(place.model, plan.layer, plan.source.beta, overwritten=plan.names, look_at=place.look_at)
+    """Whatever would keep a parameter from being written is found before anything is."""
+    for name, by in plan.computed.items():
+        if not place.whole:
+            raise ValueError(
+                f"{place.name}: {by.name} is computed from {name}. Initialise the model before sharding it."
+            )
+    for name in plan.written:
+        problem = assign.unwritable(place.part(place.model.get_parameter(name)))
+        if problem:
+            raise ValueError(f"{place.name}: {name} {problem} Nothing was changed.")
+    for layer in plan.changed:
+        problem = unprocessable(layer.weight)
+        if problem:
+            raise ValueError(f"{place.name}: {layer.name} {problem}")
 
 
 def _in_common(place: Place, plan: Plan) -> dict[str, str]:
@@ -81,11 +90,11 @@ def _report(place: Place, plan: Plan, finished: Finished) -> InitReport:
         device=str(place.device),
         nodes=len(plan.graph.nodes),
         edges=len(plan.graph.edges),
-        predicted={n: plan.graph.targets[n].role for n in plan.names},
+        predicted={n: plan.graph.targets[n].role if n in plan.names else "weight" for n in plan.written},
         skipped=plan.skipped,
         sizes={n: p.numel() for n, p in place.model.named_parameters()},
         layer=plan.layer or None,
-        postprocessed=tuple(plan.changed),
+        postprocessed=tuple(layer.name for layer in plan.changed),
         seed=plan.seed if plan.layer else None,
         seconds=place.clock.seconds,
         cached=finished.cached,

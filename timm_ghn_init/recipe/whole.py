@@ -1,6 +1,6 @@
 """A model that this process has whole."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from ..ghn import GHN, Tile
 from ..graph import Graph, trace
 from ..own_init.stand_ins import named_tensors
-from ..own_init.values import materialise, on_meta, own_values, warn_unset
+from ..own_init.values import forget, materialise, on_meta, own_values, warn_unset
 from ..sources import Source
 from . import assign
 from .clock import Clock
 from .options import Options
+from .pending import Pending
 from .place import Place, T
 from .plan import Plan
-from .postprocessing import postprocess
+from .postprocessing import Equations, Layer, process
 
 Settle = Callable[[list[nn.Parameter]], object]
 
@@ -35,22 +36,16 @@ class Whole(Place):
         ValueError: a parameter has no memory and cannot be given any here.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        name: str,
-        seed: int,
-        options: Options,
-        settle: Settle | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, name: str, seed: int, options: Options, settle: Settle | None = None) -> None:
         self.model, self.name = model, name
-        without_memory, self._fresh = on_meta(model), None
-        if options.init_rest or (settle is None and without_memory):
-            self._fresh = _Fresh(self, seed, options)
-            settle = self._fresh.settle
-        elif without_memory:
+        self._settle, self._seed, self._init_rest = settle, seed, options.init_rest
+        self._without_memory = on_meta(model)
+        self._own: dict[str, Tensor] = {}
+        if settle is not None and self._without_memory:
             refuse_unwritable(model, name)
-        self._settle, self._waiting = settle, settle is not None
+        self._home = torch.get_default_device() if options.device is None else torch.device(options.device)
+        if self._without_memory and self._home.type == "meta":
+            raise ValueError(f'{name} and the default device are on meta: say device="cpu", or another.')
         self.device = _device(model, options.device)
         self.clock = Clock(self.device)
 
@@ -67,61 +62,55 @@ class Whole(Place):
 
     def _prepare(self) -> Mapping[str, Tensor] | None:
         """Values for a forward pass that needs them. A model on the meta device stays there, for the pass may fail."""
-        if self._fresh is not None:
-            return self._fresh.values()
-        self.give_memory([])
-        return None
+        if self._settle is not None:
+            self._settle([])
+            return None
+        wanted = self._wanted([])
+        return own_values(self.model, wanted, self._seed).values if wanted else None
 
-    def look_at(self, weight: Tensor) -> Tensor:
-        return weight.new_empty(0, device="cpu") if self._waiting else weight
+    def part(self, parameter: Tensor) -> Tensor:
+        return parameter
 
     def give_memory(self, overwritten: list[str]) -> None:
-        if self._settle is not None and self._waiting:
+        if self._settle is not None:
             self._settle([self.model.get_parameter(n) for n in overwritten])
-        self._waiting = False
-
-    def write(self, tiles: dict[str, Tile], later: Collection[str]) -> None:
-        assign.write(self.model, tiles)
-        tiles.clear()
-
-    def postprocess(self, names: list[str], tiles: Mapping[str, Tile], plan: Plan, progress: bool | None) -> None:
-        source = plan.source
-        options: dict[str, Any] = {"layer": plan.layer, "beta": source.beta, "orthogonal": source.orthogonal}
-        options |= {"seed": plan.seed, "device": self.device, "progress": progress}
-        postprocess(self.model, names=names, **options)
-
-
-class _Fresh:
-    """Memory and the model's own initialisation for what of a model is on the meta device."""
-
-    def __init__(self, place: Whole, seed: int, options: Options) -> None:
-        self._place, self._seed, self._init_rest = place, seed, options.init_rest
-        self._device = torch.get_default_device() if options.device is None else torch.device(options.device)
-        if self._device.type == "meta":
-            raise ValueError(f'{place.name} and the default device are on meta: say device="cpu", or another.')
-
-    def values(self) -> dict[str, Tensor]:
-        """What `settle` would write if nothing were overwritten."""
-        model = self._place.model
-        wanted = list(named_tensors(model)) if self._init_rest else on_meta(model)
-        return {} if self._init_rest is False else own_values(model, wanted, self._seed).values
-
-    def settle(self, overwritten: list[nn.Parameter]) -> None:
-        """As `deferred_init.DeferredInit.settle`."""
-        place, model = self._place, self._place.model
-        lost, whole = set(on_meta(model)), {id(p) for p in overwritten}
-        tensors = named_tensors(model)
-        wanted = [n for n, t in tensors.items() if id(t) not in whole and (self._init_rest or n in lost)]
-        materialise(model, self._device)
-        if self._init_rest is False:
             return
-        values, place.unset = own_values(model, wanted, self._seed)
-        tensors = named_tensors(model)
-        with torch.no_grad():
-            for n, value in values.items():
-                tensors[n].copy_(value)
-        place.own = tuple(n for n in values if n not in place.unset)
-        warn_unset(place.name, place.unset)
+        wanted = self._wanted(overwritten)
+        if wanted:
+            self._own, self.unset = own_values(self.model, wanted, self._seed)
+            self.own = tuple(n for n in self._own if n not in self.unset)
+        if self._without_memory:
+            materialise(self.model, self._home)
+
+    def _wanted(self, overwritten: list[str]) -> list[str]:
+        """Names of what gets the values of the model's own initialisation."""
+        if self._init_rest is False:
+            return []
+        tensors = named_tensors(self.model) if self._init_rest else self._without_memory
+        return [n for n in tensors if n not in set(overwritten)]
+
+    def postprocess(self, plan: Plan, tiles: dict[str, Tile], results: Pending, progress: bool | None) -> None:
+        def read(layer: Layer, whole: Tensor) -> None:
+            tiles[layer.name].to(self.device).write_(whole)
+
+        source, where = plan.source, {layer.name: self.device for layer in plan.changed}
+        equations = Equations(source.beta, source.orthogonal, plan.seed)
+        process(plan.changed, equations, where, read, results, progress)
+        for name in where:
+            del tiles[name]
+
+    @torch.no_grad()
+    def write(self, tiles: Mapping[str, Tile], results: Pending, found: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
+        tensors = named_tensors(self.model)
+        own = [(tensors[name], value) for name, value in self._own.items()]
+        for part, value in (*own, *found):
+            part.copy_(value)
+        assign.write(self.model, tiles)
+        assign.write_results(self.model, results)
+        warn_unset(self.name, self.unset)
+
+    def take_back(self) -> None:
+        forget(self.model, self._without_memory)
 
 
 def refuse_unwritable(model: nn.Module, name: str) -> None:

@@ -60,20 +60,22 @@ class Exchange:
         self.wait(self.start())
         return whole
 
-    def scatter(self, name: str, parameter: Tensor, owner: int, whole: Tensor | None) -> None:
-        """Have a weight that one rank has written into all ranks' parts, once `start` and `wait` have been called.
+    def scatter(self, name: str, parameter: Tensor, owner: int, whole: Tensor | None, part: Tensor) -> None:
+        """Have a weight that one rank has written into parts on all ranks, once `start` and `wait` have been called.
 
         Args:
+            parameter: whose placement says which part is whose.
             owner: the rank that has it.
             whole: the weight there.
+            part: memory for this rank's part.
         """
         layout = self._layout
         own = layout.own_box(parameter)
         if owner != layout.rank:
-            self._receive(local(parameter), owner, name)
+            self._receive(part, owner, name)
             return
         assert whole is not None
-        local(parameter).copy_(own.of(whole))
+        part.copy_(own.of(whole))
         pieces: dict[Any, Tensor] = {}  # replicas get the same memory
         for rank in range(layout.size):
             box = layout.box(parameter, rank)
@@ -128,8 +130,7 @@ class Exchange:
             yield
         except RuntimeError as error:
             raise RuntimeError(
-                f"{self._model}: {about}: not transferred: that rank is gone, or too slow ({error}). The model is "
-                "initialised in part: initialise it again."
+                f"{self._model}: {about}: not transferred: that rank is gone, or too slow ({error})."
             ) from error
 
 

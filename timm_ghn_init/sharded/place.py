@@ -6,7 +6,7 @@ blocks, and writes what lies in its part. Only post-processing needs whole weigh
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ..ghn import GHN, Tile
 from ..graph import Graph, TraceError, trace
 from ..own_init.stand_ins import meta_parameter, named_tensors, replaced
-from ..own_init.values import materialise, on_meta, own_values, warn_unset
+from ..own_init.values import forget, materialise, on_meta, own_values, warn_unset
 from ..recipe.clock import Clock
 from ..recipe.options import Options
+from ..recipe.pending import Pending
 from ..recipe.place import Place, T
 from ..recipe.plan import Plan
 from ..sources import Source
@@ -49,6 +50,7 @@ class Sharded(Place):
     """
 
     layout: Layout
+    whole = False
 
     def __init__(
         self,
@@ -72,7 +74,8 @@ class Sharded(Place):
         self._meeting = Meeting(name, self._members, rank, self._timeout)
         self.device = communication_device(mesh) if options.device is None else torch.device(options.device)
         self.clock = Clock(self.device)
-        self._waiting = True
+        self._without_memory: list[str] = []
+        self._own: dict[str, Tensor] = {}
 
     def share(self, load: Callable[[], tuple[Source, GHN]]) -> tuple[Source, GHN]:
         own = self._options.ghn is not None
@@ -126,48 +129,56 @@ class Sharded(Place):
         except TraceError as error:
             raise TraceError(f"{error}. If it needs real values: initialise the model before sharding it.") from None
 
-    def look_at(self, weight: Tensor) -> Tensor:
-        to_come = weight.is_meta or (self._waiting and self._options.init_rest)
-        return weight.new_empty(0, device="cpu") if to_come else local(weight)  # type: ignore[arg-type]
+    def part(self, parameter: Tensor) -> Tensor:
+        return local(parameter)
 
     def give_memory(self, overwritten: list[str]) -> None:
-        self._waiting, without_memory = False, on_meta(self.model)
-        wanted = {None: without_memory, True: list(named_tensors(self.model)), False: []}[self._options.init_rest]
+        self._without_memory = on_meta(self.model)
+        wanted = {None: self._without_memory, True: list(named_tensors(self.model)), False: []}[self._options.init_rest]
         rest = [n for n in wanted if n not in set(overwritten)]
-        if without_memory:
-            materialise(self.model, communication_device(self.layout.mesh))
         if rest:
-            self.clock("own", lambda: self._initialise(rest))
+            self.clock("own", lambda: self._own_values(rest))
+        if self._without_memory:
+            materialise(self.model, communication_device(self.layout.mesh))
 
-    def _initialise(self, names: list[str]) -> None:
-        """The model's own values for parameters and buffers of these names."""
+    def _own_values(self, names: list[str]) -> None:
+        """This rank's part of the model's own values for parameters and buffers of these names."""
         if self._constructed is not None:
             values, self.unset = self._constructed(names), ()
         else:
             values, self.unset = own_values(self.model, names, self._asked.seed_or(self._options.seed))
         tensors = named_tensors(self.model)
         for name, value in values.items():
-            tensor = tensors[name]
-            if hasattr(tensor, "device_mesh"):
-                local(tensor).copy_(self.layout.own_box(tensor).of(value))
-            else:
-                tensor.copy_(value)
+            sharded = hasattr(tensors[name], "device_mesh")
+            self._own[name] = self.layout.own_box(tensors[name]).of(value).clone() if sharded else value
         self.own = tuple(n for n in values if n not in self.unset)
+
+    def postprocess(self, plan: Plan, tiles: dict[str, Tile], results: Pending, progress: bool | None) -> None:
+        post = PostProcessing(plan, tiles, results, self.layout, self.device)
+        exchange = Exchange(self.layout, self.name, self._timeout)
+        self._meeting("post-processing", lambda: post.run(exchange, progress))
+
+    @torch.no_grad()
+    def write(self, tiles: Mapping[str, Tile], results: Pending, found: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
+        tensors = named_tensors(self.model)
+        for name, value in self._own.items():
+            _local(tensors[name]).copy_(value)
+        with one_thread():
+            for name, tile in tiles.items():
+                part = local(tensors[name])
+                tile.to(part.device).write_part_(part, self.layout.own_box(tensors[name]).offset)
+        for name in results.names():
+            local(tensors[name]).copy_(results.take(name))
         if self.first:
             warn_unset(self.name, self.unset)
 
-    def write(self, tiles: dict[str, Tile], later: Collection[str]) -> None:
-        later = set(later)  # their owners build them anew
-        with one_thread():
-            for name in [n for n in tiles if n not in later]:
-                parameter, tile = self.model.get_parameter(name), tiles.pop(name)
-                part = local(parameter)
-                tile.to(part.device).write_part_(part, self.layout.own_box(parameter).offset)
+    def take_back(self) -> None:
+        forget(self.model, self._without_memory)
 
-    def postprocess(self, names: list[str], tiles: Mapping[str, Tile], plan: Plan, progress: bool | None) -> None:
-        post = PostProcessing(self.model, names, plan, tiles, self.layout, self.device)
-        exchange = Exchange(self.layout, self.name, self._timeout)
-        self._meeting("post-processing", lambda: post.run(exchange, progress))
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this rank has of a parameter, or a buffer, which each has whole."""
+    return local(tensor) if hasattr(tensor, "device_mesh") else tensor
 
 
 def _bring_back_shards(model: nn.Module) -> None:

@@ -2,101 +2,91 @@
 
 Layers go around the ranks in the order of their cost, so that those of one round take about the same time. While the
 parts of one round are on their way, the layers of the next one are computed. A rank has two layers in memory besides
-its parts at the most: one that is computed and one that is sent.
+its parts at the most: one that is computed and one that is sent. Nothing is written to the model.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ghn import Tile
+from ..recipe.pending import Pending
 from ..recipe.plan import Plan
-from ..recipe.postprocessing import cost, process_weight, progress_bar
+from ..recipe.postprocessing import Layer, check_result, cost, empty_for, process_weight, progress_bar
 from ..threads import one_thread
-from .exchange import Exchange
+from .exchange import Exchange, local
 from .layout import Layout
 
 
-def owners(model: nn.Module, names: list[str], ranks: int) -> list[dict[str, int]]:
+def owners(layers: Sequence[Layer], ranks: int) -> list[dict[int, Layer]]:
     """Who computes which layer: rounds of at most one layer for each rank."""
-    ordered = sorted(names, key=lambda name: cost(model.get_parameter(name)), reverse=True)
+    ordered = sorted(layers, key=lambda layer: cost(layer.weight), reverse=True)
     rounds = [ordered[i : i + ranks] for i in range(0, len(ordered), ranks)]
     # Forth and back, so that it is not always the same rank that has the largest one.
-    return [{n: j if i % 2 == 0 else ranks - 1 - j for j, n in enumerate(names)} for i, names in enumerate(rounds)]
+    return [{j if i % 2 == 0 else ranks - 1 - j: x for j, x in enumerate(round_)} for i, round_ in enumerate(rounds)]
 
 
 class PostProcessing:
     """One post-processing. All ranks of the mesh must run it.
 
     Args:
-        model: its parameters may still be without their prediction.
-        names: the weights.
-        plan: with which options.
-        tiles: predictions that are not written yet; other weights are gathered.
+        plan: which layers, and with which options.
+        tiles: predictions. Those used are taken out.
+        results: gets this rank's part of each weight.
         device: where to compute.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        names: list[str],
-        plan: Plan,
-        tiles: Mapping[str, Tile],
-        layout: Layout,
-        device: torch.device,
+        self, plan: Plan, tiles: dict[str, Tile], results: Pending, layout: Layout, device: torch.device
     ) -> None:
-        self._model, self._names, self._plan, self._tiles = model, names, plan, tiles
+        self._plan, self._tiles, self._results = plan, tiles, results
         self._layout, self._device = layout, device
         self._failure: Exception | None = None
 
     @torch.no_grad()
     def run(self, exchange: Exchange, progress: bool | None) -> None:
-        """Post-process all of them.
+        """Post-process all layers of the plan.
 
         A rank whose computation fails goes on sending, so that no other waits for it, and raises at the end.
         """
-        rounds = owners(self._model, self._names, self._layout.size)
+        layers = self._plan.changed
         show = progress if self._layout.rank == 0 else False
         under_way: list = []  # type: ignore[type-arg]
-        with one_thread(), progress_bar(show, len(self._names)) as advance:
-            for owner in rounds:
-                weights = {name: (self._model.get_parameter(name), rank) for name, rank in owner.items()}
-                gathered = exchange.gather({name: pair for name, pair in weights.items() if name not in self._tiles})
-                mine = next((name for name, rank in owner.items() if rank == self._layout.rank), None)
-                whole = None if mine is None else self._compute(mine, gathered)
-                exchange.wait(under_way)
-                for name, (parameter, rank) in weights.items():
-                    exchange.scatter(name, parameter, rank, whole if rank == self._layout.rank else None)
+        parts: dict[str, Tensor] = {}  # that are under way
+        with one_thread(), progress_bar(show, len(layers)) as advance:
+            for round_ in owners(layers, self._layout.size):
+                mine = round_.get(self._layout.rank)
+                whole = None if mine is None else self._compute(mine)
+                self._finish(exchange, under_way, parts)
+                for rank, layer in round_.items():
+                    part = parts[layer.name] = torch.empty_like(local(layer.weight))
+                    exchange.scatter(layer.name, layer.weight, rank, whole if layer is mine else None, part)
+                    self._tiles.pop(layer.name)
                     advance()
-                del whole, gathered
+                del whole
                 under_way = exchange.start()
-            exchange.wait(under_way)
+            self._finish(exchange, under_way, parts)
         if self._failure is not None:
             raise self._failure
 
-    def _compute(self, name: str, gathered: Tensor | None) -> Tensor:
-        parameter, source = self._model.get_parameter(name), self._plan.source
-        whole = gathered
+    def _finish(self, exchange: Exchange, under_way: list[Any], parts: dict[str, Tensor]) -> None:
+        exchange.wait(under_way)
+        while parts:
+            self._results.put(*parts.popitem())
+
+    def _compute(self, layer: Layer) -> Tensor:
+        source, whole = self._plan.source, None
         try:
-            if gathered is None:
-                whole = empty_for(parameter, self._device)
-                self._tiles[name].to(self._device).write_(whole)
-            assert whole is not None
-            process_weight(whole, name, source.beta, source.orthogonal, self._plan.seed, self._device)
+            whole = empty_for(layer.weight, self._device)
+            self._tiles[layer.name].to(self._device).write_(whole)
+            process_weight(whole, layer.stream, source.beta, source.orthogonal, self._plan.seed, self._device)
+            check_result(whole, layer.name)
         except Exception as error:  # out of memory, for one
             self._failure = self._failure or RuntimeError(
-                f"{name}: {type(error).__name__}: {error}. The model is initialised in part: initialise it again."
+                f"{layer.name}: {type(error).__name__}: {error}. Nothing was written."
             )
-            if whole is None:
-                whole = torch.zeros((), dtype=parameter.dtype, device=self._device).expand(parameter.shape)
+        if whole is None:
+            whole = torch.zeros((), dtype=layer.weight.dtype, device=self._device).expand(layer.weight.shape)
         return whole
-
-
-def empty_for(parameter: Tensor, device: torch.device) -> Tensor:
-    """Memory for a whole weight, in the layout that `process_weight` works in without a copy (for float32)."""
-    rows, columns = parameter.shape[0], math.prod(parameter.shape[1:])
-    if rows < columns:
-        return torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
-    return torch.empty((columns, rows), dtype=parameter.dtype, device=device).T.unflatten(1, parameter.shape[1:])

@@ -79,7 +79,13 @@ def size_limit(text: str | None = None) -> int:
     return int(size)
 
 
-def fill(name: str, parts: "Mapping[str, Tensor]", make: Callable[[], object], about: Mapping[str, Any]) -> bool:
+def fill(
+    name: str,
+    parts: "Mapping[str, Tensor]",
+    make: Callable[[], object],
+    about: Mapping[str, Any],
+    take: "Callable[[Mapping[str, Tensor]], object] | None" = None,
+) -> bool:
     """Fill tensors with what the cache has, or have them made and keep them for the next time.
 
     Args:
@@ -88,6 +94,7 @@ def fill(name: str, parts: "Mapping[str, Tensor]", make: Callable[[], object], a
         make: fills them, where the cache has nothing sound. They are not kept if it returns False. It is called once at
             the most, and what it raises comes out. Nothing that is wrong with the cache does.
         about: plain values to keep beside the tensors, for people.
+        take: fills them with those that were found. Default: copies each.
 
     Returns:
         Whether the tensors came from the cache.
@@ -103,11 +110,11 @@ def fill(name: str, parts: "Mapping[str, Tensor]", make: Callable[[], object], a
         _say_unkept(None, error)
         return False
     with suppress(OSError, WeightsError):
-        _fill_from(path, parts)
+        _fill_from(path, parts, take)
         return True
     with _locked(path):
         try:  # it may have come while we waited
-            _fill_from(path, parts)
+            _fill_from(path, parts, take)
             return True
         except (FileNotFoundError, NotADirectoryError):
             pass
@@ -151,13 +158,18 @@ def _abandoned() -> list[Entry]:
     return [Entry(path, size, 0.0) for path, size in remove_abandoned(folder())]
 
 
-def _fill_from(path: Path, parts: "Mapping[str, Tensor]") -> None:
+def _fill_from(
+    path: Path, parts: "Mapping[str, Tensor]", take: "Callable[[Mapping[str, Tensor]], object] | None"
+) -> None:
     """Raises, before it writes to any of `parts`, if there is no sound file of just these tensors at `path`."""
     tensors, about = read(path)
     if about.get("name") != path.stem or _kinds(tensors) != _kinds(parts):
         raise WeightsError(f"{path} holds other tensors than its name says")
     with suppress(OSError):
         os.utime(path)  # used just now
+    if take is not None:
+        take(tensors)
+        return
     for name, part in parts.items():
         part.copy_(tensors[name])
 

@@ -74,8 +74,10 @@ def organisation(source: "Source") -> str | None:
     return org
 
 
-def fill(repo: str, key: str, targets: "Mapping[str, Target]", parts: "Mapping[str, Tensor]") -> bool:
-    """Fill tensors with finished weights from the Hub, if it has them.
+def find(
+    repo: str, key: str, targets: "Mapping[str, Target]", parts: "Mapping[str, Tensor]"
+) -> "dict[str, Tensor] | None":
+    """Finished weights from the Hub, if it has them.
 
     A Hub that cannot be reached or refuses is no error, because predicting gives the same: it is said once.
 
@@ -83,26 +85,24 @@ def fill(repo: str, key: str, targets: "Mapping[str, Target]", parts: "Mapping[s
         repo: "ORG/NAME", see `repo_name`.
         key: as in `weights_key`. Weights with another one are left where they are.
         targets: which part of a parameter is predicted.
-        parts: these parts by the parameters' names. Written in place, all or none.
+        parts: these parts by the parameters' names.
 
     Returns:
-        Whether it had them.
+        A tensor for each of `parts`, all or none.
     """
     try:
         revision, about = locate(repo, key)
         if about is None:
             _logger.info("%s@%s has no weights with key %s.", repo, revision, key)
-            return False
+            return None
         tensors = _cut(_download(repo, revision, about), targets, parts, f"{repo}@{revision}")
     except HubError as error:
         kind = (repo.split("/")[0], error.status)
         _logger.log(logging.INFO if kind in _warned else logging.WARNING, "%s Predicting instead.", error)
         _warned.add(kind)
-        return False
-    for name, part in parts.items():
-        part.copy_(tensors[name])
+        return None
     _logger.info("Took finished weights from %s@%s.", repo, revision)
-    return True
+    return tensors
 
 
 def _cut(
@@ -111,12 +111,13 @@ def _cut(
     """The parts of a state dict, which may be anybody's."""
     result = {}
     for name, part in parts.items():
-        tensor = tensors.get(name)
-        if tensor is None or tensor.shape != targets[name].shape or tensor.dtype != part.dtype:
+        tensor, target = tensors.get(name), targets.get(name)
+        shape = part.shape if target is None else target.shape
+        if tensor is None or tensor.shape != shape or tensor.dtype != part.dtype:
             raise HubError(f"{place}: {name} is not what its key promises.")
         if not tensor.isfinite().all():
             raise HubError(f"{place}: {name} is not finite.")
-        result[name] = targets[name].part(tensor)
+        result[name] = tensor if target is None else target.part(tensor)
     return result
 
 

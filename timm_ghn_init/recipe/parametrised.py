@@ -1,0 +1,118 @@
+"""Weights that a module computes from other tensors: weight norm, spectral norm and other parametrisations.
+
+A prediction is meant for the weight that the layer computes with. It is written into what that is computed from: by
+the parametrisation's own `right_inverse`, as far as it has one, and with what else has to go with the new weight, the
+singular vectors of spectral norm for instance.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+_Hook = WeightNorm | SpectralNorm
+
+
+class Parametrised(NamedTuple):
+    """A tensor that a module computes.
+
+    Attributes:
+        module: whose it is.
+        attribute: what it is called there.
+        path: of the module in the model, with a dot at its end unless it is empty.
+        by: what computes it: of the newer kind, or a hook of the older one.
+    """
+
+    module: nn.Module
+    attribute: str
+    path: str
+    by: ParametrizationList | _Hook
+
+    @property
+    def name(self) -> str:
+        """Of the tensor in the model."""
+        return self.path + self.attribute
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What it is computed from, by name: what a prediction of it is for comes last."""
+        if isinstance(self.by, ParametrizationList):
+            own = dict(self.by.named_parameters(recurse=False))
+            return {f"{self.path}parametrizations.{self.attribute}.{n}": p for n, p in own.items()}
+        suffixes = ("_g", "_v") if isinstance(self.by, WeightNorm) else ("_orig",)
+        found = {f"{self.name}{s}": self.module._parameters.get(f"{self.attribute}{s}") for s in suffixes}
+        return {n: p for n, p in found.items() if p is not None}
+
+    @property
+    def written(self) -> list[str]:
+        """Names of all parameters and buffers that `inverse` may have something for."""
+        if isinstance(self.by, ParametrizationList):
+            prefix = f"{self.path}parametrizations.{self.attribute}."
+            return [*self.parameters, *(f"{prefix}{n}" for n, _ in self.by.named_buffers())]
+        suffixes = ("_u", "_v") if isinstance(self.by, SpectralNorm) else ()
+        return [*self.parameters, *(f"{self.name}{s}" for s in suffixes)]
+
+    @property
+    def invertible(self) -> bool:
+        """Whether it can be set to any value of its shape."""
+        return not isinstance(self.by, ParametrizationList) or all(hasattr(m, "right_inverse") for m in self.by)
+
+    def inverse(self, value: Tensor) -> dict[str, Tensor]:
+        """What to write, by the names of parameters and buffers, for the tensor to become `value`."""
+        if isinstance(self.by, ParametrizationList):
+            return self._right_inverse(self.by, value)
+        if isinstance(self.by, WeightNorm):
+            return {f"{self.name}_g": torch.norm_except_dim(value, 2, self.by.dim), f"{self.name}_v": value}
+        u, v = _singular_vectors(self.by.reshape_weight_to_matrix(value))
+        return {f"{self.name}_orig": value, f"{self.name}_u": u, f"{self.name}_v": v}
+
+    def _right_inverse(self, by: ParametrizationList, value: Tensor) -> dict[str, Tensor]:
+        prefix = f"{self.path}parametrizations.{self.attribute}."
+        written: dict[str, Tensor] = {}
+        for i, module in reversed(list(enumerate(by))):
+            own = copy.deepcopy(module)  # some note down what they were given
+            value = own.right_inverse(value)  # type: ignore[operator]
+            if isinstance(own, _SpectralNorm) and value.dim() > 1:
+                own._u, own._v = _singular_vectors(own._reshape_weight_to_matrix(value))
+            before = dict(module.named_buffers())
+            changed = {n: b for n, b in own.named_buffers() if b is not before.get(n) and not _same(b, before.get(n))}
+            written |= {f"{prefix}{i}.{n}": b for n, b in changed.items()}
+        values = (value,) if isinstance(value, Tensor) else tuple(value)
+        return {**dict(zip(self.parameters, values, strict=True)), **written}
+
+    def refresh(self) -> None:
+        """Have the module's own copy of the tensor, if it keeps one, follow what it is computed from."""
+        if isinstance(self.by, WeightNorm):
+            setattr(self.module, self.attribute, self.by.compute_weight(self.module))
+        elif isinstance(self.by, SpectralNorm):
+            setattr(self.module, self.attribute, self.by.compute_weight(self.module, do_power_iteration=False))
+
+
+def parametrised(model: nn.Module) -> Iterator[Parametrised]:
+    """All tensors of a model that are computed from others, in the order of its modules."""
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        lists = module._modules.get("parametrizations")
+        if isinstance(lists, nn.ModuleDict):
+            for attribute, by in lists.items():
+                if isinstance(by, ParametrizationList):
+                    yield Parametrised(module, attribute, prefix, by)
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, _Hook):
+                yield Parametrised(module, hook.name, prefix, hook)
+
+
+def _singular_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The first left and the first right one."""
+    u, _, v = torch.linalg.svd(matrix.float(), full_matrices=False)
+    return u[:, 0].to(matrix.dtype), v[0].to(matrix.dtype)
+
+
+def _same(a: Tensor, b: Tensor | None) -> bool:
+    return b is not None and a.shape == b.shape and torch.equal(a, b)
