@@ -63,6 +63,11 @@ def correlations() -> None:
     command(["analyze", "correlations", "resnet50", "--sources", sources, "-o", str(PICTURES / "correlations.svg")])
 
 
+def embedding() -> None:
+    command(["analyze", "embed", "resnet50", "convnext_base", "vit_base_patch16_224", "--source", SHIPPED,
+             "-o", str(PICTURES / "embedding.svg")])  # fmt: skip
+
+
 def tiling() -> None:
     """Part of one weight, predicted and post-processed: 64 rows and columns repeat, then no more."""
     from matplotlib.figure import Figure
@@ -85,7 +90,8 @@ def tiling() -> None:
 
 
 DRAWN: dict[str, Callable[[], None]] = {
-    drawing.__name__: drawing for drawing in (overview, resnet18, convnext_base, signal, correlations, tiling)
+    drawing.__name__: drawing
+    for drawing in (overview, resnet18, convnext_base, signal, correlations, embedding, tiling)
 }
 
 

@@ -27,7 +27,7 @@ from timm_ghn_init.analysis import (
     timm_reference,
 )
 from timm_ghn_init.analysis.embeddings import Architecture
-from timm_ghn_init.analysis.figures import SERIES, lines
+from timm_ghn_init.analysis.figures import PALETTE, SERIES, correlation_figure, embedding_figure, lines, style
 from timm_ghn_init.cli import main
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph import trace
@@ -310,6 +310,42 @@ def test_mistakes_of_embed(
 
 
 # -- looks -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_initialisation_looks_the_same_everywhere() -> None:
+    looks = lines(
+        ["ghn2-orth?layer=3", "rand, lr 0.1", "orth", "timm", "ghn3-t", "pretrained", "rand, lr 0.2", "ghn2-orth"]
+    )
+    kinds = ("ghn-orth", "rand", "orth", "timm", "ghn", "pretrained")
+    assert list(looks.values())[:6] == [PALETTE[kind] for kind in kinds]
+    assert looks["rand, lr 0.2"].colour == PALETTE["rand"].colour
+    assert looks["ghn2-orth"].colour == PALETTE["ghn-orth"].colour
+    assert PALETTE["rand"].colour[1:3] * 3 == PALETTE["rand"].colour[1:]  # grey
+
+
+def test_pictures_of_groups_and_stars_share_no_colour() -> None:
+    points = [
+        {"name": f"{g}{i}", "group": f"g{g}", "given": g == 9, "x": g, "y": i, "value": None}
+        for g in range(10)
+        for i in range(3)
+    ]
+    with style():
+        figure = embedding_figure({"kind": "embeddings", "ghn": "ghn2", "variance": [0.6, 0.2], "points": points})
+    axes = figure.axes[0]
+    looks = [(tuple(c.get_facecolors()[0][:3]), c.get_paths()[0].vertices.shape) for c in axes.collections]
+    assert len({colour for colour, _ in looks}) == len(looks)
+    assert axes.get_title(loc="left") == "Graph embeddings of ghn2, among 27 architectures"
+    texts = [t.get_text() for t in axes.get_legend().get_texts()]
+    assert {"90", "91", "92", "g0 (3)"} <= set(texts)
+    assert "2 others (6)" in texts
+
+
+def test_l_is_marked_and_layers_count_from_one() -> None:
+    data = compare(create, ["rand", "ghn2-formula-orth?layer=9"])
+    with style():
+        axes = correlation_figure(data).axes[-1]
+        assert "L = 9" in [t.get_text() for t in axes.texts]
+        assert axes.get_xticks()[0] == 1
 
 
 def test_lines_are_told_apart() -> None:

@@ -106,6 +106,42 @@ def test_table_curves_and_commands(report: Callable[..., tuple[int, str, str]]) 
     assert [label.split()[0] for label in labels] == ["Training", "Validation", "Distribution", "Standard"]
 
 
+def test_bold_is_what_is_beyond_the_deviation(report: Callable[..., tuple[int, str, str]]) -> None:
+    def bold(*rows: tuple[float, ...]) -> list[str]:
+        runs = [
+            a_run(init=init, seed=seed) | {"test_accuracy": accuracy}
+            for init, row in zip(("rand", "orth", "ghn2"), rows, strict=False)
+            for seed, accuracy in enumerate(row)
+        ]
+        return re.findall("<b>([0-9.]+)", report(runs)[1])
+
+    assert bold((0.5, 0.52), (0.6, 0.62)) == ["61.0"]
+    assert bold((0.5, 0.52), (0.5, 0.62)) == []  # 5 is less than 8.5
+    assert bold((0.5, 0.52), (0.6,), (0.7,)) == ["70.0"]  # the noise of single runs is that of the others
+    assert bold((0.5,), (0.6,)) == []  # nobody knows it
+    assert bold((0.5, 0.52)) == []
+
+
+def test_what_a_reader_must_know(report: Callable[..., tuple[int, str, str]]) -> None:
+    facts = {"images": {"train": 1000, "test": 800}, "classes": 10, "finished": "2026-01-31T10:00:00+00:00"}
+    runs = [a_run(seed=seed) | facts for seed in range(3)] + [a_run(init="orth") | facts]
+    page = Page(report([*runs, a_run(init="ghn2") | facts | {"diverged": True, "finished": "2026-02-01T00:00:00"}])[1])
+    assert "on 800 test images; guessing has 10 %" in page.text
+    assert "Trained 2026-01-31 to 2026-02-01." in page.text
+    assert page.text.count("1 of 3: not complete") == 2
+    assert "(1 diverged)" in page.text
+    assert page.text.count("chance") == 2
+
+
+def test_curves_share_their_scale(report: Callable[..., tuple[int, str, str]]) -> None:
+    """Training ends at 60 %, validation at 50 %: both panels have the same labels on both axes."""
+    text = report([a_run()])[1]
+    panels = [re.findall(r"<text[^>]*>([^<]*)</text>", svg) for svg in re.findall(r"<svg viewBox.*?</svg>", text, re.S)]
+    ticks = [[label for label in panel if re.fullmatch(r"[\d.]+", label)] for panel in panels if "epoch" in panel]
+    assert len(ticks) == 2
+    assert ticks[0] == ticks[1]
+
+
 def test_page_needs_nothing_else(report: Callable[..., tuple[int, str, str]]) -> None:
     text = report([a_run()], measured())[1]
     page = Page(text)

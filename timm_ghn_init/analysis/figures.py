@@ -179,7 +179,7 @@ def curves(axes: Axes, series: Sequence[Curve], looks: Mapping[str, Line], title
             x, mean, low, high = zip(*known, strict=True)
             axes.fill_between(x, low, high, color=look.colour, alpha=0.15, lw=0)
             marker = "o" if len(x) == 1 else None
-            axes.plot(x, mean, color=look.colour, ls=look.style, lw=look.width, label=curve.label, marker=marker)
+            axes.plot(x, mean, color=look.colour, ls=look.style, label=curve.label, marker=marker)
     if chance is not None:
         axes.axhline(100 * chance, color=FAINT, lw=1, ls=(0, (4, 3)), zorder=1)
         axes.annotate(
@@ -229,8 +229,10 @@ def scatter(axes: Axes, data: Mapping[str, Any], value_name: str | None = None) 
     )
     axes.margins(0.12)
     axes.set_title(_embedding_title(data))
-    beside = 1.0 if value_name is None else 1.22  # the colours' scale
-    axes.legend(loc="upper left", bbox_to_anchor=(beside, 1.0))
+    if value_name is None:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    else:  # beside stands the scale of colours
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
 
 
 def _embedding_title(data: Mapping[str, Any]) -> str:

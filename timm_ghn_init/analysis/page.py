@@ -224,7 +224,7 @@ def _svg(figure: "Figure", salt: str, label: str) -> "Markup":
 
 def _look(line: Line) -> dict[str, str]:
     dashes = " ".join(f"{2.5 * part:g}" for part in line.dash) or "none"
-    return {"variable": f"s{SERIES.index(line.colour)}", "dashes": dashes, "width": f"{1.5 * line.width:g}"}
+    return {"variable": f"s{SERIES.index(line.colour)}", "dashes": dashes}
 
 
 def _css() -> "Markup":

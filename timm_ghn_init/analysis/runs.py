@@ -44,7 +44,8 @@ class Experiment:
     def best(self) -> Row | None:
         """The row whose test accuracy is above all others by more than the larger of two deviations, if one is."""
         known = sorted((row for row in self.rows if row.test[0] is not None), key=lambda row: -(row.test[0] or 0))
-        if len(known) < 2 or not all(_beyond(known[0].test, row.test) for row in known[1:]):
+        noise = max((row.test[1] for row in known if row.test[1] is not None), default=math.inf)
+        if len(known) < 2 or not all(_beyond(known[0].test, row.test, noise) for row in known[1:]):
             return None
         return known[0]
 
@@ -69,10 +70,10 @@ class Experiment:
         return next(iter(found)) if len(found) == 1 else None
 
 
-def _beyond(upper: Score, lower: Score) -> bool:
-    """Whether one score is above another by more than the deviation; of a single run none is known."""
+def _beyond(upper: Score, lower: Score, noise: float) -> bool:
+    """Whether one score is above another by more than the deviation; `noise` where each is of a single run."""
     deviations = [s for s in (upper[1], lower[1]) if s is not None]
-    return bool(deviations) and (upper[0] or 0) - (lower[0] or 0) > max(deviations)
+    return (upper[0] or 0) - (lower[0] or 0) > max(deviations, default=noise)
 
 
 def experiments(records: Iterable[Record]) -> tuple[list[Experiment], int]:
