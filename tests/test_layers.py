@@ -65,6 +65,12 @@ def test_imports_are_seen() -> None:
     assert "training.networks" in ARROWS["training.loop"]
 
 
+@pytest.mark.parametrize("room", sorted(FLOOR))
+def test_the_map_of_the_rooms_has_it(room: str) -> None:
+    table = [line for line in (PACKAGE.parent / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| `")]
+    assert room.startswith("__") or any(f"`{room}`" in line or f"`{room}/`" in line for line in table)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_imports_what_is_higher(name: str) -> None:
     room = name.split(".")[0]
