@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from timm_ghn_init import init_model
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph import PRIMITIVES, Graph, trace
-from timm_ghn_init.recipe import postprocessing
+from timm_ghn_init.recipe import assign, postprocessing
 from timm_ghn_init.recipe.postprocessing import list_layers
 from timm_ghn_init.recipe.whole import Whole
 
@@ -137,6 +137,21 @@ def test_almost_all_values_are_predicted(case: Case, request: pytest.FixtureRequ
     share = sum(target.numel for target in graph.targets.values()) / sum(sizes.values())
     family = request.node.callspec.id
     assert share >= (0.9 if family in BELOW_99_PERCENT or family not in SMALLEST else 0.99)
+
+
+def test_from_the_meta_device(case: Case, tiny_ghn: GHN, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is predicted, set by the model's own initialisation, or said to be set by nothing."""
+    on_meta, graph = case
+    if not any(t.is_meta for t in on_meta.parameters()):
+        pytest.skip("its constructor needs values")
+    model = copy.deepcopy(on_meta)
+    monkeypatch.setattr(Whole, "trace", lambda *args: graph)
+    monkeypatch.setattr(assign, "write", lambda *args: None)  # what is predicted takes no memory then
+    report = init_model(model, "ghn2", ghn=tiny_ghn, device="cpu")
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert not any(t.is_meta for t in tensors.values())
+    assert set(tensors) == {*report.predicted, *report.own, *report.unset}
+    assert not any(t.is_floating_point() and t.isnan().any() for n, t in tensors.items() if n in report.own)
 
 
 def test_the_report_is_true(case: Case, tiny_ghn: GHN, monkeypatch: pytest.MonkeyPatch) -> None:

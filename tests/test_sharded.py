@@ -200,6 +200,17 @@ def test_model_from_the_meta_device(ghn_file: Path, caplog: pytest.LogCaptureFix
     assert "set by nothing" in str(report)
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_cr_tiny_224", "levit_128s", "convit_tiny"])
+def test_buffers_that_constructors_compute(name: str, ghn_file: Path) -> None:
+    """Where the device of a predicted parameter decides where they are put, too."""
+    small = {"swin_tiny_patch4_window7_224": {"depths": (1, 2, 1, 1)}, "swinv2_cr_tiny_224": {"depths": (1, 2, 1, 1)}}
+    options = small.get(name, {})
+    model = on_meta(name, num_classes=10, **options)
+    report = init_model(model, f"file:{ghn_file}", device="cpu")
+    for n, buffer in timm.create_model(name, num_classes=10, **options).named_buffers():
+        assert n in report.unset or torch.equal(model.get_buffer(n), buffer), n
+
+
 def test_rest_of_a_model_after_to_empty(ghn_file: Path) -> None:
     source = f"file:{ghn_file}"
     one, two = (on_meta("test_vit", num_classes=7) for _ in range(2))

@@ -49,8 +49,7 @@ def unwritable(parameter: Tensor) -> str | None:
         return None
     if parameter.layout != torch.strided:
         return f"is {parameter.layout}. Initialise the model with a dense parameter there."
-    expanded = any(stride == 0 and size > 1 for stride, size in zip(parameter.stride(), parameter.shape, strict=True))
-    if expanded or parameter.nbytes > parameter.untyped_storage().nbytes():
+    if _overlaps(parameter):
         return "is expanded: several of its values share one place in memory. Give it a .clone() for its .data first."
     if parameter.is_inference() and not torch.is_inference_mode_enabled():
         return (
@@ -58,6 +57,16 @@ def unwritable(parameter: Tensor) -> str | None:
             "or build it outside."
         )
     return None
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether several values of a tensor share one place in memory."""
+    reached = 1  # by all dimensions of smaller steps
+    for step, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and step < reached:
+            return True
+        reached += step * (size - 1)
+    return False
 
 
 @torch.no_grad()

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..graph import model_name, trace
-from ..own_init.stand_ins import named_tensors
 from ..weights import cache, hub
+from ..weights.key import arithmetic
 from . import assign
 from .pending import Pending
 from .place import Place
@@ -18,7 +18,8 @@ from .resolved import Resolved
 class Finished:
     """What the cache, and after it the Hub, has of a prediction; nothing where neither is asked.
 
-    Both keep the predicted parts as they are after post-processing, as far as that follows from the prediction alone.
+    Both keep the predicted parts as they are after post-processing. Neither is asked for a model some of whose weights
+    are computed from other tensors: what is written there depends on how, which no key knows.
 
     Attributes:
         key: as in `weights_key`; "" where neither is asked.
@@ -29,11 +30,13 @@ class Finished:
     def __init__(self, place: Place, plan: Plan) -> None:
         self._place, self._plan, resolved = place, plan, plan.resolved
         self.key = self.repo = ""
+        self.cached = self.downloaded = False
+        if plan.computed:
+            return
         if resolved.cache or resolved.org:
             self.key = plan.key(place.model, resolved.digest)
         if resolved.org:
             self.repo = f"{resolved.org}/{hub.repo_name(place.name, resolved.source, resolved.digest)}"
-        self.cached = self.downloaded = False
 
     def fill(self, predict: Callable[[], object]) -> None:
         """Fill the predicted parts of the parameters: from the cache, else from the Hub, else by `predict`."""
@@ -41,9 +44,8 @@ class Finished:
         if not self.key:
             predict()
             return
-        targets, tensors = self._plan.graph.targets, named_tensors(place.model)
-        parts = {n: targets[n].part(tensors[n]) for n in self._plan.names}
-        parts |= {n: tensors[n] for by in self._plan.computed.values() for n in by.written}
+        targets, parameters = self._plan.graph.targets, dict(place.model.named_parameters())
+        parts = {n: targets[n].part(parameters[n]) for n in self._plan.names}
 
         def take(found: Mapping[str, Tensor]) -> None:
             with Pending() as none, assign.uninterrupted():
@@ -62,7 +64,7 @@ class Finished:
             make()
             return
         about = {"model": place.name, "source": str(self._plan.source), "device": str(place.device)}
-        file = f"{self.key}-{place.device.type}"
+        file = f"{self.key}-{arithmetic(place.device)}"
         self.cached = place.clock("cache", lambda: cache.fill(file, parts, make, about, take))
 
 

@@ -50,15 +50,6 @@ class Parametrised(NamedTuple):
         return {n: p for n, p in found.items() if p is not None}
 
     @property
-    def written(self) -> list[str]:
-        """Names of all parameters and buffers that `inverse` may have something for."""
-        if isinstance(self.by, ParametrizationList):
-            prefix = f"{self.path}parametrizations.{self.attribute}."
-            return [*self.parameters, *(f"{prefix}{n}" for n, _ in self.by.named_buffers())]
-        suffixes = ("_u", "_v") if isinstance(self.by, SpectralNorm) else ()
-        return [*self.parameters, *(f"{self.name}{s}" for s in suffixes)]
-
-    @property
     def invertible(self) -> bool:
         """Whether it can be set to any value of its shape."""
         return not isinstance(self.by, ParametrizationList) or all(hasattr(m, "right_inverse") for m in self.by)

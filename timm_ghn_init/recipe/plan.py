@@ -21,10 +21,11 @@ from .resolved import Resolved
 _logger = logger(__name__)
 
 # digest of a graph (see `_architecture`) -> name
-_KNOWN_GRAPHS = {"b37b35665c3ecf8e": "resnet50", "fc53085332841a20": "convnext_base"}
+_KNOWN_GRAPHS = {"9e85e8f32699e541": "resnet50", "837c889d79314b3e": "convnext_base"}
 # name -> (its number of layers, the layer L tuned by the paper's authors, in the numbering of `list_layers`)
 _TUNED_LAYERS = {"resnet50": (54, 37), "convnext_base": (113, 94)}
 _GUESS = 0.75  # of the layers
+_AFTER_THE_BODY = ("glob_avg", "avg_pool", "max_pool", "ln", "bn")
 
 
 class Plan(NamedTuple):
@@ -133,19 +134,23 @@ def auto_layer(architecture: str | None, n_layers: int, depth: float | None = No
 def _architecture(graph: Graph) -> str | None:
     """The name of one of the architectures that the authors tuned, whatever the model calls itself.
 
-    Input channels and classes do not count, nor the order in which branches are computed, nor whether a linear layer is
-    written as a convolution.
+    Input channels do not count, nor what comes after the last block (pooling, norm, classifier), nor the order in which
+    branches are computed, nor whether a linear layer is written as a convolution.
     """
     heads = {target.param for target in graph.targets.values() if target.classifier}
-    before = defaultdict[int, list[int]](list)
+    before, after = defaultdict[int, list[int]](list), defaultdict[int, set[int]](set)
     for u, v in graph.edges.tolist():
         before[v].append(u)
+        after[u].add(v)
+    body = set(range(len(graph.nodes)))
+    for i, node in reversed(list(enumerate(graph.nodes))):  # in topological order
+        if not after[i] & body and (node.param in heads or node.primitive in _AFTER_THE_BODY):
+            body.remove(i)
     digests: dict[int, str] = {}  # of a node and all that comes before it
-    for i, node in enumerate(graph.nodes):
-        if node.param not in heads or not node.param:
-            shape = node.shape or ()
-            size = (*shape[:1], *(s for s in shape[2:] if s > 1))
-            digests[i] = _digest([node.primitive, size, sorted(digests.get(u, "head") for u in before[i])])
+    for i in sorted(body):
+        primitive, _, shape = graph.nodes[i]
+        size = [int(s) for s in (shape or ())[:1]] + [int(s) for s in (shape or ())[2:] if s > 1]
+        digests[i] = _digest([primitive, size, sorted(digests[u] for u in before[i])])
     return _KNOWN_GRAPHS.get(_digest(sorted(digests.values())))
 
 

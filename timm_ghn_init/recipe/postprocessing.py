@@ -24,6 +24,7 @@ from .exact import exact
 from .orthogonal import orthogonalize_
 from .parametrised import Parametrised, parametrised
 from .pending import Pending
+from .wrappers import bare
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_BETA = 1000.0  # noise of this scale is finite in every dtype
@@ -172,21 +173,21 @@ def postprocess(
         RuntimeError: a result is not finite.
         The model is then as it was.
     """
-    check(model, layer, beta)
     FLAG.check("orthogonal", orthogonal)
     whole(-(2**63)).check("seed", seed)
-    targets = [t for t in to_process(model, layer) if names is None or t.name in names]
-    where = {t.name: _compute_device(t.weight, device) for t in targets}
+    with bare(model) as (inner, given), Pending() as results:
+        check(inner, layer, beta)
+        targets = [t for t in to_process(inner, layer) if names is None or given[t.name] in names]
+        where = {t.name: _compute_device(t.weight, device) for t in targets}
 
-    def read(target: Layer, whole: Tensor) -> None:
-        whole.copy_(target.weight if target.by is None else getattr(target.module, target.by.attribute))
+        def read(target: Layer, whole: Tensor) -> None:
+            whole.copy_(target.weight if target.by is None else getattr(target.module, target.by.attribute))
 
-    with Pending() as results:
         with exact(next(iter(where.values()), torch.device("cpu"))):
             sigmas = process(targets, Equations(beta, orthogonal, seed), where, read, results, progress)
         with uninterrupted():
-            write_results(model, results)
-    return [Processed(t.number, t.name, tuple(t.weight.shape), sigmas[t.name]) for t in targets]
+            write_results(inner, results)
+    return [Processed(t.number, given[t.name], tuple(t.weight.shape), sigmas[t.name]) for t in targets]
 
 
 def process(
@@ -375,6 +376,8 @@ def unprocessable(weight: Tensor) -> str | None:
 
 
 def _no_values(weight: Tensor, values_matter: bool) -> str | None:
+    if hasattr(weight, "device_mesh"):
+        return "is sharded: name a source with -orth in `init_model`, or post-process the model before sharding it"
     if weight.is_meta:
         return "is on the meta device: materialise the model first (`model.to_empty(device=...)`, then load or predict)"
     if values_matter and weight.numel() and not all(math.isfinite(x) for x in torch.aminmax(weight.detach())):

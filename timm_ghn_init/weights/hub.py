@@ -111,13 +111,12 @@ def _cut(
     """The parts of a state dict, which may be anybody's."""
     result = {}
     for name, part in parts.items():
-        tensor, target = tensors.get(name), targets.get(name)
-        shape = part.shape if target is None else target.shape
-        if tensor is None or tensor.shape != shape or tensor.dtype != part.dtype:
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != targets[name].shape or tensor.dtype != part.dtype:
             raise HubError(f"{place}: {name} is not what its key promises.")
         if not tensor.isfinite().all():
             raise HubError(f"{place}: {name} is not finite.")
-        result[name] = tensor if target is None else target.part(tensor)
+        result[name] = targets[name].part(tensor)
     return result
 
 

@@ -1,9 +1,10 @@
-"""The key of finished weights: where two keys are equal, so are the weights.
+"""The key of finished weights: where two keys are equal, so are the weights, but for rounding.
 
-It covers all that a prediction and its post-processing depend on, except for the device. CPU and CUDA round
-differently (and so do two kinds of CPU, in the last bits), and CUDA draws the noise of the post-processing from another
-generator. But either result is as good as the other, and who downloads weights wants them whatever they were computed
-on. The cache, which is to change nothing, tells CPU and CUDA apart besides the key.
+It covers all that a prediction and its post-processing depend on, except for where it is computed. CPU and CUDA, two
+kinds of CPU and two versions of PyTorch or NumPy round differently: a plain prediction in its last bits, `-orth` in its
+third digit, because the QR decomposition of a weight that is nearly of low rank magnifies that by 1 / beta. CUDA also
+draws the noise from another generator. But either result is as good as the other, and who downloads weights wants them
+whatever they were computed on. The cache, which is to change nothing, tells all of these apart (`arithmetic`).
 """
 
 import hashlib
@@ -12,6 +13,8 @@ from collections.abc import Collection
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
+import torch
 from torch import nn
 
 from ..ghn import GHN
@@ -86,6 +89,12 @@ def ghn_digest(ghn: GHN, frozen: bool = False) -> str:
     if frozen:
         _known[ghn] = result
     return result
+
+
+def arithmetic(device: torch.device) -> str:
+    """What rounding depends on besides the key, in a few characters: the device and the versions that compute there."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return f"{device.type}_{_sha256([torch.__version__, np.__version__, where])[:8]}"
 
 
 _known: WeakKeyDictionary[GHN, str] = WeakKeyDictionary()

@@ -1,0 +1,192 @@
+"""Whatever fails, and whenever: the model is as it was."""
+
+import copy
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from timm_ghn_init import InitReport, init_model, postprocess
+from timm_ghn_init.ghn import GHN
+from timm_ghn_init.recipe import assign, postprocessing
+
+ORTH = "ghn2-orth?layer=1"
+
+
+def resnet(device: str = "cpu") -> nn.Module:
+    torch.manual_seed(0)
+    with torch.device(device):
+        return timm.create_model("test_resnet", num_classes=10)
+
+
+def state(model: nn.Module) -> dict[str, tuple[int, torch.device, Tensor]]:
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    ids = {name: id(p) for name, p in model.named_parameters()}
+    return {n: (ids.get(n, 0), t.device, t.detach().clone()) for n, t in named.items()}
+
+
+def assert_unchanged(model: nn.Module, before: dict[str, tuple[int, torch.device, Tensor]]) -> None:
+    now = state(model)
+    assert now.keys() == before.keys()
+    for name, (identity, device, values) in before.items():
+        assert now[name][:2] == (identity, device), name
+        assert values.is_meta or torch.equal(now[name][2], values), name
+
+
+def fails_at(number: int, error: BaseException, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose call of this number raises."""
+    calls: list[None] = []
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        if len(calls) == number:
+            raise error
+        return function(*args, **kwargs)
+
+    return failing
+
+
+START: dict[str, Callable[[nn.Module, GHN], object]] = {
+    "prediction": lambda model, ghn: init_model(model, ORTH, ghn=ghn),
+    "orth": lambda model, ghn: init_model(model, "orth"),
+    "all of its own": lambda model, ghn: init_model(model, ORTH, ghn=ghn, init_rest=True),
+    "post-processing alone": lambda model, ghn: postprocess(model, layer=1),
+}
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), KeyboardInterrupt()], ids=["memory", "Ctrl-C"])
+@pytest.mark.parametrize("start", START)
+def test_failing_post_processing(
+    start: str, error: BaseException, seeded_ghn2: GHN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = resnet()
+    before = state(model)
+    monkeypatch.setattr(postprocessing, "correlation_std", fails_at(5, error, postprocessing.correlation_std))
+    with pytest.raises(type(error)):
+        START[start](model, seeded_ghn2)
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("moment", ["embed", "decode", "post-process", "write"])
+def test_a_model_on_the_meta_device_stays_there(moment: str, seeded_ghn2: GHN, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = resnet("meta")
+    before = state(model)
+    home, name = {
+        "embed": (GHN, "embed"),
+        "decode": (GHN, "decode"),
+        "post-process": (postprocessing, "process_weight"),
+        "write": (assign, "write_results"),
+    }[moment]
+    monkeypatch.setattr(home, name, fails_at(1, RuntimeError("no more"), getattr(home, name)))
+    with pytest.raises(RuntimeError, match="no more"):
+        init_model(model, ORTH, ghn=seeded_ghn2, device="cpu")
+    assert_unchanged(model, before)
+    monkeypatch.undo()
+    assert not init_model(model, ORTH, ghn=seeded_ghn2, device="cpu").unset
+
+
+def test_results_that_are_not_finite() -> None:
+    """Of one layer, whose values are the largest that 16 bits can hold."""
+    model: Any = resnet()
+    weight = model.layer1[0].conv1.half().weight
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape).sign() * 6.5e4)
+    before = state(model)
+    with pytest.raises(RuntimeError, match=r"layer1\.0\.conv1\.weight is not finite .* beta is too large .*float16"):
+        postprocess(model, layer=1, beta=1000, orthogonal=False)
+    assert_unchanged(model, before)
+
+
+def interrupted(write: Callable[..., Any]) -> Callable[..., Any]:
+    def writing(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        write(*args)
+
+    return writing
+
+
+def test_ctrl_c_while_writing_waits_until_all_is_written(seeded_ghn2: GHN, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, model = resnet(), resnet()
+    init_model(expected, ORTH, ghn=seeded_ghn2)
+    monkeypatch.setattr(assign, "write", interrupted(assign.write))
+    with pytest.raises(KeyboardInterrupt):
+        init_model(model, ORTH, ghn=seeded_ghn2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+
+
+def test_no_room_for_the_temporary_file(seeded_ghn2: GHN, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, model = resnet(), resnet()
+    init_model(expected, ORTH, ghn=seeded_ghn2)
+
+    def full(**options: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    init_model(model, ORTH, ghn=seeded_ghn2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+
+
+def whole_numbers(model: Any) -> None:
+    conv = model.layer4[0].conv1
+    conv.weight = nn.Parameter(torch.ones(conv.weight.shape, dtype=torch.int8), requires_grad=False)
+
+
+def expanded(model: Any) -> None:
+    bn = model.layer4[0].bn1
+    bn.weight = nn.Parameter(torch.ones(1).expand(bn.weight.shape))
+
+
+def overlapping(model: Any) -> None:
+    weight = model.layer4[0].conv1.weight
+    weight.data = torch.randn(weight.numel()).as_strided(weight.shape, (1, 1, 1, 1))
+
+
+def made_in_inference_mode(model: Any) -> None:
+    with torch.inference_mode():
+        model.layer4[0].bn1 = copy.deepcopy(model.layer4[0].bn1)
+
+
+@pytest.mark.parametrize("source", ["ghn2", ORTH, "rand", "orth"])
+@pytest.mark.parametrize(
+    ("spoil", "parameter", "says"),
+    [
+        (whole_numbers, "conv1", "int8.*quantise"),
+        (expanded, "bn1", "expanded.*clone"),
+        (overlapping, "conv1", "expanded.*clone"),
+        (made_in_inference_mode, "bn1", "inference_mode.*inside"),
+    ],
+)
+def test_a_parameter_that_cannot_be_written(
+    spoil: Callable[[nn.Module], None], parameter: str, says: str, source: str, seeded_ghn2: GHN
+) -> None:
+    model = resnet()
+    spoil(model)
+    before = state(model)
+    ghn = seeded_ghn2 if source.startswith("ghn") else None
+    if ghn is not None and spoil is whole_numbers:  # no prediction is for it
+        report = init_model(model, source, ghn=ghn)
+        assert "int8" in report.skipped["layer4.0.conv1.weight"]
+        assert torch.equal(before["layer4.0.conv1.weight"][2], model.get_parameter("layer4.0.conv1.weight"))
+        return
+    with pytest.raises(ValueError, match=rf"layer4\.0\.{parameter}\.weight is .*{says}|weight was .*{says}"):
+        init_model(model, source, ghn=ghn)
+    assert_unchanged(model, before)
+
+
+def test_what_is_not_predicted_may_hold_anything(seeded_ghn2: GHN) -> None:
+    """Layers that the forward does not use are neither read nor written."""
+    model: Any = resnet()
+    model.aux, model.table = nn.Linear(4, 4), nn.Embedding(5, 5)
+    with torch.no_grad():
+        model.aux.weight.fill_(float("inf"))
+    model.table.weight = nn.Parameter(torch.ones(5, 5, dtype=torch.int8), requires_grad=False)
+    report: InitReport = init_model(model, ORTH, ghn=seeded_ghn2)
+    assert {"aux.weight", "table.weight"} <= set(report.skipped)
+    assert (model.aux.weight == float("inf")).all() and (model.table.weight == 1).all()
+    assert "layer4.0.conv2.weight" in report.postprocessed
