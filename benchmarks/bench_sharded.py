@@ -84,8 +84,6 @@ def count_memory() -> Callable[[], int]:
     rise, run = [0], post.PostProcessing.run
 
     def measured(self: Any, *args: Any) -> None:
-        for name in self._tiles:  # the model's own memory, which nothing has touched so far
-            exchange.local(self._model.get_parameter(name)).zero_()
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 17)  # what is freed goes back at once: memory in use is counted, no more
         libc.malloc_trim(0)
@@ -198,15 +196,15 @@ def paper_table(model: str, source: str, ranks: list[int], args: argparse.Namesp
         "| if every rank gathered the layers, GB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    sizes = {n: built.get_parameter(n).numel() * args.bytes for n in plan.changed}
+    sizes = {layer.name: layer.weight.numel() * args.bytes for layer in plan.changed}
     for world in ranks:
         compute, sent = [0.0] * world, [0.0] * world
-        for one_round in owners(built, plan.changed, world):
-            for name, owner in one_round.items():
-                compute[owner] += operations(built.get_parameter(name)) / rate
-                sent[owner] += sizes[name] * (world - 1) / world
+        for one_round in owners(plan.changed, world):
+            for owner, layer in one_round.items():
+                compute[owner] += operations(layer.weight) / rate
+                sent[owner] += sizes[layer.name] * (world - 1) / world
         # one layer is sent while the next is computed, in float32
-        extra = max(sizes.values()) + max(built.get_parameter(n).numel() * 4 for n in plan.changed)
+        extra = max(sizes.values()) + max(layer.weight.numel() * 4 for layer in plan.changed)
         gathered = sum(sizes.values()) * (world - 1) / world
         cells = (
             total / world / 1e9,

@@ -46,7 +46,6 @@ from torch import Tensor, nn
 import timm_ghn_init
 from timm_ghn_init import Source, init_model, load_ghn, save_ghn, trace
 from timm_ghn_init.ghn import GHN
-from timm_ghn_init.graph.inputs import example_sizes
 from timm_ghn_init.recipe import assign
 from timm_ghn_init.recipe.plan import auto_layer
 from timm_ghn_init.recipe.postprocessing import list_layers
@@ -311,7 +310,7 @@ def fill(case: Case) -> Seconds:
 def forward_on_meta(case: Case, skeleton: nn.Module) -> Seconds:
     """One forward pass without data by PyTorch itself, nothing recorded: what reading a graph off it begins with."""
     clock = Clock(torch.device("cpu"))
-    images = torch.empty(2, *next(example_sizes(case.model, None))[0], device="meta")
+    images = torch.empty(2, *trace(case.model).input_size, device="meta")
     clock("forward on meta", lambda: skeleton(images))
     return clock.seconds
 
