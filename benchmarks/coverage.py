@@ -247,7 +247,7 @@ def faults_of(name: str, p: Tensor, shape: tuple[int, ...]) -> Iterator[str]:
 # -- the sweep -------------------------------------------------------------------------------------------------------
 
 MEASURES: dict[str, Callable[[Task], Record]] = {"meta": on_meta, "real": in_memory}
-DEPENDS_ON = {"meta": ("graph/*.py",), "real": ("graph/*.py", "ghn/*.py", "assign.py")}
+DEPENDS_ON = {"meta": ("graph/**/*.py",), "real": ("graph/**/*.py", "ghn/*.py", "recipe/assign.py")}
 
 
 def measure(task: Task) -> Record:

@@ -336,3 +336,16 @@ def test_models_of_transformers_are_not_quantised_by_their_base_class() -> None:
     mixin = _named("transformers.integrations.peft.PeftAdapterMixin", object)
     model = type("PreTrained", (nn.Sequential, mixin), {})(*sequence())
     assert set(trace(model, SIZE).targets) == {"0.weight", "0.bias", "3.weight", "3.bias"}
+
+
+def test_a_pass_on_values_lets_go_of_what_is_no_longer_needed() -> None:
+    """All activations together may be more than there is memory for, and nobody wants copies of them."""
+
+    def act(m: Any, x: Tensor) -> None:
+        x.sum().item()  # on the CPU
+        inner = m.c(x)
+        seen = weakref.ref(inner.relu_())
+        inner = inner * 2
+        assert seen() is None
+
+    assert_traced(Net(act))

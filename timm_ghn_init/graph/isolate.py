@@ -1,6 +1,6 @@
 """Run a model on stand-in tensors and leave no trace of it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ class Isolation(NamedTuple):
 
     parameters: dict[str, Tensor]  # the stand-ins by the name of the parameter, one for all names of a tied one
     buffers: list[tuple[Tensor, Tensor]]  # stand-ins and what they stand for
-    keep: Callable[[Tensor], None]  # to be called before an operation writes to a tensor
+    undo: Undo  # to be told of memory that is made and written to, where that has values
 
 
 @contextmanager
@@ -62,8 +62,10 @@ def isolated(
         _eval(modules)
         for m in undo.hidden:
             m.__dict__["training"] = False  # `eval` does not reach them
+        if device != "meta":
+            undo.made([copy for copy, _ in buffers], [original for _, original in buffers])
         with torch.random.fork_rng(devices=()):  # a forward on the CPU might draw numbers
-            yield Isolation(names, buffers, undo.keep)
+            yield Isolation(names, buffers, undo)
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         undo()

@@ -77,7 +77,7 @@ class Recorder(TorchDispatchMode):
         """
         tape = self.tape
         with isolated(self.modules, tape.parameters, device, values or {}) as isolation, torch.no_grad():
-            self._keep = isolation.keep
+            self._undo, self._has_values = isolation.undo, device != "meta"
             tape.stand_ins = isolation.parameters
             for name, tensor in isolation.parameters.items():
                 if tensor.is_floating_point():
@@ -112,7 +112,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         written = written_by(func, args, kwargs) if func._schema.is_mutable else ()
         for tensor in written:
-            self._keep(tensor)
+            self._undo.keep(tensor)
         out = infer(func, args) if not kwargs else None
         if out is None:
             out = func(*args, **kwargs)
@@ -132,6 +132,8 @@ class Recorder(TorchDispatchMode):
             tape.write(tensor, value)
             tape.provenance.wrote(tensor)
         outputs = tensors_of((out,), {})
+        if self._has_values:
+            self._undo.made(outputs, tensors_of(args, kwargs))
         if not value.origin or (value == FEATURES and not any(t.is_floating_point() for t in outputs)):
             tape.provenance.note(func, args, kwargs, outputs, by_shape=rule is constant)
         for tensor in outputs:

@@ -1,5 +1,6 @@
 """What is written down of a forward pass: operations, values of tensors, uses of parameters."""
 
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ class Tape:
         self._owners = {id(p): m for m in model.modules() for p in m._parameters.values() if p is not None}
         self._values: dict[int, tuple[int, Value]] = {}  # by id of the tensor: (time, value)
         self._writes: dict[int, tuple[int, Value]] = {}  # by id of the storage: what was last written in place
-        self._alive: list[Any] = []  # ids stay unique as long as what they name is alive
+        self._alive: list[Any] = []  # an id is unique as long as what it names is alive
         self._time = 0
 
     # -- values --------------------------------------------------------------------------------------------------
@@ -57,8 +58,13 @@ class Tape:
     def assign(self, tensor: Tensor, value: Value) -> None:
         self._time += 1
         if id(tensor) not in self._values:
-            self._alive.append(tensor)
+            self._alive.append(tensor if tensor.is_meta else self._watched(tensor))
         self._values[id(tensor)] = (self._time, value)
+
+    def _watched(self, tensor: Tensor) -> Any:
+        """A tensor with values is let go with what is known of it: all of a forward pass together can be too much."""
+        key = id(tensor)
+        return weakref.ref(tensor, lambda _: self._values.pop(key, None))
 
     def value(self, tensor: Any) -> Value:
         """What is known of a tensor, writes through other views of its memory included."""

@@ -32,6 +32,7 @@ class Undo:
         self._empty: list[Any] = []  # most of a module's containers are, and need no copy
         self._saved: list[tuple[_Kind, Any, Any]] = []
         self._memory: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self._made: set[int] = set()
         classes = {c for cls in {type(m) for m in modules} for c in cls.__mro__ if not _is_foreign(c)}
         self._misses = {f: f.cache_info().misses for f in _cached_functions(classes)}
         self._saved += [(_CLASS, c, _own(c)) for c in classes]
@@ -61,11 +62,16 @@ class Undo:
                 self._saved.append((kind, thing, content))
                 things.extend(kind.held(content))
 
+    def made(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+        """Note memory that an operation has newly made, so that nobody else's values are in it."""
+        given = {t.untyped_storage()._cdata for t in inputs}
+        self._made.update({t.untyped_storage()._cdata for t in outputs} - given)
+
     def keep(self, tensor: Tensor) -> None:
-        """Keep the values of memory that is about to be written to: it may be the model's."""
+        """Keep the values of memory that is about to be written to, unless it is new: it may be the model's."""
         if not tensor.is_meta:
             storage = tensor.untyped_storage()
-            if storage._cdata not in self._memory:
+            if storage._cdata not in self._made and storage._cdata not in self._memory:
                 self._memory[storage._cdata] = (storage, storage.clone())
 
     def __call__(self) -> None:
