@@ -71,4 +71,11 @@ def test_readme(shipped: None, capsys: pytest.CaptureFixture[str]) -> None:
     (output,) = (code for language, code in found if language == "text")
     run("python", code, {})
     check(capsys.readouterr().out, output)
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+def test_readme_is_short_and_its_links_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 130
+    links = [link for link in re.findall(r"\]\(([^)]*)\)", text) if "://" not in link]
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).is_file()] == []
