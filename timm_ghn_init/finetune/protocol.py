@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -112,12 +113,12 @@ def settled(trial: Trial) -> Trial:
     """
     if trial.ghn:
         return trial
-    init, digest = _resolve(trial.init)
+    init, digest = _resolve(trial.init, os.environ.get("TIMM_GHN_DEFAULT", ""))
     return replace(trial, init=init, ghn=digest)
 
 
 @lru_cache(maxsize=64)
-def _resolve(init: str) -> tuple[str, str]:
+def _resolve(init: str, default: str) -> tuple[str, str]:
     if init in (PRETRAINED, TIMM):
         return init, ""
     if not is_source(init):

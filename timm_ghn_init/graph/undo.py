@@ -40,7 +40,8 @@ class Undo:
         self._look_at([*own, *modules], {id(m) for m in modules})
 
     def _look_at(self, things: list[Any], known: set[int]) -> None:
-        seen: set[int] = set()
+        # What hooks hold is their owner's, who wants to find there what they have noted.
+        seen = {id(hook) for m in things if isinstance(m, nn.Module) for hook in _hooks(m)}
         kinds: dict[type, tuple[_Kind, ...]] = {}
         while things:
             thing = things.pop()
@@ -93,6 +94,10 @@ class Undo:
                 function.cache_clear()  # of what has no values
         if errors:
             raise errors[0]
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    return [hook for name, hooks in vars(module).items() if name.endswith("_hooks") for hook in hooks.values()]
 
 
 def _cached_functions(classes: Iterable[type]) -> set[Any]:
