@@ -97,7 +97,8 @@ class Undo:
 
 
 def _hooks(module: nn.Module) -> list[Any]:
-    return [hook for name, hooks in vars(module).items() if name.endswith("_hooks") for hook in hooks.values()]
+    named = [held for name, held in vars(module).items() if name.endswith("_hooks") and isinstance(held, dict)]
+    return [hook for hooks in named for hook in hooks.values()]
 
 
 def _cached_functions(classes: Iterable[type]) -> set[Any]:
