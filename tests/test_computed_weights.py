@@ -266,6 +266,23 @@ def test_complex_weights_are_left() -> None:
     assert "complex64 values" in graph.skipped["w"]
 
 
+def test_complex_weights_of_two_parameters_are_left() -> None:
+    model = Net(
+        lambda m, x: torch.fft.irfft2(torch.fft.rfft2(m.c(x)) @ torch.complex(m.re, m.im)),
+        c=conv(),
+        re=param(3, 3),
+        im=param(3, 3),
+    )
+    graph = trace(model, SIZE)
+    assert_graph(graph, "input > conv c.weight")
+    assert all("complex" in graph.skipped[name] for name in ("re", "im"))
+
+
+def test_a_learned_exponent_has_a_reason() -> None:
+    graph = trace(Net(lambda m, x: m.c(x).relu().pow(m.p).mean((2, 3)).pow(1 / m.p), c=conv(), p=param(1)), SIZE)
+    assert graph.skipped == {"p": "an operand of pow"}
+
+
 def ranked(m: Any, x: Tensor) -> Tensor:
     t = tokens(m.c(x))
     return t.gather(1, m.rank(m.hidden(t).relu()).topk(4, 1).indices.expand(-1, -1, 8))

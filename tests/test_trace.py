@@ -384,6 +384,14 @@ NORMS |= {
         f"{C} > glob_avg > ln n.g",
         GAIN,
     ),
+    "RMS, bounded, in place": (
+        norm_of(
+            lambda m, x: x.clone().div_(torch.max(x.norm(dim=1, keepdim=True), x.new_full((1,), 1e-6))).mul_(m.g),
+            g=vector(),
+        ),
+        LN,
+        GAIN,
+    ),
     "around it a residual": (
         norm_of(lambda m, x: x + centred(x, 1) * m.g, g=vector()),
         f"{LN} > sum; conv c.weight > sum",
@@ -542,6 +550,13 @@ JOINS: dict[str, tuple[Make, str]] = {
 @parametrized(JOINS)
 def test_joins(make: Make, chains: str) -> None:
     assert_graph(trace(make(), SIZE), chains)
+
+
+def test_a_learned_weight_of_two_normalised_terms_is_no_norm() -> None:
+    model = Net(lambda m, x: F.normalize(m.a(x)).lerp(F.normalize(m.b(x)), m.w), a=conv(), b=conv(), w=param(8, 1, 1))
+    graph = trace(model, SIZE)
+    assert_graph(graph, "input > conv a.weight > sum; input > conv b.weight > sum")
+    assert "learned scale" in graph.skipped["w"]
 
 
 def test_what_is_written_into_slices_reaches_the_reader() -> None:
@@ -703,6 +718,11 @@ ATTENTION: dict[str, tuple[Make, str, dict[str, str]]] = {
         {},
     ),
     "exp over sum": (attention(exp_over_sum), ATTEND, {}),
+    "powers of two": (
+        attention(lambda m, q, k, v: F.normalize(2 ** (q @ k.transpose(-2, -1)), 1, -1) @ v),
+        ATTEND,
+        {},
+    ),
     "exp, divided afterwards": (attention(divided_afterwards), ATTEND, {}),
     "exp less logsumexp": (attention(by_log_sum_exp), ATTEND, {}),
     "two softmaxes, written out": (attention(written_out_for_keys), ATTEND, {}),

@@ -38,6 +38,14 @@ def same(tape: Tape, args: Any, kwargs: Any, out: Any) -> Value:
     return tape.value(args[0])
 
 
+def complex_number(tape: Tape, args: Any, kwargs: Any, out: Any) -> Value:
+    """Made of two real tensors, or of length and angle: a weight of complex numbers is not predicted from either."""
+    value = tape.contract("complex", tensors_of(args, kwargs))
+    for name in value.leaves:
+        tape.explain(name, "a part of complex numbers, and a GHN predicts real ones")
+    return Value(value.origin)
+
+
 OPERATORS: dict[str, Rule] = {
     "aten::convolution": convolution,
     "aten::_convolution": convolution,
@@ -89,6 +97,8 @@ OPERATORS: dict[str, Rule] = {
     "aten::lerp": interpolate,
     "aten::addcmul": add_product,
     "aten::addcdiv": partial(add_product, division=True),
+    "aten::complex": complex_number,
+    "aten::polar": complex_number,
     "aten::cat": concat,
     "aten::stack": concat,
     "aten::mul": multiply,
@@ -112,6 +122,7 @@ OPERATORS: dict[str, Rule] = {
     "aten::rsqrt": partial(power, exponent=-0.5),
     "aten::reciprocal": partial(power, exponent=-1),
     "aten::exp": exponential,
+    "aten::exp2": exponential,
     "aten::_log_softmax": log_softmax,
     "aten::log_softmax": log_softmax,
     "aten::_softmax": softmax,

@@ -13,6 +13,8 @@ from .biases import add_bias, is_bias, is_bias_of_blocks
 from .moments import added, completed, inverted, is_softmax, moment, multiplied, reduced, scaled_by, shifted_by
 from .norms import add_norm_bias, is_norm_bias
 
+SCALE = "a learned scale of the features (layer scale, temperature, affine ...)"
+
 # -- sums --------------------------------------------------------------------------------------------------------------
 
 
@@ -26,11 +28,13 @@ def add(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
 
 
 def interpolate(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
-    """a + weight * (b - a)."""
+    """a + weight * (b - a), where the weight may depend on the input, too."""
     tensors = tensors_of(args, kwargs)
     a, b, *weight = (tape.value(t) for t in tensors)
-    if weight:
+    if weight and weight[0].origin:
         b = scaled(tape, b, weight[0], tensors[1], tensors[2], out)
+    elif weight:
+        b = tape.merge((b, weight[0]), SCALE)
     return summed(tape, a, b, tensors[0], tensors[1], out)
 
 
@@ -155,7 +159,7 @@ def _scale_by_parameter(
         return multiplied(tape, x, p, x, division) if p.norm else x
     if {tape.ops[index].param for index in x.origin} <= p.leaves and tape.is_free(x.origin):
         return p  # a weight scaled by a function of its own, its spectral norm for instance
-    value = tape.merge((x, p), "a learned scale of the features (layer scale, temperature, affine ...)")
+    value = tape.merge((x, p), SCALE)
     value = value._replace(norm=x.norm)
     if sum(s > 1 for s in used.shape) > 1 and features.numel() < out.numel() and out.numel() % used.numel() == 0:
         return Value(x.origin, p.leaves)  # the other way round: a kernel that the input scales

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..tape import Tape, tensors_of
-from ..values import Moment, Normed, Over, Value
+from ..values import CONSTANT, Moment, Normed, Over, Value
 from .attention import settle
 from .norms import add_norm, add_norm_bias, is_norm_bias
 
@@ -46,7 +46,8 @@ def extremum(tape: Tape, args: Any, kwargs: Any, out: Any) -> Value:
     if len(args) < 2 or not isinstance(args[1], Tensor):
         return reduction(tape, args, kwargs, out)
     a, b = (tape.value(t) for t in tensors_of(args, kwargs)[:2])
-    return tape.merge((a, b), "an operand of a maximum or minimum")._replace(norm=added(a, b))
+    value = tape.merge((a, b), "an operand of a maximum or minimum")
+    return value if CONSTANT in (a, b) else value._replace(norm=added(a, b))
 
 
 def reduced(x: Value, tensor: Tensor, dims: Any, value: Value) -> Value:
@@ -73,12 +74,15 @@ def inner_product(a: Value, b: Value, factor: Tensor, value: Value) -> Value:
 
 def power(tape: Tape, args: Any, kwargs: Any, out: Tensor, exponent: float | None = None) -> Value:
     """x ** exponent: of a statistic with a negative exponent the inverse."""
+    exponent = args[1] if exponent is None else exponent
+    if not isinstance(args[0], Tensor):
+        return exponential(tape, args[1:], kwargs, out)
+    if isinstance(exponent, Tensor):
+        return tape.contract("pow", [args[0], exponent])
     x = tape.value(args[0])
     if not isinstance(x.norm, Moment):
         return x._replace(norm=None) if x.norm else x
-    exponent = args[1] if exponent is None else exponent
-    negative = isinstance(exponent, (int, float)) and exponent < 0
-    return x._replace(norm=x.norm._replace(normalised=None, inverse=x.norm.inverse != negative))
+    return x._replace(norm=x.norm._replace(normalised=None, inverse=x.norm.inverse != (exponent < 0)))
 
 
 def exponential(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
