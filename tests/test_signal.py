@@ -76,10 +76,11 @@ def test_dead_units_are_counted_however_the_activation_is_called() -> None:
     for act in (nn.ReLU, Functional, lambda: nn.ReLU(inplace=True)):
         model = chain(1.0, act)
         with torch.no_grad():
-            model[2][0].bias[: WIDTH // 2] = -100.0
-            model[3][0].bias[:] = 1.0  # so that half a layer is enough for the next
-        assert follow(model, noise())["dead"][1] == pytest.approx(0.5, abs=0.02)
-        assert "50% of the units behind 2.0 are dead" in said(model)
+            model[2][0].bias[: WIDTH * 3 // 4] = -100.0
+            model[3][0].bias[:] = 1.0  # so that a quarter of a layer is enough for the next
+        dead = follow(model, noise())["dead"][1]
+        assert dead == pytest.approx(0.75, abs=0.05)  # a few of the others may never be reached
+        assert f"{dead:.0%} of the units behind 2.0 are dead" in said(model)
     convolution = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
     with torch.no_grad():
         convolution[0].bias[0] = -100.0
