@@ -34,8 +34,15 @@ from safetensors.torch import load_file, safe_open, save_file
 from timm_ghn_init import init_model, sources
 from timm_ghn_init.checkpoints import download
 from timm_ghn_init.checkpoints import load as checkpoints
-from timm_ghn_init.checkpoints.download import git_blob_id
-from timm_ghn_init.checkpoints.load import CheckpointError, fetch, is_cached, load_ghn, resolve_default, save_ghn
+from timm_ghn_init.checkpoints.load import (
+    CheckpointError,
+    fetch,
+    git_blob_id,
+    is_cached,
+    load_ghn,
+    resolve_default,
+    save_ghn,
+)
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.sources import KNOWN, Source
 

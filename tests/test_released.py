@@ -12,7 +12,7 @@ import torch
 from conftest import GHN2_CONFIG, seed_weights
 from file_server import serving
 
-from timm_ghn_init.checkpoints.download import git_blob_id
+from timm_ghn_init.checkpoints.load import git_blob_id
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.images import datasets
 from timm_ghn_init.sources import KNOWN

@@ -121,7 +121,7 @@ def _initialise(
     if any(hasattr(p, "device_mesh") for p in model.parameters()):
         from .sharded.place import Sharded  # needs PyTorch's distributed engine
 
-        place = Sharded(model, name, source, options, constructed)
+        place = Sharded(model, name, seed, options, constructed)
         report = recipe.initialise(place, _resolve(place, source, options), options)
     elif source.baseline:
         if not options.init_rest:
@@ -132,10 +132,7 @@ def _initialise(
         report = baselines.initialise(place, source, seed, options.progress)
     else:
         place = Whole(model, name, seed, options, settle)
-        wanted = source.cache if options.cache is None else options.cache
-        keep = weights_cache.is_on() if wanted is None else wanted
-        org = hub.organisation(source) if options.ghn is None else None  # nobody else has a GHN of one's own
-        report = recipe.initialise(place, _resolve(place, source, options, keep, org), options)
+        report = recipe.initialise(place, _resolve(place, source, options), options)
     _logger.log(logging.INFO if place.first else logging.DEBUG, "%s", report)
     return report
 
@@ -159,7 +156,7 @@ def finished_key(
     return finished.find(model, Resolved(source, chosen, load_ghn(chosen)), input_size, seed)
 
 
-def _resolve(place: Place, source: Source, options: Options, keep: bool = False, org: str | None = None) -> Resolved:
+def _resolve(place: Place, source: Source, options: Options) -> Resolved:
     own = options.ghn
 
     def load() -> tuple[Source, GHN]:
@@ -168,5 +165,28 @@ def _resolve(place: Place, source: Source, options: Options, keep: bool = False,
         chosen = resolve_default(source.prediction, options.progress)
         return chosen, load_ghn(chosen, place.device)
 
-    chosen, ghn = place.share(load)
+    keep, org = False, None
+    if place.whole:
+        wanted = source.cache if options.cache is None else options.cache
+        keep = weights_cache.is_on() if wanted is None else wanted
+        org = hub.organisation(source) if own is None else None  # nobody else has a GHN of one's own
+    chosen, ghn = place.share(str(source), lambda: _check_sharded(place, source, options.cache), load)
     return Resolved(source, chosen, ghn, own is not None, keep, org)
+
+
+def _check_sharded(place: Place, source: Source, cache: bool | None) -> None:
+    if place.whole:
+        return
+    if source.baseline:
+        raise ValueError(
+            f"{place.name}: {source} draws whole parameters. Initialise the model with it before sharding it."
+        )
+    wanted = source.cache if cache is None else cache
+    if wanted or source.hub or source.push:
+        what = "cache" if wanted else "hub" if source.hub else "push"
+        raise ValueError(
+            f"{place.name} is sharded, and {what}= is for models that a process has whole. Leave it out; to keep the "
+            "parameters, save them (see `save_sharded`)."
+        )
+    if weights_cache.is_on(None):
+        _logger.info("%s is sharded: TIMM_GHN_CACHE has no effect on it.", place.name)

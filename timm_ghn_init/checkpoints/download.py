@@ -1,11 +1,9 @@
 """Download one file over HTTP, within bounds, and go on where an interrupted download stopped."""
 
 import base64
-import hashlib
 import io
 import time
 from http.client import HTTPException, HTTPResponse, InvalidURL
-from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -245,24 +243,3 @@ def _opener(pace: _Pace) -> Any:
     for handler in handlers:
         handler.pace = pace
     return build_opener(*handlers, _Redirecting())
-
-
-# Digests
-
-
-def git_blob_id(path: Path) -> str:
-    """The id under which git keeps a file of these bytes."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    return _feed(digest, path)
-
-
-def sha256(path: Path) -> str:
-    """The file's sha256, in hex."""
-    return _feed(hashlib.sha256(), path)
-
-
-def _feed(digest: Any, path: Path) -> str:
-    with open(path, "rb") as f:
-        while chunk := f.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from ..atomic import own_folder, replacing, resumable
 from ..ranks import agree
 from ..sources import DEFAULT, KNOWN, SHIPPED, SUFFIXES, KnownGHN, Source, parse_source
 from ..text import as_cause, logger
-from .download import DownloadError, download, git_blob_id, sha256
+from .download import DownloadError, download
 from .formats import CheckpointError, GHNFile, build, check_finite, open_ghn, write_ghn
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _logger = logger(__name__)
 
 _OFFICIAL = "ghn2"
 _FORMAT = "1"  # counts up when converted files change
+_CHUNK = 2**18  # bytes
 
 
 def home() -> Path:
@@ -70,11 +71,10 @@ def load_ghn(name_or_path: str | Path | Source, device: "torch.device | str | No
     """
     import torch
 
-    path, depth = _as_path(name_or_path), None
-    fetched = path is None
+    path, depth, fetched = _own_path(name_or_path), None, False
     if path is None:
-        source = resolve_default(str(name_or_path))
-        path, depth = fetch(source), source.known and source.known.depth
+        source = resolve_default(cast("str | Source", name_or_path))
+        path, depth, fetched = _fetch(source, None), source.known and source.known.depth, source.path is None
     place = torch.empty(0, device=device or "cpu").device  # "cuda" and "cuda:0" are one place
     with _loading:
         return _load(_stamp(path), fetched, depth, str(place))
@@ -126,7 +126,10 @@ def fetch(name: str | Source, progress: bool | None = None) -> Path:
         CheckpointError: the file cannot be had or trusted, or `home()` cannot be written.
         ValueError: no source of that name, or one without a GHN.
     """
-    source = resolve_default(parse_source(name), progress)
+    return _fetch(resolve_default(name, progress), progress)
+
+
+def _fetch(source: Source, progress: bool | None) -> Path:
     if source.baseline:
         raise ValueError(f"{source} is an initialisation without a GHN: there is nothing to fetch.")
     ghn = source.known
@@ -237,14 +240,11 @@ def _load(stamp: _Stamp, fetched: bool, depth: float | None, device: str) -> "GH
     return ghn
 
 
-def _as_path(name_or_path: str | Path | Source) -> Path | None:
-    """The path that the user names, None if it is a GHN's name."""
-    if isinstance(name_or_path, Path):
-        return name_or_path
-    text = str(name_or_path)
-    if text.endswith(SUFFIXES) and not text.startswith("file:"):
-        return Path(text).expanduser()
-    return resolve_default(name_or_path).path
+def _own_path(name_or_path: str | Path | Source) -> Path | None:
+    """The path of a file that the user names; None if it is a source."""
+    if isinstance(name_or_path, str) and name_or_path.endswith(SUFFIXES) and not name_or_path.startswith("file:"):
+        return Path(name_or_path).expanduser()
+    return name_or_path if isinstance(name_or_path, Path) else None
 
 
 # Fetching
@@ -386,3 +386,24 @@ def _load_counted(file: GHNFile, name: str, bar: Any) -> "torch.Tensor":
 
 def _disable(progress: bool | None) -> bool | None:
     return None if progress is None else not progress
+
+
+# Digests
+
+
+def git_blob_id(path: Path) -> str:
+    """The id under which git keeps a file of these bytes."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    return _feed(digest, path)
+
+
+def sha256(path: Path) -> str:
+    """The file's sha256, in hex."""
+    return _feed(hashlib.sha256(), path)
+
+
+def _feed(digest: Any, path: Path) -> str:
+    with open(path, "rb") as f:
+        while chunk := f.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
 
-from ..checkpoints.download import sha256
-from ..checkpoints.load import fetch, resolve_default
+from ..checkpoints.load import fetch, resolve_default, sha256
 from ..checks import NOT_NEGATIVE, PART, POSITIVE, SEED, Kind, check_all, one_of, or_none, shown, whole
 from ..sources import is_source, parse_source
 

@@ -49,7 +49,10 @@ class Whole(Place):
         self.device = _device(model, options.device)
         self.clock = Clock(self.device)
 
-    def share(self, load: Callable[[], tuple[Source, GHN]]) -> tuple[Source, GHN]:
+    def share(
+        self, what: str, check: Callable[[], object], load: Callable[[], tuple[Source, GHN]]
+    ) -> tuple[Source, GHN]:
+        check()
         return load()
 
     def together(

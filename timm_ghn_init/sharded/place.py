@@ -23,16 +23,12 @@ from ..recipe.pending import Pending
 from ..recipe.place import Place, T
 from ..recipe.plan import Plan
 from ..sources import Source
-from ..text import logger
 from ..threads import one_thread
-from ..weights import cache as weights_cache
 from .exchange import Exchange, local
 from .layout import Layout, layout_of, mesh_of
 from .meeting import TIMEOUT, Meeting
 from .post import PostProcessing
 from .share import communication_device, share_ghn
-
-_logger = logger(__name__)
 
 
 class Sharded(Place):
@@ -41,8 +37,8 @@ class Sharded(Place):
     Args:
         model: with at least one DTensor among its parameters; may be on the meta device.
         name: of the model.
-        asked: the source, as the user named it.
-        options: of these all but `input_size`.
+        seed: of what the model's own initialisation draws.
+        options: of these `ghn`, `device`, `init_rest` and `timeout`.
         constructed: as in `initialize.initialise`.
 
     Raises:
@@ -56,12 +52,12 @@ class Sharded(Place):
         self,
         model: nn.Module,
         name: str,
-        asked: Source,
+        seed: int,
         options: Options,
         constructed: Callable[[Collection[str]], dict[str, Tensor]] | None = None,
     ) -> None:
         self.model, self.name = model, name
-        self._asked, self._options, self._constructed = asked, options, constructed
+        self._seed, self._options, self._constructed = seed, options, constructed
         _bring_back_shards(model)
         mesh = mesh_of(model)
         assert mesh is not None
@@ -77,20 +73,22 @@ class Sharded(Place):
         self._without_memory: list[str] = []
         self._own: dict[str, Tensor] = {}
 
-    def share(self, load: Callable[[], tuple[Source, GHN]]) -> tuple[Source, GHN]:
+    def share(
+        self, what: str, check: Callable[[], object], load: Callable[[], tuple[Source, GHN]]
+    ) -> tuple[Source, GHN]:
         own = self._options.ghn is not None
         loaded: tuple[Source, GHN] | None = None
 
         def begin() -> Any:
             nonlocal loaded
             self.layout = layout_of(self.model, self.name)
-            _refuse(self.name, self._asked, self._options.cache)
+            check()
             if own or self.first:
                 loaded = load()
                 return None if own else {"source": asdict(loaded[0]), "config": loaded[1].config}
             return None
 
-        said = self._meeting("checks" if own else f"rank {self._members[0]} fetches {self._asked}", begin)
+        said = self._meeting("checks" if own else f"rank {self._members[0]} fetches {what}", begin)
         if own:
             assert loaded is not None
             return loaded
@@ -146,7 +144,7 @@ class Sharded(Place):
         if self._constructed is not None:
             values, self.unset = self._constructed(names), ()
         else:
-            values, self.unset = own_values(self.model, names, self._asked.seed_or(self._options.seed))
+            values, self.unset = own_values(self.model, names, self._seed)
         tensors = named_tensors(self.model)
         for name, value in values.items():
             sharded = hasattr(tensors[name], "device_mesh")
@@ -187,20 +185,6 @@ def _bring_back_shards(model: nn.Module) -> None:
         reshard = getattr(module, "reshard", None)
         if callable(reshard) and hasattr(module, "unshard"):
             reshard()
-
-
-def _refuse(name: str, source: Source, cache: bool | None) -> None:
-    if source.baseline:
-        raise ValueError(f"{name}: {source} draws whole parameters. Initialise the model with it before sharding it.")
-    wanted = source.cache if cache is None else cache
-    if wanted or source.hub or source.push:
-        what = "cache" if wanted else "hub" if source.hub else "push"
-        raise ValueError(
-            f"{name} is sharded, and {what}= is for models that a process has whole. Leave it out; to keep the "
-            "parameters, save them (see `save_sharded`)."
-        )
-    if weights_cache.is_on(None):
-        _logger.info("%s is sharded: TIMM_GHN_CACHE has no effect on it.", name)
 
 
 def _compare(name: str, said: list[dict[str, str]], members: list[int]) -> None:

@@ -154,8 +154,7 @@ def provenance(
     import timm
     import torch
 
-    from ..checkpoints.download import sha256
-    from ..checkpoints.load import fetch
+    from ..checkpoints.load import fetch, sha256
     from ..sources import parse_source
 
     source = parse_source(report.source)
