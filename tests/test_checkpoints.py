@@ -1182,7 +1182,9 @@ def test_default_with_neither(server: FileServer, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(KNOWN, sources.SHIPPED, absent)
     server.status = 503
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=r"503.*ships no GHN.*timm-ghn-init fetch ghn2.*TIMM_GHN_DEFAULT"):
+        with pytest.raises(
+            CheckpointError, match=r"503.*ships no GHN.*timm-ghn-init fetch --source ghn2.*TIMM_GHN_DEFAULT"
+        ):
             load_ghn("ghn-orth")
     assert len(server.requests) == 1
     with pytest.raises(CheckpointError, match="ghn2-formula: this installation has no"):

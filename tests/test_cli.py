@@ -21,7 +21,7 @@ from torch import nn
 
 import timm_ghn_init
 from timm_ghn_init.checkpoints import load as checkpoints
-from timm_ghn_init.cli import commands, main
+from timm_ghn_init.cli import _parser, commands, main
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.sources import KNOWN
 
@@ -323,6 +323,77 @@ def test_inspect_a_model_that_needs_values(run: Callable, monkeypatch: pytest.Mo
     assert [p["shape"] for p in json.loads(stdout)["parameters"]] == [[8, 3, 3, 3], [8], [4, 8], [4]]
 
 
+@pytest.mark.parametrize("source", ["ghn2-formula", "ghn2-formula-orth?classifier=0", "{ghn}"])
+@pytest.mark.parametrize("classes", [100, 10])
+def test_inspect_says_what_the_source_will_do(run: Callable, ghn_file: Path, source: str, classes: int) -> None:
+    """A GHN has a number of classes, by which it predicts a classifier or leaves it."""
+    source = source.format(ghn=f"file:{ghn_file}")
+    found = json.loads(run("inspect", "test_resnet", "--source", source, "--num-classes", classes, "--json")[1])
+    report = timm_ghn_init.init_model(timm.create_model("test_resnet", num_classes=classes), source)
+    assert {p["name"]: p["role"] for p in found["parameters"] if p["predicted"]} == report.predicted
+    assert {p["name"]: p["reason"] for p in found["parameters"] if not p["predicted"]} == report.skipped
+    assert found["values_predicted"] / found["values"] == report.coverage
+    assert (found["source"], found["tensors_predicted"]) == (source, len(report.predicted))
+
+
+def test_inspect_never_rounds_up_to_all(run: Callable) -> None:
+    """10 of 20 million values are left."""
+    options = ("--num-classes", 1, "--source", "ghn2-formula")
+    last = run("inspect", "wide_resnet50_2", *options)[1].splitlines()[-1]
+    assert last.startswith("159 of 161 parameters are predicted by ghn2-formula, 99.99% of ")
+
+
+# -- one name for sources ----------------------------------------------------------------------------------------------
+
+
+OLD = {
+    "analyze correlations x --source rand ghn-orth": "analyze correlations x --sources rand,ghn-orth",
+    "analyze signal x --source rand ghn-orth": "analyze signal x --sources rand,ghn-orth",
+    "finetune x -o y --source rand ghn-orth": "finetune x -o y --init rand,ghn-orth",
+    "verify x --source ghn1": "verify x --ghn ghn1",
+    "eval-ghn --source ghn1": "eval-ghn ghn1",
+    "fetch --source ghn1": "fetch ghn1",
+}
+
+
+@pytest.mark.parametrize("new", OLD)
+def test_old_spellings(new: str, run: Callable) -> None:
+    """They mean the same, and neither help nor a close match shows them."""
+    parser = _parser()[0]
+    old = OLD[new]
+    assert parser.parse_args(old.split()) == parser.parse_args(new.split())
+    words = [word for word in new.split() if word in ("analyze", "correlations", "signal")] or new.split()[:1]
+    text = run(*words, "--help")[1]
+    assert "--source SOURCE" in text
+    spelling = next((word for word in old.split() if word.startswith("--")), "==SUPPRESS==")
+    assert f"{spelling} " not in text
+    assert spelling not in run(*new.split(), "--sorces", "a")[2].partition("Did you mean")[2]
+    assert parser.parse_args(new.replace("--source", "--sour").split()).source  # not taken for two
+
+
+def test_sources_are_read_in_one_manner(ghn_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several with blanks, commas or both; a path with and without file:; each once."""
+    parse = _parser()[0].parse_args
+    monkeypatch.chdir(ghn_file.parent)
+    several = parse(["finetune", "x", "-o", "y", "--source", "rand,", "orth", "ghn,rand", ghn_file.name, "timm"])
+    assert several.source == ["rand", "orth", "ghn", f"file:{ghn_file.name}", "timm"]
+    for text, source in {
+        f"{ghn_file}-orth?layer=3": f"file:{ghn_file}-orth?layer=3",
+        "nowhere.pt": "file:nowhere.pt",
+        "file:nowhere.pt": "file:nowhere.pt",
+        "ghn2-orth?beta=0.5": "ghn2-orth?beta=0.5",
+        "gnh2": "gnh2",
+    }.items():
+        for command in ("predict x -o y", "inspect x", "fetch", "eval-ghn", "tune x -o y", "verify x"):
+            assert parse([*command.split(), "--source", text]).source == source
+
+
+def test_a_source_that_is_missing_or_named_twice(run: Callable) -> None:
+    for command in ("fetch", "eval-ghn"):
+        assert_mistake(run(command), "--source is required")
+        assert_mistake(run(command, "ghn2", "--source", "ghn1"), "--source")
+
+
 # -- graph, list, fetch ------------------------------------------------------------------------------------------------
 
 
@@ -412,6 +483,16 @@ def test_verify(
     assert words in stdout
     assert "chatter" not in stdout
     assert sum(line.split()[0].endswith((".weight", ".bias")) for line in stdout.splitlines() if line) == 62
+
+
+def test_verify_json(run: Callable, ghn_file: Path, fake_reference: dict[str, float]) -> None:
+    fake_reference |= {"layer2.0.conv1.weight": 3e-4, "fc.bias": float("nan")}
+    status, stdout, _ = run("verify", "resnet18", "--source", ghn_file, "--json")
+    found = json.loads(stdout)
+    rows = {row["name"]: row for row in found["parameters"]}
+    assert (status, found["agree"], len(rows)) == (1, 60, 62)
+    assert not rows["layer2.0.conv1.weight"]["agrees"]
+    assert (rows["fc.bias"]["by"], rows["fc.bias"]["relative"]) == ("us", None)
 
 
 @pytest.mark.reference

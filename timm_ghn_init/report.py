@@ -93,7 +93,7 @@ class InitReport:
     def __repr__(self) -> str:
         return (
             f"InitReport({self.model!r}, {self.source!r}, {len(self.predicted)} of {len(self.sizes)} parameters, "
-            f"{_percent(self.coverage)} of the values)"
+            f"{percentage(self.coverage)} of the values)"
         )
 
     def _repr_html_(self) -> str:
@@ -115,7 +115,7 @@ class InitReport:
         predicted, total = len(self.predicted), len(self.sizes)
         verb, nodes = ("predicted", f", {self.nodes} nodes") if self.nodes else ("initialised", "")
         lines = [
-            f"{self.model}: {predicted} of {total} parameters ({_percent(self.coverage)} of the values) {verb} by "
+            f"{self.model}: {predicted} of {total} parameters ({percentage(self.coverage)} of the values) {verb} by "
             f"{self.source} on {self.device}{', cached' * self.cached}{', from the Hub' * self.downloaded}{nodes}, "
             f"{sum(self.seconds.values()):.2f} s"
         ]
@@ -132,6 +132,6 @@ class InitReport:
         return "\n".join(map(clean, lines))  # names come from models
 
 
-def _percent(share: float) -> str:
+def percentage(share: float) -> str:
     """A share of 0 to 1; what is not all of it is never rounded up to that."""
     return f"{math.floor(share * 10_000 + 1e-9) / 100:.2f}%"

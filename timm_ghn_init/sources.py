@@ -28,6 +28,7 @@ _PPUDA = "https://raw.githubusercontent.com/facebookresearch/ppuda/4673a42507a9d
 _GHN3_HUB = "SamsungSAILMontreal/ghn3"
 
 Dataset = Literal["imagenet-1k", "cifar-10", "formula"]
+_CLASSES: dict[Dataset, int] = {"imagenet-1k": 1000, "cifar-10": 10, "formula": 100}
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class KnownGHN:
     def dialect(self) -> Literal["ghn2", "ghn3"]:
         """Of the graphs that it reads."""
         return "ghn3" if self.name.startswith("ghn3") else "ghn2"
+
+    @property
+    def num_classes(self) -> int:
+        """Of the data set, which are those that it predicts a classifier for."""
+        return _CLASSES[self.dataset]
 
     @property
     def local_path(self) -> Path | None:

@@ -68,6 +68,12 @@ def unregister() -> None:
         _unlist_tags(_registry)
 
 
+def unwrapped() -> list[str]:
+    """What of timm is not told of the sources: nothing, after `register`."""
+    found = ((f"{home.__name__}.{name}", getattr(home, name)) for home, name, _ in _wrapped())
+    return [name for name, function in found if not hasattr(function, "_timm_ghn_init_original")]
+
+
 def _wrapped() -> tuple[tuple[Any, str, Callable[..., Any]], ...]:
     """What is wrapped: the module that defines it, its name, and what makes the wrapper."""
     from timm.models import _builder, _factory, _registry

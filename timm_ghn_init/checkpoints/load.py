@@ -169,6 +169,15 @@ def resolve_default(source: str | Source, progress: bool | None = None) -> Sourc
     source = parse_source(source)
     if source.name != DEFAULT:
         return source
+    return replace(source, name=named_default() or agree("default", lambda: _official_or_shipped(progress)))
+
+
+def named_default() -> str | None:
+    """The GHN that TIMM_GHN_DEFAULT names, None if it names none.
+
+    Raises:
+        ValueError: it names something else.
+    """
     named = os.environ.get("TIMM_GHN_DEFAULT") or DEFAULT
     try:
         chosen = parse_source(named)
@@ -178,14 +187,29 @@ def resolve_default(source: str | Source, progress: bool | None = None) -> Sourc
         raise ValueError(f"TIMM_GHN_DEFAULT={named}: it names an initialisation without a GHN. Name a GHN, e.g. ghn2.")
     if str(chosen) != chosen.name:
         raise ValueError(f"TIMM_GHN_DEFAULT={named}: it names a GHN and no more. Use TIMM_GHN_DEFAULT={chosen.name}.")
-    if chosen.name != DEFAULT:
-        return replace(source, name=chosen.name)
-    return replace(source, name=agree("default", lambda: _official_or_shipped(progress)))
+    return None if chosen.name == DEFAULT else chosen.name
+
+
+def expected_default() -> tuple[str, str]:
+    """Which GHN "ghn" would be here as far as can be told without a network, and why.
+
+    Raises:
+        ValueError: as `named_default`.
+    """
+    if named := named_default():
+        return named, "TIMM_GHN_DEFAULT names it"
+    official, shipped = KNOWN[_OFFICIAL], KNOWN[SHIPPED]
+    if _find(official):
+        return official.name, "it is on this machine"
+    place = (_home(), _url(official))
+    if place in _failed and is_cached(SHIPPED):
+        return shipped.name, f"{official.name} could not be fetched"
+    return official.name, f"it is fetched when it is first needed; where that fails, {shipped.name} takes its place"
 
 
 _WAYS_OUT = (
-    "Ways out: fetch ghn2 where there is a network (timm-ghn-init fetch ghn2) and copy TIMM_GHN_HOME here; or download "
-    "a checkpoint by hand and name it as file:PATH, in the source or in TIMM_GHN_DEFAULT."
+    "Ways out: fetch ghn2 where there is a network (timm-ghn-init fetch --source ghn2) and copy TIMM_GHN_HOME here; or "
+    "download a checkpoint by hand and name it as file:PATH, in the source or in TIMM_GHN_DEFAULT."
 )
 
 _failed: dict[tuple[Path | None, str], str] = {}  # (home, endpoint) -> why the official GHN could not be fetched

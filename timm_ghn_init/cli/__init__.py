@@ -1,7 +1,8 @@
 """The command line, `timm-ghn-init COMMAND`; `timm-ghn-init --help` lists the commands.
 
 Exit status: 0; 1 where a check finds a difference; 2 with one line on stderr for a mistake of the user or a fault of
-disk, memory or network; 130 for an interrupt. Results go to stdout, all else to stderr. One module here for each
+disk, memory or network; 130 for an interrupt. Results go to stdout, all else to stderr; with `--json` they are
+one JSON value. One module here for each
 command or family of commands; each has an `add`, which declares options and no more, and what is slow to import is
 imported when a command runs.
 """
@@ -16,6 +17,7 @@ from . import (
     cache,
     compare,
     completion,
+    doctor,
     enabling,
     finetune,
     ghns,
@@ -30,13 +32,14 @@ from . import (
 )
 from .arguments import PROG, ArgumentParser, Run
 from .messages import logging_to_stderr
+from .results import add_json, results
 from .way_out import leave
 
 FAMILIES = (  # in the order of --help
     *(predict, inspect, graph, ghns),
     *(analyze, compare, finetune, tune, report, training),
     *(cache, push, bake, verify),
-    *(enabling, completion),
+    *(enabling, doctor, completion),
 )
 
 
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         _parser()[0].parse_args(argv, args)
-        with logging_to_stderr(args.verbose - args.quiet):
+        with logging_to_stderr(args.verbose - args.quiet), results(args):
             return args.run(args)
 
     return leave(work, lambda: args.go_on)
@@ -83,6 +86,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         sub.set_defaults(run=run, go_on=go_on, parser=parser)
         sub.add_argument("-v", "--verbose", action="count", default=0, help="more messages")
         sub.add_argument("-q", "--quiet", action="count", default=0, help="fewer messages")
+        add_json(sub)
         return sub
 
     for family in FAMILIES:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ..sources import DEFAULT
 from ..text import logger
 from ..version import __version__
-from .arguments import Command, add_architecture, nested, whole
+from .arguments import Command, add_architecture, add_source, add_sources, nested, whole
 from .files import output_path, writing
+from .finetune import INITS
 from .messages import UserError, mistakes, one_line, table
 from .models import read_source, with_weights
+from .results import plain, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 _logger = logger(__name__)
 
-_OUTPUT = "a picture, and its numbers beside it as FILE.json; or FILE.json alone"
+_OUTPUT = "a picture, and its numbers beside it as FILE.json; or FILE.json alone (optional with --json)"
 
 
 def add(command: Command) -> None:
@@ -40,10 +42,7 @@ def analyze(args: argparse.Namespace) -> int:
 
 def _add_sources(sub: argparse.ArgumentParser) -> None:
     add_architecture(sub)
-    default = "rand,orth,ghn,ghn-orth"
-    sub.add_argument(
-        "--sources", default=default, metavar="A,B,...", help=f"also pretrained, timm (default: {default})"
-    )
+    add_sources(sub, INITS, f"which to compare; also pretrained, timm (default: {' '.join(INITS)})", "--sources")
 
 
 def _at_hand(args: argparse.Namespace) -> "tuple[Create, list[str], int]":
@@ -54,7 +53,7 @@ def _at_hand(args: argparse.Namespace) -> "tuple[Create, list[str], int]":
         return with_weights(args, pretrained)
 
     with mistakes(ValueError):
-        found, missing = obtainable(create, [s.strip() for s in args.sources.split(",")])
+        found, missing = obtainable(create, args.source)
     if not found:
         raise UserError(next(iter(missing.values())))
     for init, reason in missing.items():
@@ -66,26 +65,29 @@ def _add_correlations(sub: argparse.ArgumentParser) -> None:
     _add_sources(sub)
     sub.add_argument("--layers", default="", metavar="1,20,...", help="whose distribution is shown (default: four)")
     sub.add_argument("--seed", type=whole(0), default=0, help="of what is random (default: %(default)s)")
-    sub.add_argument("-o", "--output", required=True, metavar="FILE.svg|png|json", help=_OUTPUT)
+    sub.add_argument("-o", "--output", metavar="FILE.svg|png|json", help=_OUTPUT)
 
 
 def correlations(args: argparse.Namespace) -> int:
     """Compare how much the channels of each layer correlate under several initialisations (the paper's Figure 2)."""
     from ..analysis import compare, correlation_figure
 
-    output, layers = picture_path(args.output), _numbers(args.layers)
+    output, layers = picture_path(args), _numbers(args.layers)
     create, sources, status = _at_hand(args)
     with mistakes(ValueError):
         data = compare(create, sources, name=args.arch, seed=args.seed, layers=layers, input_size=args.img_size)
-    write_picture(output, data, lambda: correlation_figure(data))
+    present(args, output, data, lambda: correlation_figure(data), lambda: _correlations_as_text(data))
+    return status
+
+
+def _correlations_as_text(data: dict[str, Any]) -> str:
     selected = [data["layers"][i - 1] for i in data["selected"]]
     rows = [
         (row["init"], *(_cell(row["std"][info["layer"] - 1]) for info in selected), _cell(_mean(row["std"])))
         for row in data["inits"]
     ]
-    print("Standard deviation of the correlations between channels\n")
-    print(table(("initialisation", *(f"layer {i['layer']}" for i in selected), "mean of all"), rows))
-    return status
+    header = ("initialisation", *(f"layer {i['layer']}" for i in selected), "mean of all")
+    return f"Standard deviation of the correlations between channels\n\n{table(header, rows)}"
 
 
 def _cell(value: float | None) -> str:
@@ -112,25 +114,21 @@ def _add_signal(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data-dir", metavar="DIR", help="where named data sets are, or go to (default: data)")
     sub.add_argument("-b", "--batch-size", type=whole(2), default=8, metavar="N", help="default: %(default)s")
     sub.add_argument("--seed", type=whole(0), default=0, help="of what is random (default: %(default)s)")
-    sub.add_argument("-o", "--output", required=True, metavar="FILE.svg|png|json", help=_OUTPUT)
+    sub.add_argument("-o", "--output", metavar="FILE.svg|png|json", help=_OUTPUT)
 
 
 def signal(args: argparse.Namespace) -> int:
     """Follow signals through an untrained network, forwards and backwards: what vanishes, explodes, dies, and where."""
     from ..analysis import signal_figure, signals
 
-    output = picture_path(args.output)
+    output = picture_path(args)
     create, sources, status = _at_hand(args)
     images, labels = _images(args, create(False))
     with mistakes(ValueError):
         data = signals(create, sources, images, labels, name=args.arch, seed=args.seed)
     data["data"] = args.data
-    write_picture(output, data, lambda: signal_figure(data))
-    print(
-        table(
-            _SIGNAL_COLUMNS, [(r["init"], _cell(r["logits"]), _cell(r["between"]), r["verdict"]) for r in data["inits"]]
-        )
-    )
+    rows = [(r["init"], _cell(r["logits"]), _cell(r["between"]), r["verdict"]) for r in data["inits"]]
+    present(args, output, data, lambda: signal_figure(data), lambda: table(_SIGNAL_COLUMNS, rows))
     return status
 
 
@@ -162,7 +160,7 @@ def _images(args: argparse.Namespace, model: "nn.Module") -> "tuple[Tensor, Tens
 
 def _add_embed(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("arch", nargs="+", metavar="ARCH", help="architectures of timm to point out")
-    sub.add_argument("--source", default=DEFAULT, help="which GHN, see list (default: %(default)s)")
+    add_source(sub, DEFAULT)
     sub.add_argument(
         "--reference",
         default="timm",
@@ -174,7 +172,7 @@ def _add_embed(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seed", type=whole(0), default=0, help="of its choice (default: %(default)s)")
     sub.add_argument("--values", metavar="FILE.csv", help="colour by a number, as in timm's tables, not by module")
     sub.add_argument("--column", metavar="NAME", help="of the CSV (default: its first with numbers)")
-    sub.add_argument("-o", "--output", required=True, metavar="FILE.svg|png|json", help=_OUTPUT)
+    sub.add_argument("-o", "--output", metavar="FILE.svg|png|json", help=_OUTPUT)
 
 
 def embed(args: argparse.Namespace) -> int:
@@ -182,7 +180,7 @@ def embed(args: argparse.Namespace) -> int:
     from ..analysis import embedding_figure, place, read_values
     from ..checkpoints.load import load_ghn, resolve_default
 
-    output = picture_path(args.output)
+    output = picture_path(args)
     source = read_source(args.source)
     if source.baseline:
         raise UserError(f"{source} is an initialisation without a GHN and embeds nothing. Name a GHN, e.g. ghn2.")
@@ -195,11 +193,14 @@ def embed(args: argparse.Namespace) -> int:
     with mistakes(ValueError):
         data = place(load_ghn(source), given, reference, values=values)
     data |= {"ghn": source.name, "reference": args.reference, "column": column}
-    write_picture(output, data, lambda: embedding_figure(data, column))
-    rows = [(p["name"], p["group"], p["nodes"], f"{p['x']:.3f}", f"{p['y']:.3f}") for p in data["points"] if p["given"]]
-    print(f"{len(data['points']) - len(rows)} architectures to compare with\n")
-    print(table(("architecture", "module", "nodes", "first component", "second"), rows))
+    present(args, output, data, lambda: embedding_figure(data, column), lambda: _embedded_as_text(data))
     return 0
+
+
+def _embedded_as_text(data: dict[str, Any]) -> str:
+    rows = [(p["name"], p["group"], p["nodes"], f"{p['x']:.3f}", f"{p['y']:.3f}") for p in data["points"] if p["given"]]
+    header = ("architecture", "module", "nodes", "first component", "second")
+    return f"{len(data['points']) - len(rows)} architectures to compare with\n\n{table(header, rows)}"
 
 
 def _architectures(args: argparse.Namespace) -> "tuple[list[Architecture], list[Architecture]]":
@@ -214,32 +215,47 @@ def _architectures(args: argparse.Namespace) -> "tuple[list[Architecture], list[
     raise UserError(f"--reference {args.reference}: is not timm, timm:PATTERN,... or networks.")
 
 
-def picture_path(path: str) -> Path:
-    """Where to write; what makes pictures must be there before the work."""
+def picture_path(args: argparse.Namespace) -> Path | None:
+    """Where to write; what makes pictures must be there before the work. None: nowhere, with --json alone."""
     from ..analysis import style
 
-    output = output_path(path, (".svg", ".png", ".json"))
+    if args.output is None:
+        if args.json:
+            return None
+        raise UserError("-o FILE.svg (or .png, .json) is missing: where to write the picture; or say --json.")
+    output = output_path(args.output, (".svg", ".png", ".json"))
     if output.suffix.lower() != ".json":
         with mistakes(ImportError), style():
             pass
     return output
 
 
-def write_picture(output: Path, data: dict[str, Any], figure: "Callable[[], Figure]") -> None:
+def present(
+    args: argparse.Namespace,
+    output: Path | None,
+    data: dict[str, Any],
+    figure: "Callable[[], Figure]",
+    text: Callable[[], str],
+) -> None:
+    """Write numbers and a picture of them, and show what was written where."""
     import timm
     import torch
 
+    data |= {"versions": {"timm_ghn_init": __version__, "timm": timm.__version__, "torch": torch.__version__}}
+    files = [] if output is None else _written(output, data, figure)
+    show(args, {**data, "files": files}, lambda: "\n".join((*map(str, files), "", text())))
+
+
+def _written(output: Path, data: dict[str, Any], figure: "Callable[[], Figure]") -> list[Path]:
     from ..analysis import rendered, style
 
-    data |= {"versions": {"timm_ghn_init": __version__, "timm": timm.__version__, "torch": torch.__version__}}
     numbers = output.with_suffix(".json")
     with writing(numbers) as temporary:
-        temporary.write_text(json.dumps(data, allow_nan=False) + "\n", encoding="utf-8")
-    print(numbers)
-    if output != numbers:
-        with style():
-            picture = rendered(figure(), output.suffix.lower())
-        with writing(output) as temporary:
-            temporary.write_bytes(picture)
-        print(output)
-    print()
+        temporary.write_text(json.dumps(plain(data), allow_nan=False) + "\n", encoding="utf-8")
+    if output == numbers:
+        return [numbers]
+    with style():
+        picture = rendered(figure(), output.suffix.lower())
+    with writing(output) as temporary:
+        temporary.write_bytes(picture)
+    return [numbers, output]

@@ -4,13 +4,16 @@ import argparse
 import ast
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from ..checks import FINITE, POSITIVE, Kind
 from ..checks import whole as whole_number
+from ..sources import SUFFIXES, is_source
 from .messages import PROG, did_you_mean, one_line
+from .results import add_json
 
 Run = Callable[[argparse.Namespace], int]
 AGAIN = "run the same command again to go on"
@@ -23,7 +26,7 @@ class Command(Protocol):
 
 
 def nested(parser: argparse.ArgumentParser) -> Command:
-    """What declares the commands of a command; -v and -q may stand before them and after them."""
+    """What declares the commands of a command; -v, -q and --json may stand before them and after them."""
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Run, go_on: str = "") -> argparse.ArgumentParser:
@@ -31,6 +34,7 @@ def nested(parser: argparse.ArgumentParser) -> Command:
         sub.set_defaults(run=run, go_on=go_on)
         for option in ("-v", "--verbose"), ("-q", "--quiet"):
             sub.add_argument(*option, action="count", default=argparse.SUPPRESS, help="as before the command")
+        add_json(sub, argparse.SUPPRESS)
         return sub
 
     return command
@@ -58,9 +62,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def _refuse(self, rest: list[str]) -> None:
         if rest:
-            options = [option for option in self._option_string_actions if option.startswith("--")]
+            known = self._option_string_actions.items()
+            options = [name for name, action in known if name.startswith("--") and not _is_hidden(action)]
             close = did_you_mean(rest[0].partition("=")[0], options) if rest[0].startswith("-") else ""
             self.error(f"unrecognized arguments: {' '.join(rest)}{'.' * bool(close)}{close}")
+
+    def _get_option_tuples(self, option_string: str) -> Any:
+        found: Any = super()._get_option_tuples(option_string)  # type: ignore[misc]  # what an abbreviation may mean
+        return [option for option in found if not _is_hidden(option[0])] or found
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action.choices, dict) and value not in action.choices:  # of commands
@@ -68,6 +77,11 @@ class ArgumentParser(argparse.ArgumentParser):
             close = did_you_mean(value, names) or f" There are {', '.join(names)}."
             raise argparse.ArgumentError(None, f"{value!r} is no command.{close}")
         super()._check_value(action, value)
+
+
+def _is_hidden(action: argparse.Action) -> bool:
+    """Whether help does not show it: it is an old spelling."""
+    return action.help == argparse.SUPPRESS
 
 
 class KeyValue(argparse.Action):
@@ -128,8 +142,48 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-kwargs", nargs="*", default={}, action=KeyValue, metavar="KEY=VALUE")
 
 
+# What a GHN or a baseline is named by, in every command: --source, an option as timm's scripts have --model. Several
+# stand one after the other, as in timm's --mean. Commands of 0.1 had names of their own for it, which still work.
+
+
+def add_source(parser: argparse.ArgumentParser, default: str, what: str = "which GHN, see list", *old: str) -> None:
+    """One source; `old` are other spellings of the option."""
+    parser.add_argument("--source", type=as_source, default=default, help=f"{what} (default: %(default)s)")
+    for name in old:
+        parser.add_argument(name, type=as_source, dest="source", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def add_needed_source(parser: argparse.ArgumentParser, what: str) -> None:
+    """One source that must be named, once as an argument without --source."""
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument("--source", type=as_source, help=what)
+    either.add_argument("source", type=as_source, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def add_sources(parser: argparse.ArgumentParser, default: Sequence[str], what: str, *old: str) -> None:
+    """Several sources, or "pretrained" and "timm"; `old` are other spellings of the option, with commas."""
+    parser.add_argument("--source", nargs="+", action=_Several, default=list(default), help=what)
+    for name in old:
+        parser.add_argument(name, action=_Several, dest="source", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+class _Several(argparse.Action):
+    """Sources, each once, with blanks or commas between them."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        texts = [values] if isinstance(values, str) else values
+        parts = (part.strip() for text in texts for part in text.split(","))
+        setattr(namespace, self.dest, list(dict.fromkeys(map(as_source, filter(None, parts)))))
+
+
+def as_source(text: str) -> str:
+    """What is named by an option: a path as well as file:PATH, also one that leads nowhere, which its reader says."""
+    is_path = any(suffix in text for suffix in SUFFIXES) or len(Path(text).parts) > 1
+    return f"file:{text}" if is_path and (Path(text).is_file() or not is_source(text)) else text
+
+
 def add_prediction(parser: argparse.ArgumentParser) -> None:
     """What predicts, from which seed, and where."""
-    parser.add_argument("--source", default="ghn-orth", help="which GHN, see list (default: %(default)s)")
+    add_source(parser, "ghn-orth")
     parser.add_argument("--seed", type=whole(0), help="of all that is random (default: the source's own, else 0)")
     parser.add_argument("--device", help="where to predict (default: CUDA if there is one, else CPU)")

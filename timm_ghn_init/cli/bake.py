@@ -15,6 +15,7 @@ from .files import writing_folder
 from .messages import UserError, did_you_mean, one_line, table
 from .models import build_initialised, model_key, read_source
 from .push import need_token
+from .results import show
 
 _logger = logger(__name__)
 
@@ -51,7 +52,9 @@ def bake(args: argparse.Namespace) -> int:
     # A rank that ended with an error while others are at work would have torchrun end them all.
     everything = [row for text in gather("bake", json.dumps(rows)) for row in json.loads(text)]
     if rank == 0:
-        print(table(("architecture", "", "where, or why not"), sorted(everything)))
+        everything.sort()
+        data = [{"architecture": arch, "state": state, "where": where} for arch, state, where in everything]
+        show(args, data, lambda: table(("architecture", "", "where, or why not"), everything))
     return 1 if any(state == FAILED for _, state, _ in everything) else 0
 
 

@@ -2,10 +2,12 @@
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from .arguments import Command
 from .messages import UserError, mistakes, table
+from .results import plain, show
 
 if TYPE_CHECKING:
     from ..weights.cache import Entry
@@ -32,23 +34,44 @@ def _list(args: argparse.Namespace) -> None:
     from ..weights.cache import entries
 
     rows = [_row(entry) for entry in reversed(entries())]
-    print(table(("key", "size", "last used", "model", "source", "device"), rows))
+    show(args, [row._asdict() for row in rows], lambda: table(_HEADER, map(_cells, rows)))
 
 
-def _row(entry: "Entry") -> tuple[object, ...]:
+_HEADER = ("key", "size", "last used", "model", "source", "device")
+
+
+class _Row(NamedTuple):
+    """A file of the cache; `used` is None where it has a time that no calendar has."""
+
+    key: str
+    path: Path
+    size: int
+    used: str | None
+    model: str
+    source: str
+    device: str
+
+
+def _row(entry: "Entry") -> _Row:
     from datetime import datetime
 
     from ..weights.files import WeightsError, read_about
 
     try:
-        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+        used = datetime.fromtimestamp(entry.used).isoformat(" ", "minutes")
     except (ValueError, OverflowError, OSError):  # of a clock, or a file system, that is out of its mind
-        used = "(no date)"
+        used = None
     try:
         about = read_about(entry.path)
     except (OSError, WeightsError):
         about = {"model": "(damaged)"}
-    return entry.path.name[:12], _bytes(entry.size), used, *(about.get(k, "") for k in ("model", "source", "device"))
+    key = entry.path.name.partition("-")[0]
+    said = [str(about.get(name, "")) for name in ("model", "source", "device")]
+    return _Row(key, entry.path, entry.size, used, *said)
+
+
+def _cells(row: _Row) -> tuple[object, ...]:
+    return row.key[:12], _bytes(row.size), row.used or "(no date)", row.model, row.source, row.device
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -59,17 +82,22 @@ def _info(args: argparse.Namespace) -> None:
     if not args.key:
         with mistakes(ValueError):
             limit, is_on = cache.size_limit(), cache.is_on()
-        print(f"folder: {cache.folder()}")
-        print(f"files: {len(found)}, {_bytes(sum(e.size for e in found))} of at most {_bytes(limit)}")
-        print(f"used: {'always' if is_on else 'where it is asked for'}")
+        size = sum(e.size for e in found)
+        show(
+            args,
+            {"folder": cache.folder(), "files": len(found), "bytes": size, "most": limit, "always": is_on},
+            f"folder: {cache.folder()}\n"
+            f"files: {len(found)}, {_bytes(size)} of at most {_bytes(limit)}\n"
+            f"used: {'always' if is_on else 'where it is asked for'}",
+        )
         return
     matches = [e for e in found if e.path.name.startswith(args.key)]
     if len(matches) != 1:
         raise UserError(f"{len(matches) or 'no'} keys begin with {args.key}; timm-ghn-init cache lists all.")
     with mistakes(WeightsError, OSError):
         tensors, about = read(matches[0].path)
-    shapes = {name: list(t.shape) for name, t in tensors.items()}
-    print(json.dumps({"path": str(matches[0].path), **about, "parameters": shapes}, indent=2))
+    data = {"path": matches[0].path, **about, "parameters": {name: list(t.shape) for name, t in tensors.items()}}
+    show(args, data, json.dumps(plain(data), indent=2))
 
 
 def _prune(args: argparse.Namespace) -> None:
@@ -77,17 +105,19 @@ def _prune(args: argparse.Namespace) -> None:
 
     with mistakes(ValueError):
         limit = size_limit(args.size)
-    _print_removed(prune(limit))
+    _show_removed(args, prune(limit))
 
 
 def _clear(args: argparse.Namespace) -> None:
     from ..weights.cache import clear
 
-    _print_removed(clear())
+    _show_removed(args, clear())
 
 
-def _print_removed(removed: "list[Entry]") -> None:
-    print(f"removed {len(removed)} files, {_bytes(sum(e.size for e in removed))}")
+def _show_removed(args: argparse.Namespace, removed: "list[Entry]") -> None:
+    size = sum(e.size for e in removed)
+    data = {"removed": [e.path for e in removed], "bytes": size}
+    show(args, data, f"removed {len(removed)} files, {_bytes(size)}")
 
 
 def _bytes(count: int) -> str:

@@ -1,12 +1,12 @@
 """`compare`: two files of weights or sources, side by side."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .arguments import Command, add_model_options, whole
 from .messages import UserError, mistakes, one_line, table
+from .results import show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,6 @@ def add(command: Command) -> None:
     sub.add_argument("--arch", metavar="ARCH", help="for sources (default: what a file says that predict wrote)")
     add_model_options(sub)
     sub.add_argument("--seed", type=whole(0), default=0, help="of what is random (default: %(default)s)")
-    sub.add_argument("--json", action="store_true", help="for programs")
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -48,7 +47,7 @@ def compare(args: argparse.Namespace) -> int:
     if first.predicted is not None and second.predicted is not None:
         total["predicted in A only"] = sorted(first.predicted - second.predicted)
         total["predicted in B only"] = sorted(second.predicted - first.predicted)
-    print(json.dumps({**total, "tensors": [row._asdict() for row in rows]}) if args.json else _as_text(rows, total))
+    show(args, {**total, "tensors": [row._asdict() for row in rows]}, lambda: _as_text(rows, total))
     return 0 if len(total["equal"]) == len(rows) else 1
 
 

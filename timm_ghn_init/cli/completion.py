@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from .arguments import Command
 from .messages import UserError
+from .results import show
 
 SHELLS = ("bash", "zsh")
 
@@ -26,7 +27,8 @@ def completion(args: argparse.Namespace) -> int:
         kind = _completed(action)
         if kind:
             action.complete = getattr(shtab, kind)  # type: ignore[attr-defined]  # how shtab is told
-    print(shtab.complete(args.parser, args.shell))
+    script = shtab.complete(args.parser, args.shell)
+    show(args, {"shell": args.shell, "script": script}, script)
     return 0
 
 

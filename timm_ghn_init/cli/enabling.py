@@ -4,6 +4,7 @@ import argparse
 
 from .arguments import Command
 from .messages import mistakes
+from .results import show
 
 
 def add(command: Command) -> None:
@@ -18,10 +19,11 @@ def enable(args: argparse.Namespace) -> int:
 
     if not args.status:
         with mistakes(RuntimeError, OSError):
-            print(enable())
+            file = enable()
+        show(args, {"enabled": True, "files": [file]}, str(file))
         return 0
     found = enabled()
-    print(f"enabled by {found[0]}" if found else "not enabled")
+    show(args, {"enabled": bool(found), "files": found}, f"enabled by {found[0]}" if found else "not enabled")
     return 0 if found else 1
 
 
@@ -31,5 +33,5 @@ def disable(args: argparse.Namespace) -> int:
 
     with mistakes(OSError):
         removed = disable()
-    print("\n".join(map(str, removed)) if removed else "not enabled")
+    show(args, {"enabled": False, "removed": removed}, "\n".join(map(str, removed)) or "not enabled")
     return 0

@@ -10,25 +10,25 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ..checks import PROCESSES
-from .arguments import AGAIN, Command, number, option, seconds, whole
+from .arguments import AGAIN, Command, add_sources, number, option, seconds, whole
 from .files import output_path
 from .messages import UserError, mistakes, one_line, table
 from .models import read_device
+from .results import show
 
 if TYPE_CHECKING:
     from ..finetune import Trial
     from ..finetune.plans import Each, Tuned
     from ..finetune.search import Halving
 
-_INITS = "rand,orth,ghn,ghn-orth"
+INITS = ("rand", "orth", "ghn", "ghn-orth")
 
 
 def add(command: Command) -> None:
     sub = command("finetune", finetune, go_on=AGAIN)
     sub.add_argument("arch", metavar="ARCH", help="an architecture of timm")
-    sub.add_argument(
-        "--init", metavar="A,B,...", help=f"sources, pretrained, timm (default: {_INITS}, or the preset's)"
-    )
+    what = f"which to compare; also pretrained, timm (default: {' '.join(INITS)}, or the preset's)"
+    add_sources(sub, (), what, "--init")
     sub.add_argument("--preset", metavar="ARCH/INIT", help="hyper-parameters of the paper's Table 2; options go first")
     sub.add_argument(
         "--data", default="digits", help="digits, cifar10, fashion-mnist or a folder (default: %(default)s)"
@@ -94,7 +94,8 @@ def finetune(args: argparse.Namespace) -> int:
         work(one_after_another(plans), runs, data_dir=args.data_dir, device=device, workers=args.workers)
     if os.environ.get("RANK", "0") == "0":
         done = runs.finished()
-        print(_as_text([done[t.key] for plan in plans for t in plan.final(done)]))
+        records = [done[t.key] for plan in plans for t in plan.final(done)]
+        show(args, _as_data(records), lambda: _as_text(records))
     return 0
 
 
@@ -126,8 +127,8 @@ def _trials(args: argparse.Namespace) -> "list[Trial]":
     if args.preset is not None and args.preset not in PRESETS:
         raise UserError(f"Unknown preset {args.preset!r}; there are {', '.join(PRESETS)}.")
     preset = PRESETS[args.preset] if args.preset else {}
-    inits = args.init.split(",") if args.init else [preset["init"]] if preset else _INITS.split(",")
-    return [Trial(**{**preset, **given(args), "init": init.strip()}) for init in dict.fromkeys(inits)]
+    inits = args.source or ([preset["init"]] if preset else INITS)
+    return [Trial(**{**preset, **given(args), "init": init}) for init in inits]
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
@@ -175,6 +176,14 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def _as_data(records: "list[dict[str, Any]]") -> "list[dict[str, Any]]":
+    """The rows of the table; mean and deviation of each score as they are."""
+    from ..finetune.results import summary
+
+    scores = ("validation_accuracy", "test_accuracy")
+    return [row | {n: dict(zip(("mean", "std"), row[n], strict=True)) for n in scores} for row in summary(records)]
 
 
 def _as_text(records: "list[dict[str, Any]]") -> str:

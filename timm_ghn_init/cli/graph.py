@@ -3,16 +3,17 @@
 import argparse
 
 from ..sources import DEFAULT
-from .arguments import Command, add_architecture
+from .arguments import Command, add_architecture, add_source
 from .files import output_path
 from .messages import mistakes
-from .models import trace_model
+from .models import read_ghn, trace_model
+from .results import show
 
 
 def add(command: Command) -> None:
     sub = command("graph", graph)
     add_architecture(sub)
-    sub.add_argument("--source", default=DEFAULT, help="whose graph: GHN-3's differs (default: %(default)s)")
+    add_source(sub, DEFAULT, "whose graph: GHN-3's differs")
     sub.add_argument("-o", "--output", required=True, metavar="FILE.svg|png|pdf|dot")
     sub.add_argument(
         "--labels",
@@ -31,9 +32,9 @@ def graph(args: argparse.Namespace) -> int:
     from ..draw import FORMATS, MOST_LABELLED_NODES, draw
 
     output = output_path(args.output, tuple(FORMATS))
-    _, traced = trace_model(args)
+    _, traced = trace_model(args, read_ghn(args.source).dialect)
     with mistakes(OSError, ImportError):
         folded = len(traced.nodes) > MOST_LABELLED_NODES if args.fold is None else args.fold
         draw(traced, output, title=args.arch, labels=args.labels, folded=folded)
-    print(output)
+    show(args, {"output": output, "nodes": len(traced.nodes), "edges": len(traced.edges)}, str(output))
     return 0

@@ -1,14 +1,15 @@
 """`inspect`: the graph of an architecture in numbers."""
 
 import argparse
-import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from ..report import percentage
 from ..sources import DEFAULT
-from .arguments import Command, add_architecture
+from .arguments import Command, add_architecture, add_source
 from .messages import table
-from .models import trace_model
+from .models import Reads, read_ghn, trace_model
+from .results import show
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,44 +20,50 @@ if TYPE_CHECKING:
 def add(command: Command) -> None:
     sub = command("inspect", inspect)
     add_architecture(sub)
-    sub.add_argument("--source", default=DEFAULT, help="whose graph: GHN-3's differs (default: %(default)s)")
-    sub.add_argument("--json", action="store_true", help="for programs")
+    add_source(sub, DEFAULT, "which GHN predicts, see list")
 
 
 def inspect(args: argparse.Namespace) -> int:
     """Print the graph's statistics and which parameters are predicted, without a checkpoint."""
-    statistics = _statistics(args.arch, *trace_model(args))
-    print(json.dumps(statistics, indent=2) if args.json else _as_text(statistics))
+    ghn = read_ghn(args.source)
+    statistics = _statistics(args.arch, ghn, *trace_model(args, ghn.dialect))
+    show(args, statistics, lambda: _as_text(statistics))
     return 0
 
 
-def _statistics(arch: str, model: "nn.Module", graph: "Graph") -> dict[str, Any]:
+def _statistics(arch: str, ghn: Reads, model: "nn.Module", graph: "Graph") -> dict[str, Any]:
+    from ..recipe.plan import choose
+
     sizes = {name: p.numel() for name, p in model.named_parameters()}
+    names, skipped = choose(graph, ghn.num_classes, ghn.source)
     return {
         "architecture": arch,
+        "source": str(ghn.source),
+        "because": ghn.why or None,
+        "num_classes": ghn.num_classes,
         "input_size": list(graph.input_size),
         "nodes": len(graph.nodes),
         "edges": len(graph.edges),
         "virtual_edges": int((graph.distances() > 1).sum()),
         "primitives": dict(Counter(node.primitive for node in graph.nodes).most_common()),
         "tensors": len(sizes),
-        "tensors_predicted": len(graph.targets),
+        "tensors_predicted": len(names),
         "values": sum(sizes.values()),
-        "values_predicted": sum(sizes[name] for name in graph.targets),
-        "parameters": [_parameter(name, p, graph) for name, p in model.named_parameters()],
+        "values_predicted": sum(sizes[name] for name in names),
+        "parameters": [_parameter(name, p, graph, skipped) for name, p in model.named_parameters()],
     }
 
 
-def _parameter(name: str, parameter: "Tensor", graph: "Graph") -> dict[str, Any]:
-    """Whether a parameter is predicted, as what, and why not; the classifier only with as many classes as the GHN's."""
-    target = graph.targets.get(name)
+def _parameter(name: str, parameter: "Tensor", graph: "Graph", skipped: dict[str, str]) -> dict[str, Any]:
+    """Whether a parameter is predicted, as what, and why not."""
+    target = None if name in skipped else graph.targets.get(name)
     return {
         "name": name,
         "shape": list(parameter.shape),
         "predicted": target is not None,
         "role": target.role if target else None,
         "classifier": bool(target and target.classifier),
-        "reason": graph.skipped.get(name),
+        "reason": skipped.get(name),
     }
 
 
@@ -65,7 +72,8 @@ def _as_text(s: dict[str, Any]) -> str:
     for p in s["parameters"]:
         role = f"{p['role']} (classifier)" if p["classifier"] else p["role"]
         rows.append((p["name"], "x".join(map(str, p["shape"])) or "scalar", role or "-", p["reason"] or ""))
-    share = s["values_predicted"] / max(1, s["values"])
+    share = percentage(s["values_predicted"] / max(1, s["values"]))
+    default = f" ghn is {s['source']} here: {s['because']}." if s["because"] else ""
     return "\n".join(
         (
             f"{s['architecture']}, input {'x'.join(map(str, s['input_size']))}",
@@ -75,7 +83,7 @@ def _as_text(s: dict[str, Any]) -> str:
             "",
             table(("parameter", "shape", "predicted as", "why not"), rows),
             "",
-            f"{s['tensors_predicted']} of {s['tensors']} parameters are predicted, {share:.2%} of {s['values']:,} "
-            "values; the classifier only by a GHN for the same number of classes.",
+            f"{s['tensors_predicted']} of {s['tensors']} parameters are predicted by {s['source']}, {share} of "
+            f"{s['values']:,} values.{default}",
         )
     )

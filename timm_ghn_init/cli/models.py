@@ -1,10 +1,10 @@
 """From options to models, graphs, devices and sources."""
 
 import argparse
-import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..checks import shown, whole
 from ..sources import DEFAULT, Source, parse_source
@@ -120,11 +120,10 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
     return named | args.model_kwargs
 
 
-def trace_model(args: argparse.Namespace) -> "tuple[nn.Module, Graph]":
+def trace_model(args: argparse.Namespace, dialect: Any) -> "tuple[nn.Module, Graph]":
     """Model and graph, built without memory where that works."""
     from ..graph import trace
 
-    dialect = _dialect(read_source(args.source))
     return _without_memory(args, lambda model: (model, trace(model, args.img_size, dialect)))
 
 
@@ -143,15 +142,35 @@ def _without_memory(args: argparse.Namespace, use: "Callable[[nn.Module], T]") -
     return use(create_architecture(args))
 
 
-def _dialect(source: Source) -> Any:
-    """Of the graphs that a source's GHN reads; its checkpoint is not needed if it has a name."""
-    from ..checkpoints.load import load_ghn
+class Reads(NamedTuple):
+    """What there is to know of a GHN before it reads a graph.
 
+    Attributes:
+        source: "ghn" resolved, as far as that is possible without a network.
+        why: it stands for that; "" where the user named it.
+        dialect: of the graphs that it reads.
+        num_classes: of the classifiers that it predicts.
+    """
+
+    source: Source
+    why: str
+    dialect: Any
+    num_classes: int
+
+
+def read_ghn(text: str) -> Reads:
+    """What a source's GHN reads and predicts; its checkpoint is not needed if it has a name."""
+    from ..checkpoints.load import expected_default, load_ghn
+
+    source, why = read_source(text), ""
     if source.baseline:
         raise UserError(f"{source} is an initialisation without a GHN and needs no graph. Name a GHN, e.g. ghn2.")
     if source.name == DEFAULT:
-        source = read_source(os.environ.get("TIMM_GHN_DEFAULT") or "ghn2")
-    return source.known.dialect if source.known else load_ghn(source).dialect
+        with mistakes(ValueError):
+            name, why = expected_default()
+        source = replace(source, name=name)
+    about = source.known or load_ghn(source)
+    return Reads(source, why, about.dialect, about.num_classes)
 
 
 def build_initialised(args: argparse.Namespace, source: Source) -> "tuple[nn.Module, dict[str, Any], InitReport, int]":

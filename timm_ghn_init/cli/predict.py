@@ -6,6 +6,7 @@ from ..weights.files import provenance, save, state_dict
 from .arguments import Command, add_architecture, add_prediction
 from .files import is_folder, output_path, writing, writing_folder
 from .models import build_initialised, read_source
+from .results import show
 
 
 def add(command: Command) -> None:
@@ -33,5 +34,5 @@ def predict(args: argparse.Namespace) -> int:
             write_folder(temporary, model, report, options, seed)
         else:
             save(temporary, state_dict(model), provenance(args.arch, model, report, options, seed))
-    print(output)
+    show(args, {"output": output, "report": report.to_dict()}, str(output))
     return 0

@@ -6,6 +6,7 @@ from dataclasses import replace
 from .arguments import Command, add_architecture, add_prediction
 from .messages import UserError, mistakes
 from .models import build_initialised, model_key, read_source
+from .results import show
 
 
 def add(command: Command) -> None:
@@ -40,7 +41,7 @@ def push(args: argparse.Namespace) -> int:
             create_pr=args.create_pr,
             revision=args.revision,
         )
-    print(url)
+    show(args, {"url": url, "report": report.to_dict()}, url)
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from .arguments import Command
 from .files import output_path, writing
 from .messages import UserError, mistakes
+from .results import show
 
 
 def add(command: Command) -> None:
@@ -36,7 +37,7 @@ def report(args: argparse.Namespace) -> int:
         text = page(found, measured, left_out)
     with writing(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    print(output)
+    show(args, {"output": output}, str(output))
     return 0
 
 

@@ -1,15 +1,15 @@
 """`train-ghn` and `eval-ghn`: a hypernetwork of one's own."""
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ..checks import PROCESSES, multiple
-from ..sources import is_source
-from .arguments import Command, number, option, seconds, whole
+from .arguments import Command, add_needed_source, as_source, number, option, seconds, whole
 from .messages import mistakes, table
 from .models import read_device, read_source
+from .results import show
 
 
 def add(command: Command) -> None:
@@ -24,7 +24,7 @@ def add(command: Command) -> None:
     sub.add_argument("--time-budget", type=seconds, metavar="TIME", help="stop after, e.g., 90m; --resume goes on")
     sub.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
     sub.add_argument(
-        "--begin-from", dest="start", metavar="GHN", help="begin from a GHN's file or name instead of from nothing"
+        "--begin-from", type=as_source, dest="start", metavar="SOURCE", help="begin from a GHN, not from nothing"
     )
     sub.add_argument("--networks", type=whole(1), default=8, help="per step and process (default: %(default)s)")
     sub.add_argument("--batch-size", type=whole(2), default=32, help="images per network (default: %(default)s)")
@@ -41,7 +41,7 @@ def add(command: Command) -> None:
     sub.add_argument("--threads", type=whole(1, 1024), help="of PyTorch on the CPU")
 
     sub = command("eval-ghn", eval_ghn)
-    sub.add_argument("ghn", metavar="GHN", help="a GHN's file or name")
+    add_needed_source(sub, "which GHN: its name or file")
     sub.add_argument(
         "--data", default="formula", help="formula, digits, cifar10, fashion-mnist or a folder (default: %(default)s)"
     )
@@ -49,7 +49,6 @@ def add(command: Command) -> None:
     sub.add_argument("--networks", type=whole(8), default=40, help="held out ones (default: %(default)s)")
     sub.add_argument("--seed", type=whole(0), default=0)
     sub.add_argument("--device", help="default: CPU")
-    sub.add_argument("--json", action="store_true", help="every network, for programs")
 
 
 def train_ghn(args: argparse.Namespace) -> int:
@@ -73,7 +72,7 @@ def train_ghn(args: argparse.Namespace) -> int:
             lr=args.lr,
             clip=args.clip,
             seed=args.seed,
-            start=args.start and _as_source(args.start),
+            start=args.start,
             ghn=TrainConfig().ghn | {"hid": args.hid},
         )
     device = read_device(args.device)
@@ -82,7 +81,8 @@ def train_ghn(args: argparse.Namespace) -> int:
     )
     trainer.run(args.time_budget)
     if trainer.rank == 0:
-        print(Path(args.output) / RESULT)
+        path = Path(args.output) / RESULT
+        show(args, {"ghn": path, **asdict(trainer.state)}, str(path))
     return 0
 
 
@@ -92,21 +92,21 @@ def eval_ghn(args: argparse.Namespace) -> int:
     from ..images.batches import open_images
     from ..training.evaluate import evaluate, summary
 
-    ghn = load_ghn(read_source(_as_source(args.ghn)), read_device(args.device) or "cpu")
+    ghn = load_ghn(read_source(args.source), read_device(args.device) or "cpu")
     with mistakes(ValueError):
         images = open_images(args.data, ghn.num_classes, args.data_dir)
         scores = evaluate(ghn, images, networks=args.networks, seed=args.seed)
-    if args.json:
-        print(json.dumps({"chance": 1 / images.num_classes, "scores": [asdict(s) for s in scores]}, indent=2))
-        return 0
-    rows = [(name, n, f"{predicted:.3f}", f"{random:.3f}") for name, n, predicted, random in summary(scores)]
-    print(table(("networks", "number", "predicted", "random"), rows))
-    print(f"\nAccuracy on held-out images of {images.name}, no training; chance is {1 / images.num_classes:.3f}.")
+    chance = 1 / images.num_classes
+    rows = list(summary(scores))
+    groups = [dict(zip(("networks", "number", "predicted", "random"), row, strict=True)) for row in rows]
+    data = {"data": images.name, "chance": chance, "groups": groups, "scores": [asdict(s) for s in scores]}
+    show(args, data, lambda: _as_text(rows, data))
     return 0
 
 
-def _as_source(text: str) -> str:
-    """Names as they are, paths with `file:`, also those that lead nowhere: whoever reads it then says so."""
-    path = Path(text)
-    is_path = path.is_file() or (not is_source(text) and (path.suffix or len(path.parts) > 1))
-    return f"file:{text}" if is_path else text
+def _as_text(rows: list[tuple[str, int, float, float]], data: dict[str, Any]) -> str:
+    cells = [(name, n, f"{predicted:.3f}", f"{random:.3f}") for name, n, predicted, random in rows]
+    return (
+        f"{table(('networks', 'number', 'predicted', 'random'), cells)}\n\n"
+        f"Accuracy on held-out images of {data['data']}, no training; chance is {data['chance']:.3f}."
+    )

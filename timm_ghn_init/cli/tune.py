@@ -4,8 +4,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ..checks import PROCESSES
-from .analyze import picture_path, write_picture
-from .arguments import AGAIN, Command, option, seconds, whole
+from .analyze import picture_path, present
+from .arguments import AGAIN, Command, add_source, option, seconds, whole
 from .finetune import add_trial_options, given, less_messages
 from .messages import UserError, mistakes, table
 from .models import read_device, read_source
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def add(command: Command) -> None:
     sub = command("tune", tune, go_on=AGAIN)
     sub.add_argument("arch", metavar="ARCH", help="an architecture of timm")
-    sub.add_argument("--source", default="ghn-orth", help="which GHN, see list (default: %(default)s)")
+    add_source(sub, "ghn-orth")
     sub.add_argument(
         "--data", default="digits", help="digits, cifar10, fashion-mnist or a folder (default: %(default)s)"
     )
@@ -49,7 +49,8 @@ def tune(args: argparse.Namespace) -> int:
     source = read_source(args.source)
     if not source.orth:
         raise UserError(f"{source} is not post-processed: there is no L to tune. Name a GHN with -orth.")
-    output = picture_path(args.output)
+    output = picture_path(args)
+    assert output is not None  # argparse asks for it
     runs, device = Runs(output.with_suffix(".jsonl")), read_device(args.device)
     with mistakes(ValueError):
         trial = _trial(args, str(source))
@@ -65,8 +66,7 @@ def tune(args: argparse.Namespace) -> int:
     with mistakes(ValueError), less_messages(args):
         work(tuning, runs, data_dir=args.data_dir, device=device, workers=args.workers)
     data = _summary(tuning, runs)
-    write_picture(output, data, lambda: layer_figure(data))
-    print(_as_text(data))
+    present(args, output, data, lambda: layer_figure(data), lambda: _as_text(data))
     return 0
 
 

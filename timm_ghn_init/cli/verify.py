@@ -4,14 +4,14 @@ import argparse
 import copy
 import io
 from contextlib import redirect_stdout
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..sources import Source
 from ..text import logger
-from .arguments import Command
+from .arguments import Command, add_source
 from .messages import UserError, did_you_mean, table
 from .models import read_source
+from .results import show
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +30,7 @@ TORCHVISION_OPTIONS = {
 def add(command: Command) -> None:
     sub = command("verify", verify)
     sub.add_argument("arch", metavar="ARCH", help="a torchvision model")
-    sub.add_argument("--ghn", default="ghn2", metavar="FILE", help="a GHN's file or name (default: %(default)s)")
+    add_source(sub, "ghn2", "which GHN, see list", "--ghn")
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -44,10 +44,10 @@ def verify(args: argparse.Namespace) -> int:
     names = torchvision.models.list_models(module=torchvision.models)
     if args.arch not in names:
         raise UserError(f"Unknown torchvision model {args.arch!r}.{did_you_mean(args.arch, names)}")
-    source = Source(read_source(f"file:{args.ghn}" if Path(args.ghn).is_file() else args.ghn).name)
+    source = Source(read_source(args.source).name)
     ghn = load_ghn(source, "cpu")
     if ghn.dialect != "ghn2":
-        raise UserError(f"{args.ghn} is a GHN-3, and ppuda knows only GHN-1 and GHN-2.")
+        raise UserError(f"{source} is a GHN-3, and ppuda knows only GHN-1 and GHN-2.")
     options = TORCHVISION_OPTIONS.get(args.arch, {})
     ours = torchvision.models.get_model(args.arch, weights=None, num_classes=ghn.num_classes, **options).eval()
     _forget(ours)
@@ -56,7 +56,7 @@ def verify(args: argparse.Namespace) -> int:
     _reference_predict(reference, ghn, theirs)
     if args.arch.startswith(WITHOUT_POOLING):
         _logger.warning("ppuda's graph of %s lacks the global average pooling: differences are expected.", args.arch)
-    return _compare(_known(ours), _known(theirs))
+    return _compare(args, _known(ours), _known(theirs))
 
 
 def _reference() -> Any:
@@ -90,20 +90,42 @@ def _known(model: "nn.Module") -> "dict[str, Tensor]":
     return {name: p.detach() for name, p in model.named_parameters() if not p.isnan().all()}
 
 
-def _compare(ours: "dict[str, Tensor]", theirs: "dict[str, Tensor]") -> int:
-    """Print the differences; 1 if there are any worth the name."""
-    rows, wrong = [], []
-    for name in dict.fromkeys((*ours, *theirs)):
-        if name not in ours or name not in theirs:
-            rows.append((name, "", "", f"predicted by {'us' if name in ours else 'ppuda'} only"))
-            wrong.append(name)
-            continue
-        absolute = (ours[name] - theirs[name]).abs().max().item()
-        relative = absolute / max(theirs[name].abs().max().item(), 1e-30)
-        shape = "x".join(map(str, ours[name].shape))
-        rows.append((name, shape, f"{absolute:.2e}", f"{relative:.2e}"))
-        if not relative <= TOLERANCE:  # NaN included
-            wrong.append(name)
-    print(table(("parameter", "shape", "largest difference", "relative to the largest value"), rows))
-    print(f"\n{len(rows) - len(wrong)} of {len(rows)} parameters agree to {TOLERANCE:g}.")
-    return 1 if wrong else 0
+def _compare(args: argparse.Namespace, ours: "dict[str, Tensor]", theirs: "dict[str, Tensor]") -> int:
+    """Show the differences; 1 if there are any worth the name."""
+    rows = [_difference(name, ours.get(name), theirs.get(name)) for name in dict.fromkeys((*ours, *theirs))]
+    agree = sum(row.agrees for row in rows)
+    data = {"tolerance": TOLERANCE, "agree": agree, "parameters": [row._asdict() for row in rows]}
+    show(args, data, lambda: _as_text(rows, agree))
+    return 0 if agree == len(rows) else 1
+
+
+class _Difference(NamedTuple):
+    """Of one parameter; without numbers where only one side, `by`, predicts it."""
+
+    name: str
+    shape: list[int]
+    by: str
+    largest: float | None
+    relative: float | None
+    agrees: bool
+
+
+def _difference(name: str, ours: "Tensor | None", theirs: "Tensor | None") -> _Difference:
+    if ours is None or theirs is None:
+        only = theirs if ours is None else ours
+        assert only is not None
+        return _Difference(name, list(only.shape), "ppuda" if ours is None else "us", None, None, False)
+    absolute = (ours - theirs).abs().max().item()
+    relative = absolute / max(theirs.abs().max().item(), 1e-30)
+    return _Difference(name, list(ours.shape), "both", absolute, relative, relative <= TOLERANCE)  # NaN does not
+
+
+def _as_text(rows: list[_Difference], agree: int) -> str:
+    cells = [
+        (row.name, "x".join(map(str, row.shape)), f"{row.largest:.2e}", f"{row.relative:.2e}")
+        if row.largest is not None
+        else (row.name, "", "", f"predicted by {row.by} only")
+        for row in rows
+    ]
+    header = ("parameter", "shape", "largest difference", "relative to the largest value")
+    return f"{table(header, cells)}\n\n{agree} of {len(rows)} parameters agree to {TOLERANCE:g}."

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..ghn import GHN
 from ..graph import Graph, TraceError
 from ..graph.classifier import declared_classifier
 from ..sources import Source
@@ -88,7 +87,7 @@ def make_plan(model: nn.Module, name: str, graph: Graph, resolved: Resolved, see
         TraceError: nothing would be predicted.
     """
     source = resolved.source
-    names, skipped = _choose(graph, resolved.ghn, source)
+    names, skipped = choose(graph, resolved.ghn.num_classes, source)
     if not names:
         raise TraceError(f"{name}: {source} predicts none of its parameters: {skipped}")
     seed, computed = source.seed_or(seed), _computed(model, names)
@@ -191,7 +190,7 @@ def _tell_left(name: str, layers: Sequence[Layer], layer: int, plan: Plan) -> No
         )
 
 
-def _choose(graph: Graph, ghn: GHN, source: Source) -> tuple[list[str], dict[str, str]]:
+def choose(graph: Graph, num_classes: int, source: Source) -> tuple[list[str], dict[str, str]]:
     """Names to predict, and why not the others: a classifier, for instance, of other classes than the GHN's."""
     names, skipped = [], dict(graph.skipped)
     for target in graph.targets.values():
@@ -199,8 +198,8 @@ def _choose(graph: Graph, ghn: GHN, source: Source) -> tuple[list[str], dict[str
             names.append(target.param)
         elif not source.classifier:
             skipped[target.param] = "classifier, left alone by classifier=0"
-        elif target.shape[0] != ghn.num_classes:
-            skipped[target.param] = f"classifier of {target.shape[0]} classes, the GHN predicts {ghn.num_classes}"
+        elif target.shape[0] != num_classes:
+            skipped[target.param] = f"classifier of {target.shape[0]} classes, the GHN predicts {num_classes}"
         else:
             names.append(target.param)
     return names, skipped
