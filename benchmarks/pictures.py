@@ -26,8 +26,8 @@ def overview() -> None:
     graph = PICTURES / "convnext_base.svg"
     command(["graph", "convnext_base", "-o", str(graph)])
     plot = PICTURES / "overview-right.svg"
-    sources = f"rand,orth,{SHIPPED},{SHIPPED}-orth"
-    command(["analyze", "correlations", "convnext_base", "--sources", sources, "--layers", "60,110", "-o", str(plot)])
+    sources = ["rand", "orth", SHIPPED, f"{SHIPPED}-orth"]
+    command(["analyze", "correlations", "convnext_base", "--source", *sources, "--layers", "60,110", "-o", str(plot)])
     parts = [path.read_text(encoding="utf-8") for path in (graph, plot)]
     parts = [part[part.index("<svg") :] for part in parts]
     (w1, h1), (w2, h2) = ((float(n) for n in re.findall(r'viewBox="0 0 (\S+) (\S+)"', part)[0]) for part in parts)
@@ -53,14 +53,14 @@ def convnext_base() -> None:
 
 
 def signal() -> None:
-    sources = f"rand,orth,{SHIPPED},{SHIPPED}-orth"
+    sources = ["rand", "orth", SHIPPED, f"{SHIPPED}-orth"]
     where = ["-b", "4", "--img-size", "128", "-o", str(PICTURES / "signal.svg")]
-    command(["analyze", "signal", "resnet50", "--sources", sources, *where])
+    command(["analyze", "signal", "resnet50", "--source", *sources, *where])
 
 
 def correlations() -> None:
-    sources = f"rand,orth,{SHIPPED},{SHIPPED}-orth"
-    command(["analyze", "correlations", "resnet50", "--sources", sources, "-o", str(PICTURES / "correlations.svg")])
+    sources = ["rand", "orth", SHIPPED, f"{SHIPPED}-orth"]
+    command(["analyze", "correlations", "resnet50", "--source", *sources, "-o", str(PICTURES / "correlations.svg")])
 
 
 def embedding() -> None:

@@ -64,7 +64,7 @@ chance is {chance:.3f}. "test" are networks that were held out, "deep", "wide" a
 what it was trained on; timm's models are as they are, at 32 x 32.
 
 ```sh
-timm-ghn-init eval-ghn {name} --data {data} --networks {held_out}
+timm-ghn-init eval-ghn --source {name} --data {data} --networks {held_out}
 ```
 
 | networks | number | predicted | random |

@@ -11,7 +11,7 @@ from timm_ghn_init.cli import main
 resource = pytest.importorskip("resource")
 
 TRAIN = "--classes 4 --steps 1 --networks 1 --batch-size 2 --pool 2 --hid 8 --device cpu"
-TUNE = "--init rand --seeds 1 --epochs 1 --labels 10 --validation 10 -b 5 --workers 0 --img-size 32 --device cpu"
+TUNE = "--source rand --seeds 1 --epochs 1 --labels 10 --validation 10 -b 5 --workers 0 --img-size 32 --device cpu"
 
 # Each command, and what it would replace.
 COMMANDS = {
@@ -20,7 +20,7 @@ COMMANDS = {
     "bake --models test_resnet --source ghn2-formula --out FOLDER": [],
     "graph test_resnet -o FOLDER/x.svg": ["x.svg"],
     "graph test_resnet -o FOLDER/x.dot": ["x.dot"],
-    "analyze correlations test_resnet --sources rand,orth -o FOLDER/x.json": ["x.json"],
+    "analyze correlations test_resnet --source rand orth -o FOLDER/x.json": ["x.json"],
     f"train-ghn --data formula {TRAIN} -o FOLDER": [],
     f"finetune test_resnet --data digits {TUNE} -o FOLDER/runs.jsonl": ["runs.jsonl"],
 }

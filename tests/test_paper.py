@@ -59,7 +59,7 @@ def finished(paper: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
     """Pretend that commands run, and that finetune writes a run of each."""
 
     def run(command: list[str], out: Path) -> int:
-        arch, init = command[1], command[command.index("--init") + 1]
+        arch, init = command[1], command[command.index("--source") + 1]
         trial = {"arch": arch, "init": init, "seed": 0, "data": "digits", "stage": "final"}
         record = {"kind": "run", "trial": trial, "test_accuracy": 0.25, "curves": {}, "images": {"train": 7}}
         with (out / "runs.jsonl").open("a") as file:

@@ -219,4 +219,4 @@ def test_dates_that_no_calendar_has(monkeypatch: Any, tmp_path: Any, capsys: pyt
 
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"")
-    assert cache._row(Entry(path, 0, 2.0**60))[2] == "(no date)"
+    assert cache._cells(cache._row(Entry(path, 0, 2.0**60)))[2] == "(no date)"

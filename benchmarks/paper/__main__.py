@@ -40,9 +40,9 @@ class Steps:
 
     def figure2(self) -> Iterator[Argv]:
         for arch in self.archs:
-            sources = ",".join(map(self.source, self.inits))
+            sources = map(self.source, self.inits)
             output = self.out / f"figure2_{arch}.svg"
-            yield ["analyze", "correlations", arch, "--sources", sources, "-o", str(output), *self.more]
+            yield ["analyze", "correlations", arch, "--source", *sources, "-o", str(output), *self.more]
 
     def figure3(self) -> Iterator[Argv]:
         for arch in self.archs:
@@ -55,7 +55,7 @@ class Steps:
         yield ["analyze", "embed", *self.archs, "--source", self.ghn, *networks, *colours, *output, *self.more]
 
     def accuracies(self) -> Iterator[Argv]:
-        yield ["eval-ghn", self.ghn, "--json", "--networks", "500", *self.more]
+        yield ["eval-ghn", "--source", self.ghn, "--json", "--networks", "500", *self.more]
 
     def table1(self) -> Iterator[Argv]:
         for arch in self.archs:
@@ -65,7 +65,7 @@ class Steps:
     def table2(self) -> Iterator[Argv]:
         for arch in self.archs:
             for init in self.inits:
-                yield ["finetune", arch, "--init", self.source(init), "--search", "grid", *self._rest("search.jsonl")]
+                yield ["finetune", arch, "--source", self.source(init), "--search", "grid", *self._rest("search.jsonl")]
 
     def ablations(self) -> Iterator[Argv]:
         for arch in self.archs:
@@ -79,7 +79,7 @@ class Steps:
 
     def _finetune(self, arch: str, init: str, source: str, file: str) -> Argv:
         preset = f"{arch if arch in NUMBERS['table1'] else _relative(arch)}/{init}"
-        return ["finetune", arch, "--preset", preset, "--init", source, *self._rest(file)]
+        return ["finetune", arch, "--preset", preset, "--source", source, *self._rest(file)]
 
     def _rest(self, file: str) -> Argv:
         """Options that come last win: the paper's data unless others are asked for."""
