@@ -9,11 +9,11 @@ import torch
 from timm_models import on_meta
 from torch import nn
 
+from timm_ghn_init.recipe.noise import correlation_std
 from timm_ghn_init.recipe.orthogonal import cholesky_qr, householder_qr_, orthogonalize_
 from timm_ghn_init.recipe.plan import auto_layer
 from timm_ghn_init.recipe.postprocessing import (
     check,
-    correlation_std,
     list_layers,
     postprocess,
 )

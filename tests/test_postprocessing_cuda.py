@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from timm_ghn_init.recipe.noise import correlation_std
 from timm_ghn_init.recipe.orthogonal import cholesky_qr, orthogonalize_
-from timm_ghn_init.recipe.postprocessing import correlation_std, postprocess
+from timm_ghn_init.recipe.postprocessing import postprocess
 
 pytestmark = [
     pytest.mark.cuda,

@@ -25,9 +25,10 @@ from ..sources import Source
 from ..threads import one_thread_each
 from .assign import uninterrupted, unwritable
 from .exact import exact
+from .noise import seeded_generator
 from .pending import Pending
 from .place import Place
-from .postprocessing import Equations, Layer, check, list_layers, process, seeded_generator, to_process
+from .postprocessing import Equations, Layer, check, list_layers, process, to_process
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 _MAX_WORKERS = 3  # each holds one float32 copy of its layer

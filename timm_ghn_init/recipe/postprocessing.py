@@ -7,7 +7,6 @@ Everything is computed in float32, layer by layer, and cast to the parameter's d
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from ..checks import FLAG, number, whole
 from ..threads import one_thread_each
 from .assign import uninterrupted, unwritable, write_results
 from .exact import exact
+from .noise import add_noise_, correlation_std
 from .orthogonal import orthogonalize_
 from .parametrised import Parametrised, parametrised
 from .pending import Pending
@@ -30,9 +30,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_BETA = 1000.0  # noise of this scale is finite in every dtype
 _BETA = number(f"from 0 to {_MAX_BETA:g}", lambda beta: 0 <= beta <= _MAX_BETA)
 _MAX_WORKERS = 3  # each holds one float32 copy of its layer: memory stays within three times the largest layer
-_NOISE_BLOCK = 1 << 18  # values drawn at once
 _ALIGNMENT = 64  # bytes; at another one LAPACK may round differently
-_CORRELATION_BLOCK = 256  # columns of the Gram matrix computed at once
 
 
 class Processed(NamedTuple):
@@ -248,62 +246,6 @@ def check_result(whole: Tensor, name: str) -> None:
         )
 
 
-def correlation_std(matrix: Tensor) -> float:
-    """sigma(r(w)) of Eq. (1): standard deviation of all entries of the correlation matrix of a matrix's rows.
-
-    Equals `torch.corrcoef(matrix).std()`, diagonal included, without the (n, n) matrix C. Let the rows of Z be the
-    matrix's rows, centred and of unit length, m their mean and W = Z - 1 m^T. Then C = Z Z^T less its mean |m|^2 is
-    1 (W m)^T + (W m) 1^T + W W^T, three terms that are orthogonal because W's columns sum to 0, so that the squared
-    deviations sum to 2 n |W m|^2 + |W^T W|_F^2, with nothing to cancel. Rows that repeat, as those of a tiled weight
-    do, are taken once and weighted by how often they occur.
-
-    Args:
-        matrix: (n, c), of any floating-point dtype and finite.
-
-    Returns:
-        The unbiased standard deviation. Constant rows have correlation 0; a single row has 0.
-    """
-    n = len(matrix)
-    if n < 2:
-        return 0.0
-    period = _row_period(matrix)
-    z = matrix[:period].T.to(torch.float32, memory_format=torch.contiguous_format, copy=True)  # (c, period)
-    low, high = torch.aminmax(z, dim=0)
-    z -= z.mean(dim=0)
-    for order in (math.inf, 2):  # by the largest entry first, or the squares could overflow or underflow
-        z /= torch.linalg.vector_norm(z, order, dim=0)
-    z.masked_fill_(low == high, 0)  # asked of the raw values: rounding leaves a constant row a residue or NaN
-    count = torch.arange(n - 1, n - 1 - period, -1, device=z.device).div(period, rounding_mode="floor").add(1).float()
-    mean = (z @ count) / n
-    z -= mean[:, None]
-    z *= count.sqrt()
-    squares = 2 * n * _sum_of_squares(mean @ z) + _gram_sum_of_squares(z if len(z) < period else z.T)
-    return math.sqrt(squares / (n**2 - 1))
-
-
-def _row_period(matrix: Tensor) -> int:
-    """Smallest p for which row i + p equals row i everywhere; the number of rows where they do not repeat."""
-    head = matrix[:, :32]
-    repeats_of_first = (head == head[0]).all(dim=1).nonzero()[:2].flatten().tolist()
-    period = repeats_of_first[-1]
-    return period if period > 0 and torch.equal(matrix[period:], matrix[:-period]) else len(matrix)
-
-
-def _sum_of_squares(x: Tensor) -> float:
-    """Sum of squares, accumulated in float64."""
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
-
-
-def _gram_sum_of_squares(rows: Tensor) -> float:
-    """|rows @ rows^T|_F^2 by blocks of its upper triangle: half the products, and never the whole Gram matrix."""
-    total = 0.0
-    for start in range(0, len(rows), _CORRELATION_BLOCK):
-        block = rows[start : start + _CORRELATION_BLOCK]
-        gram = block @ rows[start:].T
-        total += 2 * _sum_of_squares(gram) - _sum_of_squares(gram[:, : len(block)])
-    return total
-
-
 def process_weight(weight: Tensor, name: str, beta: float, orthogonal: bool, seed: int, device: torch.device) -> float:
     """Eq. (1) and (2) on one weight, in place; returns sigma of Eq. (1)."""
     flat = weight.detach().reshape(len(weight), -1)
@@ -311,7 +253,7 @@ def process_weight(weight: Tensor, name: str, beta: float, orthogonal: bool, see
     matrix = (flat.T if wide else flat).to(device)
     sigma = correlation_std(matrix)
     columns = _float32_buffer(matrix.T)
-    _add_noise_(columns, beta * sigma, seed, name)
+    add_noise_(columns, beta * sigma, seed, name)
     if orthogonal:
         orthogonalize_(columns)
     flat.copy_(columns if wide else columns.T)
@@ -324,22 +266,6 @@ def _float32_buffer(x: Tensor) -> Tensor:
     """Contiguous float32 to work in: x itself where it already is that (and aligned)."""
     usable = x.dtype == torch.float32 and x.is_contiguous() and x.data_ptr() % _ALIGNMENT == 0
     return x.to(torch.float32, memory_format=torch.contiguous_format, copy=not usable)
-
-
-def _add_noise_(x: Tensor, std: float, seed: int, name: str) -> None:
-    """Adds N(0, std^2), drawn from a generator of its own. In blocks, which needs less memory and keeps to caches."""
-    if std == 0:
-        return
-    generator = seeded_generator(seed, name, x.device)
-    for block in x.view(-1).split(_NOISE_BLOCK):
-        noise = torch.randn(block.shape, generator=generator, device=x.device, dtype=x.dtype)
-        block.add_(noise, alpha=std)
-
-
-def seeded_generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random stream of one parameter: it depends on the seed and the parameter's name only."""
-    key = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "big"))
 
 
 def to_process(model: nn.Module, layer: int, kept: Collection[str] | None = None) -> list[Layer]:
