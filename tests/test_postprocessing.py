@@ -1,21 +1,29 @@
 """GHN-orth post-processing: Eq. (1) and (2) of the paper and what surrounds them."""
 
 import copy
+import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 from timm_models import on_meta
 from torch import nn
 
+from timm_ghn_init.recipe.many import process_batch, write_back
 from timm_ghn_init.recipe.noise import correlation_std
-from timm_ghn_init.recipe.orthogonal import cholesky_qr, householder_qr_, orthogonalize_
+from timm_ghn_init.recipe.orthogonal import cholesky_qr, orthogonalize_
+from timm_ghn_init.recipe.pending import Pending
 from timm_ghn_init.recipe.plan import auto_layer
 from timm_ghn_init.recipe.postprocessing import (
+    Equations,
+    _process_at_once,
     check,
     list_layers,
     postprocess,
+    process,
+    to_process,
 )
 
 
@@ -138,7 +146,13 @@ def test_noise_only():
 # -- the algorithms of Eq. (2) -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", [householder_qr_, cholesky_qr, orthogonalize_])
+def cholesky(columns, shifted=False):
+    """None where it gives up."""
+    q, good = cholesky_qr(columns[None], shifted=shifted)
+    return q[0] if good else None
+
+
+@pytest.mark.parametrize("algorithm", [cholesky, partial(cholesky, shifted=True), orthogonalize_])
 @pytest.mark.parametrize("shape", [(300, 100), (128, 128), (40, 1)])
 def test_qr_algorithms_agree(algorithm, shape):
     matrix = well_conditioned(*shape)
@@ -151,7 +165,7 @@ def test_cholesky_qr_is_exact_on_ill_conditioned_matrices(condition):
     generator = torch.Generator().manual_seed(3)
     u, v = (torch.linalg.qr(torch.randn(n, 64, generator=generator, dtype=torch.float64))[0] for n in (256, 64))
     matrix = (u * torch.logspace(0, -math.log10(condition), 64, dtype=torch.float64)) @ v.T
-    q = cholesky_qr(matrix.T.contiguous())
+    q = cholesky(matrix.T.contiguous(), shifted=True)
     assert q is not None
     torch.testing.assert_close(q @ q.T, torch.eye(64, dtype=torch.float64), atol=1e-6, rtol=0)
     # q^T A = R, upper triangular with a positive diagonal
@@ -162,13 +176,94 @@ def test_cholesky_qr_is_exact_on_ill_conditioned_matrices(condition):
 
 @pytest.mark.parametrize("matrix", [torch.zeros(20, 5), torch.ones(20, 5), tiled(64, 32)])
 def test_cholesky_qr_gives_up_on_rank_deficient_matrices(matrix):
-    assert cholesky_qr(matrix.T.contiguous()) is None
+    assert cholesky(matrix.T.contiguous()) is None
 
 
 def test_cholesky_qr_gives_up_when_a_factorisation_fails(monkeypatch):
     factorise = torch.linalg.cholesky_ex
-    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda gram: (factorise(gram)[0], torch.tensor(3)))
-    assert cholesky_qr(well_conditioned(20, 5).T.contiguous()) is None
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda gram: (factorise(gram)[0], torch.tensor([3])))
+    assert cholesky(well_conditioned(20, 5).T.contiguous()) is None
+
+
+# -- many at once, as on a GPU -----------------------------------------------------------------------------------------
+
+
+def predicted(*shape):
+    """A weight as a GHN predicts it: a block of 64 x 64 channels, again and again."""
+    k, c, *kernel = shape
+    block = torch.randn(64, 64, *kernel, generator=torch.Generator().manual_seed(k + c)) * (2 / c) ** 0.5
+    return block.repeat(-(-k // 64), -(-c // 64), *(1 for _ in kernel))[:k, :c].contiguous()
+
+
+@pytest.mark.parametrize(
+    "shape", [(512, 128), (128, 512), (256, 256), (128, 128, 3, 3), (192, 64, 2, 2), (48, 1, 7, 7)]
+)
+def test_many_weights_at_once_are_what_qr_gives(shape):
+    """Two passes do for tiled weights: condition numbers of 1e5 to 1e8, where QR in float32 has an error of 1e-2."""
+    weights = [predicted(*shape), predicted(*shape) * 0.5, predicted(*shape).flip(0)]
+    names = ["a", "b", "c"]
+    with torch.no_grad():
+        plain = process_batch(weights, names, 3e-5, False, 7, torch.device("cpu"))
+        done = process_batch(weights, names, 3e-5, True, 7, torch.device("cpu"))
+    assert plain.good.all() and done.good.all()
+    for weight, noisy, q, sigma in zip(weights, plain.columns, done.columns, done.sigma, strict=True):
+        matrix = weight.flatten(1) if len(weight) >= weight[0].numel() else weight.flatten(1).T
+        assert sigma.item() == pytest.approx(torch.corrcoef(matrix.double()).std().item(), rel=1e-5)
+        noise = noisy.T.double() - matrix
+        assert noise.std().item() == pytest.approx(3e-5 * sigma.item(), rel=0.05)
+        torch.testing.assert_close(q.T.double(), reference_orthogonal(noisy.T.double()), atol=1e-6, rtol=0)
+        written = torch.empty_like(weight)
+        write_back(q, written)
+        assert torch.equal(written.flatten(1) if len(weight) >= weight[0].numel() else written.flatten(1).T, q.T)
+
+
+def test_all_layers_at_once_are_those_one_by_one():
+    """Batches of several shapes and dtypes, and what Cholesky factors cannot do, which is done again by itself."""
+    sizes = (96, 64, 64, 64, 32, 5)
+    model = nn.Sequential(*(nn.Linear(c, k) for c, k in itertools.pairwise(sizes)))
+    for i, layer in enumerate(model):
+        layer.weight.data.copy_(well_conditioned(*layer.weight.shape))
+        layer.to((torch.float32, torch.float32, torch.bfloat16, torch.float32, torch.float32)[i])
+    model[3].weight.data.zero_()
+    layers, weights = to_process(model, 1), [layer.weight.clone() for layer in model]
+    where = {layer.name: torch.device("cpu") for layer in layers}
+
+    def read(layer, whole):
+        whole.copy_(layer.weight)
+
+    with Pending() as one_by_one, Pending() as at_once, torch.no_grad():
+        expected = process(layers, Equations(beta=1e-8), where, read, one_by_one, False)
+        sigmas = _process_at_once(layers, Equations(beta=1e-8), where, read, at_once, False)
+        assert sigmas == pytest.approx(expected, rel=1e-5)
+        assert sorted(at_once.names()) == sorted(one_by_one.names()) == [f"{i}.weight" for i in range(4)]
+        for i in (0, 1, 2):
+            value = at_once.take(f"{i}.weight")
+            assert value.dtype == weights[i].dtype
+            tolerance = 2e-6 if value.dtype == torch.float32 else 1e-2
+            torch.testing.assert_close(value, one_by_one.take(f"{i}.weight"), atol=tolerance, rtol=0)
+        q = at_once.take("3.weight").double()
+    torch.testing.assert_close(q @ q.T, torch.eye(32, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(model, weights, strict=True))
+
+
+def test_all_layers_at_once_refuse_what_is_not_finite():
+    model = nn.Sequential(nn.Linear(8, 8).half(), nn.Linear(8, 2))
+    layers = to_process(model, 1)
+
+    def read(layer, whole):
+        whole.copy_(layer.weight.sign() * 65500)  # the noise goes beyond the largest number of float16
+
+    with Pending() as results, pytest.raises(RuntimeError, match=r"0\.weight is not finite any more"):
+        where = {layer.name: torch.device("cpu") for layer in layers}
+        _process_at_once(layers, Equations(beta=1000.0, orthogonal=False), where, read, results, False)
+
+
+def test_a_wrong_period_is_no_error():
+    matrix = randn(300, 200)
+    for period in (1, 7, 64, 199, 200, 10**6):
+        q, good = cholesky_qr(matrix.T[None].contiguous(), period)
+        assert good.all()
+        torch.testing.assert_close(q[0].T, reference_orthogonal(matrix), atol=1e-7, rtol=0)
 
 
 # -- Eq. (1) -----------------------------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from timm_ghn_init.recipe.noise import correlation_std
-from timm_ghn_init.recipe.orthogonal import cholesky_qr, orthogonalize_
+from timm_ghn_init.recipe.many import orthogonal_alone
+from timm_ghn_init.recipe.noise import correlation_stds
+from timm_ghn_init.recipe.orthogonal import cholesky_qr
 from timm_ghn_init.recipe.postprocessing import postprocess
 
 pytestmark = [
@@ -54,7 +55,7 @@ def test_predicted_weights_become_orthonormal_by_cholesky(monkeypatch):
     def no_householder(columns):
         raise AssertionError("fell back to Householder")
 
-    monkeypatch.setattr("timm_ghn_init.recipe.orthogonal.householder_qr_", no_householder)
+    monkeypatch.setattr("timm_ghn_init.recipe.many.orthogonalize_", no_householder)
     model = network(predicted(2048, 512), predicted(512, 2048), predicted(512, 512), predicted(1024, 49)).cuda()
     postprocess(model, layer=1)
     for layer in model[:4]:
@@ -64,13 +65,16 @@ def test_predicted_weights_become_orthonormal_by_cholesky(monkeypatch):
 @pytest.mark.parametrize("matrix", [torch.zeros(20, 8), torch.ones(64, 16), predicted(256, 128)])
 def test_deficient_matrices_fall_back(matrix):
     columns = matrix.T.contiguous().cuda()
-    assert cholesky_qr(columns) is None
-    assert_orthonormal(orthogonalize_(columns).T)
+    _, good = cholesky_qr(columns[None])
+    assert not good
+    assert_orthonormal(orthogonal_alone(columns).T)
 
 
 def test_noise_scale():
-    for matrix in (predicted(512, 256).cuda(), torch.randn(300, 200, device="cuda"), predicted(512, 256).cuda().T):
-        assert correlation_std(matrix) == pytest.approx(torch.corrcoef(matrix.double()).std().item(), rel=1e-4)
+    for matrix in (predicted(512, 256).cuda(), torch.randn(300, 200, device="cuda"), predicted(256, 512).cuda().T):
+        assert correlation_stds(matrix.T[None]).item() == pytest.approx(
+            torch.corrcoef(matrix.double()).std().item(), rel=1e-4
+        )
 
 
 def test_same_seed_same_bits_and_random_state_untouched():

@@ -45,6 +45,34 @@ def correlation_std(matrix: Tensor) -> float:
     return math.sqrt(squares / (n**2 - 1))
 
 
+def correlation_stds(columns: Tensor) -> Tensor:
+    """`correlation_std` for several matrices at once, without looking at any value.
+
+    Args:
+        columns: (B, c, n), c <= n, float32: row j of each is column j of its (n, c) matrix.
+
+    Returns:
+        (B,), float64.
+    """
+    n = columns.shape[2]
+    if n < 2:
+        return columns.new_zeros(len(columns), dtype=torch.float64)
+    low, high = torch.aminmax(columns, dim=1, keepdim=True)
+    z = columns - columns.mean(1, keepdim=True)
+    for order in (math.inf, 2):
+        z = z / torch.linalg.vector_norm(z, order, dim=1, keepdim=True)
+    z = z.masked_fill(low == high, 0)
+    mean = z.mean(2, keepdim=True)
+    z = z - mean
+    squares = 2 * n * _squares(mean.mT @ z) + _squares(z @ z.mT)
+    return (squares / (n**2 - 1)).sqrt()
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Sums of squares of (B, ...), accumulated in float64."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64).square()
+
+
 def _row_period(matrix: Tensor) -> int:
     """Smallest p for which row i + p equals row i everywhere; the number of rows where they do not repeat."""
     head = matrix[:, :32]
@@ -69,13 +97,17 @@ def _gram_sum_of_squares(rows: Tensor) -> float:
 
 
 def add_noise_(x: Tensor, std: float, seed: int, name: str) -> None:
-    """Adds N(0, std^2), drawn from a generator of its own. In blocks, which needs less memory and keeps to caches."""
+    """Adds N(0, std^2) on the CPU, drawn from a generator of its own. In blocks: less memory, and within caches."""
     if std == 0:
         return
-    generator = seeded_generator(seed, name, x.device)
+    generator = seeded_generator(seed, name)
     for block in x.view(-1).split(_NOISE_BLOCK):
-        noise = torch.randn(block.shape, generator=generator, device=x.device, dtype=x.dtype)
-        block.add_(noise, alpha=std)
+        block.add_(torch.randn(block.shape, generator=generator, dtype=x.dtype), alpha=std)
+
+
+def draw_noise(count: int, seed: int, name: str, device: torch.device) -> Tensor:
+    """N(0, 1), all at once: for a GPU, whose own generator draws something else anyway."""
+    return torch.randn(count, generator=seeded_generator(seed, name, device), device=device, dtype=torch.float32)
 
 
 def seeded_generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:

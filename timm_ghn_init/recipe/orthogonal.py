@@ -2,8 +2,8 @@
 
 This is the one Q whose R has a positive diagonal, so any algorithm that yields it will do. Householder reflections
 work on every matrix. On a GPU they run far below the matrix rate, so there Q comes from Cholesky factors of the Gram
-matrix: matrix products, in float64 because the Gram matrix has the squared condition number, repeated until Q is
-orthonormal. What is too close to rank-deficient for that is left to Householder.
+matrices of many matrices at once: products, in float64 because a Gram matrix has the squared condition number. What is
+too close to rank-deficient for that is left to Householder.
 
 Matrices are held transposed, one *column* of the tall (n, c) matrix per contiguous row of a (c, n) buffer. This is
 the layout LAPACK works in, so a decomposition needs no copy.
@@ -14,12 +14,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_CHOLESKY_PASSES = 4
 _ORTHONORMAL_TO = 1e-7  # largest entry of |Q^T Q - I|; float32 output cannot show less
+_NO_PERIOD = 1 << 62
 
 
 def orthogonalize_(columns: Tensor) -> Tensor:
-    """Replaces a matrix by its orthonormal factor, in place (paper, Section 3.2).
+    """Replaces a matrix by its orthonormal factor, in place (paper, Section 3.2), with no memory beyond LAPACK's.
 
     Args:
         columns: Contiguous float32 (c, n) buffer with c <= n, finite: row j is column j of the (n, c) matrix.
@@ -28,15 +28,6 @@ def orthogonalize_(columns: Tensor) -> Tensor:
         `columns`, now the transpose of Q * sign(diag R). Always finite and orthonormal, also for rank-deficient
         matrices, because sign(0) counts as 1 here: a zero on R's diagonal must not wipe out a column of Q.
     """
-    if columns.is_cuda:
-        q = cholesky_qr(columns)
-        if q is not None:
-            return columns.copy_(q)
-    return householder_qr_(columns)
-
-
-def householder_qr_(columns: Tensor) -> Tensor:
-    """`orthogonalize_` by Householder reflections, with no memory beyond LAPACK's workspace."""
     matrix, tau = columns.T, columns.new_empty(len(columns))
     torch.geqrf(matrix, out=(matrix, tau))
     flip = columns.diagonal() < 0
@@ -44,27 +35,40 @@ def householder_qr_(columns: Tensor) -> Tensor:
     return columns.mul_(torch.where(flip, -1.0, 1.0)[:, None])
 
 
-def cholesky_qr(columns: Tensor) -> Tensor | None:
-    """`orthogonalize_` by shifted, repeated Cholesky QR in float64; not in place.
+def cholesky_qr(columns: Tensor, period: int = _NO_PERIOD, shifted: bool = False) -> tuple[Tensor, Tensor]:
+    """`orthogonalize_` for several matrices by repeated Cholesky QR in float64; not in place, and without looking.
 
-    Each pass takes the Gram matrix G = L L^T and replaces Q^T by L^-1 Q^T. The shift of the first pass keeps its G
-    positive definite whatever the rounding, and lowers the condition number enough for the later, unshifted ones
-    (Fukaya et al., "Shifted CholeskyQR for computing the QR factorization of ill-conditioned matrices", 2020). Every
-    pass multiplies R by a factor with a positive diagonal, so the signs come out right by construction.
+    Each pass takes the Gram matrix G = L L^T and replaces Q^T by L^-1 Q^T. Every pass multiplies R by a factor with a
+    positive diagonal, so the signs come out right by construction. Two passes do for condition numbers up to 1e7. A
+    shift keeps the first G positive definite whatever the rounding, and lowers the condition number enough for two
+    more (Fukaya et al., "Shifted CholeskyQR for computing the QR factorization of ill-conditioned matrices", 2020).
+
+    Columns that repeat are all but parallel: those of a tiled weight differ by the noise of Eq. (1) alone. Subtracting
+    an earlier column from a later one, and scaling by a positive number, changes neither Q nor its signs, whatever the
+    matrix. So from every column beyond the period that one of the first is subtracted which it repeats, which leaves
+    the noise, at the size of all others, and the condition number of 1e8 becomes one that two passes can do.
+
+    Args:
+        columns: (B, c, n), c <= n, of any floating dtype: row j of each is column j of its (n, c) matrix.
+        period: after how many columns they repeat. A wrong one costs accuracy, which is checked.
+        shifted: three passes, of which the first is shifted.
 
     Returns:
-        Float64 (c, n) result, or None where Q did not become orthonormal: the matrix is rank-deficient to float64.
+        Float64 (B, c, n), and (B,), which of them are orthonormal: the others are rank-deficient to float64.
     """
-    q = columns.double()
-    eye = torch.eye(len(q), dtype=q.dtype, device=q.device)
-    for n_pass in range(_CHOLESKY_PASSES):
-        gram = q @ q.T
-        if n_pass > 0 and bool((gram - eye).abs().max() <= _ORTHONORMAL_TO):
-            return q
-        if n_pass == 0:
-            gram += eye * (gram.trace() * len(q) * torch.finfo(q.dtype).eps)
+    q, c = columns.double(), columns.shape[1]
+    if period < c:
+        first = torch.arange(period, c, device=q.device) % period
+        q = torch.cat((q[:, :period], q[:, period:] - q[:, first]), 1)
+    q = q / torch.linalg.vector_norm(q, dim=2, keepdim=True)
+    good = torch.ones(len(q), dtype=torch.bool, device=q.device)
+    eye = torch.eye(c, dtype=q.dtype, device=q.device)
+    for n_pass in range(2 + shifted):
+        gram = q @ q.mT
+        if shifted and n_pass == 0:
+            gram = gram + eye * (c * c * torch.finfo(q.dtype).eps)  # the trace is c
         lower, info = torch.linalg.cholesky_ex(gram)
-        if bool(info != 0):
-            return None
+        good &= info == 0
         q = torch.linalg.solve_triangular(lower, q, upper=False)
-    return None
+    off = (q @ q.mT - eye).abs().amax((1, 2))
+    return q, good & (off <= _ORTHONORMAL_TO)  # NaN is not

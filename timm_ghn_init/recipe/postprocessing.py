@@ -8,9 +8,9 @@ Everything is computed in float32, layer by layer, and cast to the parameter's d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ..checks import FLAG, number, whole
 from ..threads import one_thread_each
 from .assign import uninterrupted, unwritable, write_results
 from .exact import exact
+from .many import batches, orthogonal_alone, process_batch, write_back
 from .noise import add_noise_, correlation_std
 from .orthogonal import orthogonalize_
 from .parametrised import Parametrised, parametrised
@@ -210,6 +211,10 @@ def process(
         RuntimeError: a result is not finite.
     """
 
+    if any(device.type != "cpu" for device in where.values()):
+        with torch.no_grad():
+            return _process_at_once(layers, equations, where, read, results, progress)
+
     def one(layer: Layer) -> tuple[str, float]:
         whole = empty_for(layer.weight, where[layer.name])
         read(layer, whole)
@@ -220,13 +225,60 @@ def process(
         return layer.name, sigma
 
     ordered = sorted(layers, key=lambda layer: cost(layer.weight), reverse=True)  # else the longest might end up alone
-    on_cpu = all(device.type == "cpu" for device in where.values())
-    with _parallel_map(on_cpu) as map_, progress_bar(progress, len(ordered)) as advance:
+    with one_thread_each(_MAX_WORKERS) as map_, progress_bar(progress, len(ordered)) as advance:
         sigmas = {}
         for name, sigma in map_(one, ordered):
             sigmas[name] = sigma
             advance()
     return sigmas
+
+
+def _process_at_once(
+    layers: Collection[Layer],
+    equations: Equations,
+    where: Mapping[str, torch.device],
+    read: Callable[[Layer, Tensor], object],
+    results: Pending,
+    progress: bool | None,
+) -> dict[str, float]:
+    """`process` on GPUs: layers of one shape together, all of them launched before anything is looked at."""
+    by_name, looks = {layer.name: layer for layer in layers}, []
+
+    def begin(name: str) -> Tensor:
+        whole = empty_for(by_name[name].weight, where[name])
+        read(by_name[name], whole)
+        return whole
+
+    def end(name: str, whole: Tensor) -> None:
+        by = by_name[name].by
+        for written, tensor in ({name: whole} if by is None else by.inverse(whole)).items():
+            results.put(written, tensor)
+
+    kinds = {n: (x.weight.shape, x.weight.dtype, where[n]) for n, x in by_name.items()}
+    sizes = {n: x.weight.numel() for n, x in by_name.items()}
+    done: list[str] = []
+    with progress_bar(progress, len(layers)) as advance:
+        for names in batches(kinds, sizes):
+            wholes = [begin(name) for name in names]
+            batch = process_batch(wholes, [by_name[n].stream for n in names], *equations, where[names[0]])
+            finite = []
+            for name, whole, columns in zip(names, wholes, batch.columns, strict=True):
+                write_back(columns, whole)
+                finite.append(_dense(whole).isfinite().all())
+                end(name, whole)
+                advance()
+            done += names
+            looks.append(torch.stack((batch.sigma, batch.good.double(), torch.stack(finite).double())))
+        sigma, good, finite_ = torch.cat([look.to(looks[0].device) for look in looks], 1).tolist()
+        for name, was_good, is_finite in zip(done, good, finite_, strict=True):
+            if not was_good:
+                whole = begin(name)
+                process_weight(whole, by_name[name].stream, *equations, where[name])
+                check_result(whole, name)
+                end(name, whole)
+            elif not is_finite:
+                raise _not_finite(name, by_name[name].weight.dtype)
+    return dict(zip(done, sigma, strict=True))
 
 
 def empty_for(weight: Tensor, device: torch.device) -> Tensor:
@@ -239,15 +291,25 @@ def empty_for(weight: Tensor, device: torch.device) -> Tensor:
 
 def check_result(whole: Tensor, name: str) -> None:
     """Raise a RuntimeError unless all values of a result, which lies as `empty_for` has it, are finite."""
-    if whole.numel() and not all(math.isfinite(x) for x in torch.aminmax(whole.as_strided((whole.numel(),), (1,)))):
-        raise RuntimeError(
-            f"{name} is not finite any more after post-processing: beta is too large for {whole.dtype}. Take a smaller "
-            "one (the paper uses 3e-5). The model is as it was."
-        )
+    if whole.numel() and not all(math.isfinite(x) for x in torch.aminmax(_dense(whole))):
+        raise _not_finite(name, whole.dtype)
+
+
+def _dense(whole: Tensor) -> Tensor:
+    return whole.as_strided((whole.numel(),), (1,))
+
+
+def _not_finite(name: str, dtype: torch.dtype) -> RuntimeError:
+    return RuntimeError(
+        f"{name} is not finite any more after post-processing: beta is too large for {dtype}. Take a smaller one (the "
+        "paper uses 3e-5). The model is as it was."
+    )
 
 
 def process_weight(weight: Tensor, name: str, beta: float, orthogonal: bool, seed: int, device: torch.device) -> float:
     """Eq. (1) and (2) on one weight, in place; returns sigma of Eq. (1)."""
+    if device.type != "cpu":
+        return _process_one(weight, name, beta, orthogonal, seed, device)
     flat = weight.detach().reshape(len(weight), -1)
     wide = flat.shape[0] < flat.shape[1]
     matrix = (flat.T if wide else flat).to(device)
@@ -260,6 +322,16 @@ def process_weight(weight: Tensor, name: str, beta: float, orthogonal: bool, see
     if flat.data_ptr() != weight.data_ptr():  # channels last, for one: the reshape above had to copy
         weight.detach().copy_(flat.view(weight.shape))
     return sigma
+
+
+def _process_one(weight: Tensor, name: str, beta: float, orthogonal: bool, seed: int, device: torch.device) -> float:
+    """`process_weight` on a GPU."""
+    batch = process_batch([weight], [name], beta, orthogonal, seed, device)
+    columns = batch.columns[0]
+    if not bool(batch.good):
+        columns = orthogonal_alone(process_batch([weight], [name], beta, False, seed, device).columns[0])
+    write_back(columns, weight)
+    return batch.sigma.item()
 
 
 def _float32_buffer(x: Tensor) -> Tensor:
@@ -317,21 +389,6 @@ def _compute_device(weight: Tensor, device: torch.device | str | None) -> torch.
     if weight.is_cuda:
         return weight.device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def _parallel_map(on_cpu: bool) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A `map` without gradients; on the CPU, over several layers at once with one thread for each.
-
-    That is faster than all threads on one layer after the other, and far less disturbed by other processes on the
-    machine. LAPACK's results also change with its number of threads: one for each gives the same bits always.
-    """
-    if on_cpu:
-        with one_thread_each(_MAX_WORKERS) as map_:
-            yield map_
-    else:
-        with torch.no_grad():
-            yield map
 
 
 @contextmanager
