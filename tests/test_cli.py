@@ -430,7 +430,7 @@ def test_list(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fetch_prints_the_path(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(checkpoints, "fetch", lambda source: asked.append(source.name) or Path("/cache/x.safetensors"))
+    monkeypatch.setattr(checkpoints, "fetch", lambda source: asked.append(source) or Path("/cache/x.safetensors"))
     assert run("fetch", "ghn2")[:2] == (0, "/cache/x.safetensors\n")
     assert asked == ["ghn2"]
 

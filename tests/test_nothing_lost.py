@@ -179,6 +179,16 @@ def test_a_parameter_that_cannot_be_written(
     assert_unchanged(model, before)
 
 
+def test_a_classifier_of_other_classes_is_held_to_the_same(seeded_ghn2: GHN) -> None:
+    """Whether a model can be taken does not depend on how many classes the GHN has."""
+    model: Any = resnet()
+    model.fc.weight = nn.Parameter(torch.ones(1, model.fc.in_features).expand(model.fc.out_features, -1))
+    before = state(model)
+    with pytest.raises(ValueError, match=r"fc\.weight is expanded.*clone"):
+        init_model(model, "ghn2", ghn=seeded_ghn2)
+    assert_unchanged(model, before)
+
+
 def test_what_is_not_predicted_may_hold_anything(seeded_ghn2: GHN) -> None:
     """Layers that the forward does not use are neither read nor written."""
     model: Any = resnet()

@@ -5,12 +5,23 @@ from pathlib import Path
 
 import pytest
 
+from timm_ghn_init.checkpoints.download import DownloadError
 from timm_ghn_init.checkpoints.load import CheckpointError
+from timm_ghn_init.checks import InputError
+from timm_ghn_init.cli.messages import UserError
+from timm_ghn_init.graph import TraceError
+from timm_ghn_init.images import DatasetError
+from timm_ghn_init.recipe.assign import PredictionError
 from timm_ghn_init.report import InitReport
-from timm_ghn_init.text import clean, logger
+from timm_ghn_init.text import clean, clean_logs_of, logger
+from timm_ghn_init.training.loop import TrainingError
 from timm_ghn_init.weights.files import WeightsError
 from timm_ghn_init.weights.hub import HubError
 
+ERRORS = [
+    *(CheckpointError, DatasetError, DownloadError, HubError, InputError, PredictionError, TraceError, TrainingError),
+    *(UserError, WeightsError),
+]
 EVIL = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202e\udcff\r\nforged"
 
 
@@ -50,7 +61,19 @@ def test_messages_of_our_loggers(caplog: pytest.LogCaptureFixture) -> None:
     assert others == ["no arguments", "a mapping"]
 
 
-@pytest.mark.parametrize("kind", [CheckpointError, WeightsError, HubError])
+def test_messages_of_a_library(caplog: pytest.LogCaptureFixture) -> None:
+    """huggingface_hub logs what servers say, and addresses as they are."""
+    theirs = logging.getLogger("some_library.http")
+    for _ in range(2):
+        clean_logs_of("some_library")
+    theirs.warning(f"{EVIL} %s", "http://me:pw@host/")
+    logging.getLogger("some_library_of_others").warning("\x1b")
+    first, other = (record.getMessage() for record in caplog.records)
+    assert first.isprintable() and first.endswith("forged http://***@host/")
+    assert other == "\x1b" and len(theirs.filters) == 1
+
+
+@pytest.mark.parametrize("kind", ERRORS)
 def test_errors(kind: type[Exception]) -> None:
     assert str(kind(f"{EVIL} http://me:pw@host/")).isprintable()
     assert "pw" not in str(kind("http://me:pw@host/"))

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from timm_ghn_init import checks
 from timm_ghn_init.checkpoints.formats import CheckpointError
 from timm_ghn_init.cli import _parser, cache, main
 from timm_ghn_init.cli.way_out import leave
@@ -36,6 +38,7 @@ class TheirOwn(CheckpointError):
 
 
 TOLD = {
+    "a mistake": (checks.InputError("lr must be above 0, not -1."), "lr must be above 0, not -1."),
     "of this package": (CheckpointError("a.pt: damaged"), "a.pt: damaged"),
     "of one built upon it": (TheirOwn("b.pt: damaged"), "b.pt: damaged"),
     "disk": (OSError(errno.ENOSPC, "No space left on device", "x.svg"), "x.svg: No space left on device"),
@@ -65,12 +68,31 @@ def test_more_than_there_is(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_bug_says_that_it_is_one() -> None:
-    for error in (KeyError("x"), RuntimeError("x"), AssertionError()):
+    for error in (KeyError("x"), RuntimeError("x"), ValueError("x"), AssertionError()):
         with pytest.raises(type(error)) as caught:
             end(raising(error))
         if sys.version_info >= (3, 11):
             assert "Please report it" in caught.value.__notes__[0]
             assert "timm-ghn-init doctor" in caught.value.__notes__[0]
+
+
+MISTAKES = {  # no command says itself which of the errors below it are mistakes
+    "eval-ghn rand": "rand is an initialisation without a GHN",
+    "train-ghn --begin-from rand --classes 4 --hid 8 -o FOLDER/run": "rand is an initialisation without a GHN",
+    "train-ghn --begin-from nowhere --classes 4 --hid 8 -o FOLDER/run": "Unknown GHN source 'nowhere'",
+    "predict test_resnet --source rand -o FOLDER/x/": "without a GHN: there is no prediction to share",
+    "predict test_resnet --source file:~nobody-of-that-name/x.pt -o FOLDER/x.safetensors": "~nobody-of-that-name",
+    "finetune x --search grid --grid opt=x -o FOLDER/x.jsonl": "opt must be sgd or adamw, not 'x'",
+    "finetune x --search grid --grid opt=[1] -o FOLDER/x.jsonl": "opt must be sgd or adamw, not [1]",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_mistakes_that_are_found_deep_inside(command: str, tmp_path: Path, capsys: Any) -> None:
+    assert main(command.replace("FOLDER", str(tmp_path)).split()) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("timm-ghn-init: error: ") and MISTAKES[command] in error
+    assert not list(tmp_path.iterdir())
 
 
 # -- interrupts --------------------------------------------------------------------------------------------------------

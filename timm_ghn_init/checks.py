@@ -1,7 +1,7 @@
 """What values may be: one vocabulary for options of the command line, arguments in Python and keys of sources.
 
 >>> POSITIVE.check("lr", -1)
-ValueError: lr must be above 0, not -1.
+timm_ghn_init.checks.InputError: lr must be above 0, not -1.
 """
 
 import math
@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from .text import clean
+from .text import Told, clean
+
+
+class InputError(Told, ValueError):
+    """What was asked for cannot be done; the message says what is wrong with it, and what to do instead.
+
+    A type of our own, so that the command line can tell it from a ValueError that is a bug.
+    """
+
 
 _MOST = 2**63 - 1  # what PyTorch's whole numbers hold
 _NAMESPACE = r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]{0,94}\w)?"
@@ -33,15 +41,15 @@ class Kind:
     parse: Callable[[str], Any] = str
 
     def check(self, name: str, value: object) -> None:
-        """Raise a ValueError that names the argument unless its value is of this kind."""
+        """Raise an InputError that names the argument unless its value is of this kind."""
         if not self.valid(value):
-            raise ValueError(f"{name} {self.problem(value)}.")
+            raise InputError(f"{name} {self.problem(value)}.")
 
     def read(self, text: str) -> Any:
         """The value that a text stands for.
 
         Raises:
-            ValueError: it stands for none of this kind.
+            InputError: it stands for none of this kind.
         """
         try:
             value = self.parse(text)
@@ -49,7 +57,7 @@ class Kind:
                 return value
         except (ValueError, KeyError):
             value = text
-        raise ValueError(self.problem(value if _too_large(value) else text))
+        raise InputError(self.problem(value if _too_large(value) else text))
 
     def problem(self, value: object) -> str:
         """What is wrong with a value, as a predicate."""
@@ -71,9 +79,10 @@ def whole(low: int = 0, high: int = _MOST) -> Kind:
     return Kind(f"a whole number from {low} {'on' if high == _MOST else f'to {high}'}", valid, _whole)
 
 
-def multiple(of: int) -> Kind:
-    """Whole numbers above 0 that can be divided by one."""
-    return Kind(f"a multiple of {of}", lambda value: whole(of).valid(value) and value % of == 0, _whole)
+def multiple(of: int, high: int) -> Kind:
+    """Whole numbers from `of` to `high` that can be divided by one."""
+    within = whole(of, high)
+    return Kind(f"a multiple of {of} up to {high}", lambda value: within.valid(value) and value % of == 0, _whole)
 
 
 def number(wanted: str, valid: Callable[[float], bool]) -> Kind:
@@ -148,6 +157,8 @@ POSITIVE = number("above 0", lambda value: value > 0)
 NOT_NEGATIVE = number("a finite number from 0 on", lambda value: value >= 0)
 PART = number("from 0 up to 1", lambda value: 0 <= value < 1)
 SEED = whole(0)
+CLASSES = whole(2, 10**6)  # of the classifiers that a GHN predicts
+WIDTH = multiple(4, 2**14)  # of a GHN's node embeddings
 PROCESSES = whole(0, 1024)  # more of them than any machine has cores take it down
 NAMESPACE = Kind(
     "the name of a user or an organisation on the Hub",

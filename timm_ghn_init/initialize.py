@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints.load import load_ghn, resolve_default
+from .checks import InputError
 from .ghn import GHN
 from .graph import model_name, refuse_unsupported
 from .recipe import baselines, finished, recipe
@@ -128,7 +129,7 @@ def _initialise(
             refuse_unwritable(model, name)
         place = Whole(model, name, seed, options, settle)
         if options.ghn is not None:
-            raise ValueError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
+            raise InputError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
         report = baselines.initialise(place, source, seed, options.progress)
     else:
         place = Whole(model, name, seed, options, settle)
@@ -151,7 +152,7 @@ def finished_key(
         As `init_model`.
     """
     if source.baseline:
-        raise ValueError(f"{source} needs no GHN: there is no prediction to keep.")
+        raise InputError(f"{source} needs no GHN: there is no prediction to keep.")
     chosen = resolve_default(source.prediction)
     return finished.find(model, Resolved(source, chosen, load_ghn(chosen)), input_size, seed)
 
@@ -178,13 +179,13 @@ def _check_sharded(place: Place, source: Source, cache: bool | None) -> None:
     if place.whole:
         return
     if source.baseline:
-        raise ValueError(
+        raise InputError(
             f"{place.name}: {source} draws whole parameters. Initialise the model with it before sharding it."
         )
     wanted = source.cache if cache is None else cache
     if wanted or source.hub or source.push:
         what = "cache" if wanted else "hub" if source.hub else "push"
-        raise ValueError(
+        raise InputError(
             f"{place.name} is sharded, and {what}= is for models that a process has whole. Leave it out; to keep the "
             "parameters, save them (see `save_sharded`)."
         )

@@ -9,6 +9,7 @@ post-processing of arXiv 2207.10049, Section 3. `KEYS` lists the keys. The paper
 
 import atexit
 import difflib
+import os
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
@@ -17,7 +18,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from .checks import FLAG, NAMESPACE, NOT_NEGATIVE, SEED, Kind, either, instance, one_of, whole
+from .checks import FLAG, NAMESPACE, NOT_NEGATIVE, SEED, InputError, Kind, either, instance, one_of, whole
 
 DEFAULT = "ghn"
 SHIPPED = "ghn2-formula"
@@ -245,9 +246,9 @@ class Source:
         _check_orth(self.name, self.orth, f"{self.name}-orth")
         for name, key in KEYS.items():
             if name not in self.keys and getattr(self, key.field) != _DEFAULTS[key.field]:
-                raise ValueError(f"Source {self.name!r}: {_has_no_key(self.name, name)}")
+                raise InputError(f"Source {self.name!r}: {_has_no_key(self.name, name)}")
         if not (self.orth or self.orthogonal):
-            raise ValueError(f"Source {self.name!r}: orthogonal=False (noise only) needs orth=True.")
+            raise InputError(f"Source {self.name!r}: orthogonal=False (noise only) needs orth=True.")
         object.__setattr__(self, "beta", float(self.beta))
 
     def __str__(self) -> str:
@@ -299,7 +300,7 @@ class Source:
     @property
     def path(self) -> Path | None:
         """The file of a "file:PATH" source."""
-        return Path(self.name.removeprefix("file:")).expanduser() if self.name.startswith("file:") else None
+        return Path(os.path.expanduser(self.name.removeprefix("file:"))) if self.name.startswith("file:") else None
 
     @property
     def tag(self) -> str | None:
@@ -371,19 +372,19 @@ def _read_query(query: str, text: str, source: str) -> dict[str, Any]:
     for pair in query.split("&"):
         name, equals, value = pair.partition("=")
         if name not in KEYS or not equals:
-            raise ValueError(
+            raise InputError(
                 f"Source {text!r}: {pair!r} is not key=value with one of the keys {', '.join(allowed)}."
                 + _did_you_mean(name, list(allowed))
             )
         if name not in allowed:
-            raise ValueError(f"Source {text!r}: {_has_no_key(source, name)}")
+            raise InputError(f"Source {text!r}: {_has_no_key(source, name)}")
         key = KEYS[name]
         if key.field in values:
-            raise ValueError(f"Source {text!r}: the key {name} is given twice.")
+            raise InputError(f"Source {text!r}: the key {name} is given twice.")
         try:
             values[key.field] = key.kind.read(value)
         except ValueError as error:
-            raise ValueError(f"Source {text!r}: {name} {error}.") from None
+            raise InputError(f"Source {text!r}: {name} {error}.") from None
     return values
 
 
@@ -394,9 +395,9 @@ def _check_name(name: str, text: str) -> None:
     if name.startswith("file:"):
         if re.fullmatch(_FILE, name, re.DOTALL):
             return
-        raise ValueError(f"Source {text!r}: the path after file: must end in {_SUFFIXES_OR}.")
+        raise InputError(f"Source {text!r}: the path after file: must end in {_SUFFIXES_OR}.")
     as_file = f" For a file, write file:{text}." if any(suffix in text for suffix in SUFFIXES) else ""
-    raise ValueError(
+    raise InputError(
         f"Unknown GHN source {text!r}.{as_file}{_did_you_mean(text.split('?')[0], [str(s) for s in list_sources()])} "
         f"Sources: {', '.join([DEFAULT, *KNOWN])}, file:PATH ({_SUFFIXES_OR}), each also with -orth and with "
         f"?key=value&... ({', '.join(KEYS)}); without a GHN {', '.join(BASELINES)}."
@@ -405,7 +406,7 @@ def _check_name(name: str, text: str) -> None:
 
 def _check_orth(name: str, orth: bool, text: str) -> None:
     if orth and name in BASELINES:
-        raise ValueError(f"Source {text!r}: {name} is not post-processed. Did you mean orth?")
+        raise InputError(f"Source {text!r}: {name} is not post-processed. Did you mean orth?")
 
 
 def _has_no_key(name: str, key: str) -> str:

@@ -2,7 +2,7 @@
 
 File names, metadata, what servers and libraries say: all of it may hold characters that steer a terminal or forge a
 line of a log, passwords and tokens. Errors and log messages show it through `clean`; the loggers of this package, which
-`logger` makes, do so by themselves.
+`logger` makes, do so by themselves, and `clean_logs_of` has those of a library do it.
 """
 
 import logging
@@ -26,6 +26,13 @@ def clean(value: object, most: int | None = None) -> str:
     return text if most is None or len(text) <= most else f"{text[:most]}..."
 
 
+class Told(Exception):
+    """An error that is meant for people: its message, which is cleaned, says what is wrong and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(clean(message))
+
+
 def as_cause(error: BaseException) -> BaseException | None:
     """An error to raise another one from; None if a traceback would show text of it that is not fit to be shown."""
     link: BaseException | None = error
@@ -42,6 +49,18 @@ def logger(name: str) -> logging.Logger:
     if _clean_arguments not in result.filters:
         result.addFilter(_clean_arguments)
     return result
+
+
+def clean_logs_of(package: str) -> None:
+    """Have the loggers of a library, once it is imported, say nothing that `clean` would not show."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == package:
+            logging.getLogger(name).addFilter(_clean_message)  # which changes nothing the second time
+
+
+def _clean_message(record: logging.LogRecord) -> bool:
+    record.msg, record.args = clean(record.getMessage()), ()
+    return True
 
 
 def _clean_arguments(record: logging.LogRecord) -> bool:

@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import nn
 
+from .checks import InputError
 from .own_init.deferred import DeferredInit, deferred_init
 from .report import InitReport
 from .sources import Source, is_source, parse_source
@@ -169,7 +170,7 @@ def _requested(name: str, pretrained: Any, config: Any, overlay: Any) -> Source 
     }
     found = {place: parse_source(text) for place, text in spelt.items() if is_source(text)}
     if len(set(found.values())) > 1:
-        raise ValueError(f"{name}: {' and '.join(f'{place}={str(s)!r}' for place, s in found.items())} disagree.")
+        raise InputError(f"{name}: {' and '.join(f'{place}={str(s)!r}' for place, s in found.items())} disagree.")
     return next(iter(found.values()), None)
 
 
@@ -177,7 +178,7 @@ def _refuse_other_weights(name: str, source: Source, place: str, config: Any) ->
     """Weights beside a source (timm's `--pretrained-path`, for one): which are meant?"""
     for key in _WEIGHTS:
         if _field(config, key):
-            raise ValueError(f"{name}: the weights of {key!r} in {place} and of {str(source)!r}: name only one.")
+            raise InputError(f"{name}: the weights of {key!r} in {place} and of {str(source)!r}: name only one.")
 
 
 def _field(config: Any, key: str) -> Any:

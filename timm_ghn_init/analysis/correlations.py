@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checks import InputError
 from ..recipe.postprocessing import list_layers
 from .inits import Create, check_inits, initialised
 
@@ -132,7 +133,7 @@ def compare(
 def _check_layers(layers: Sequence[int], n_layers: int, name: str) -> None:
     for layer in layers:
         if not 1 <= layer <= n_layers:
-            raise ValueError(f"{name} has no layer {layer}: give whole numbers from 1 to {n_layers}.")
+            raise InputError(f"{name} has no layer {layer}: give whole numbers from 1 to {n_layers}.")
 
 
 def _spread(items: Sequence[int], n: int) -> list[int]:
@@ -148,7 +149,7 @@ def check_correlations(data: Any) -> None:
         ValueError: it is not; the message names the first thing that is wrong.
     """
     if not isinstance(data, dict) or data.get("kind") != "correlations":
-        raise ValueError("its kind is not correlations")
+        raise InputError("its kind is not correlations")
     layers: Any = data.get("layers")
     rules: dict[str, Callable[[Any], bool]] = {
         "arch": lambda v: isinstance(v, str),
@@ -159,7 +160,7 @@ def check_correlations(data: Any) -> None:
     }
     for name, is_right in rules.items():
         if not is_right(data.get(name)):
-            raise ValueError(f"its {name} cannot be read")
+            raise InputError(f"its {name} cannot be read")
 
 
 def _is_layer(value: Any, number: int) -> bool:

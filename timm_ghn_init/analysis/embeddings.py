@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..checks import InputError
 from ..ghn import GHN
 from ..graph import Graph, trace
 from ..text import logger
@@ -43,7 +44,7 @@ def timm_architecture(name: str) -> Architecture:
 
     base = name.partition(".")[0]
     if not timm.is_model(base):
-        raise ValueError(f"Unknown architecture {name!r}; timm.list_models() lists all.")
+        raise InputError(f"Unknown architecture {name!r}; timm.list_models() lists all.")
     return Architecture(name, _model_to_module[base], lambda dialect: _trace_timm(base, dialect))
 
 
@@ -70,7 +71,7 @@ def timm_reference(size: int, patterns: Sequence[str] = ("*",), seed: int = 0) -
 
     names = [n for n in timm.list_models() if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
     if not names:
-        raise ValueError(f"No architecture of timm matches {','.join(patterns)}.")
+        raise InputError(f"No architecture of timm matches {','.join(patterns)}.")
     chosen = names if size >= len(names) else sorted(random.Random(seed).sample(names, size))
     return [timm_architecture(name) for name in chosen]
 
@@ -154,7 +155,7 @@ def place(
         points.append({"name": architecture.name, "group": architecture.group, "given": is_given})
         points[-1] |= {"nodes": len(graph.nodes), "value": _value(architecture.name, values or {})}
     if len(points) < 3:
-        raise ValueError("At least three architectures are needed: a larger reference set, or other patterns.")
+        raise InputError("At least three architectures are needed: a larger reference set, or other patterns.")
     coordinates, variance = project(np.stack(embeddings))
     for point, (x, y), embedding in zip(points, coordinates.tolist(), embeddings, strict=True):
         point |= {"x": x, "y": y, "embedding": embedding.tolist()}

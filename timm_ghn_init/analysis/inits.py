@@ -13,6 +13,8 @@ from torch import nn
 
 from ..checkpoints.formats import CheckpointError
 from ..checkpoints.load import load_ghn, resolve_default
+from ..checks import InputError
+from ..finetune.pretrained import WeightsUnavailable, with_timms_weights
 from ..finetune.protocol import PRETRAINED, TIMM
 from ..initialize import init_model
 from ..sources import is_source, parse_source
@@ -46,7 +48,7 @@ def check_inits(inits: list[str]) -> None:
         if is_source(init):
             parse_source(init)
         elif init not in (PRETRAINED, TIMM):
-            raise ValueError(f"Unknown initialisation {init!r}: give a source (see list), {PRETRAINED} or {TIMM}.")
+            raise InputError(f"Unknown initialisation {init!r}: give a source (see list), {PRETRAINED} or {TIMM}.")
 
 
 def obtainable(create: Create, inits: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -68,7 +70,7 @@ def obtainable(create: Create, inits: Sequence[str]) -> tuple[list[str], dict[st
         for init in dict.fromkeys(inits):
             try:
                 if init == PRETRAINED:
-                    _with_weights(create)
+                    with_timms_weights(create)
                 elif is_source(init) and not parse_source(init).baseline:
                     load_ghn(resolve_default(init))
             except (CheckpointError, WeightsUnavailable) as error:
@@ -126,25 +128,9 @@ def initialised(
     check_inits([init])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _with_weights(create) if init == PRETRAINED else create(False)
+        model = with_timms_weights(create) if init == PRETRAINED else create(False)
     if not is_source(init):
         return Initialised(init, model)
     own = parse_source(init).seed
     report = init_model(model, init, input_size=input_size, seed=seed if own is None else own, progress=progress)
     return Initialised(report.source, model, report.layer, frozenset(report.predicted))
-
-
-class WeightsUnavailable(ValueError):
-    """timm's weights cannot be had here and now."""
-
-
-def _with_weights(create: Create) -> nn.Module:
-    try:
-        return create(True)
-    except (OSError, RuntimeError, ValueError) as error:
-        kind = WeightsUnavailable if isinstance(error, OSError) else ValueError  # no network, or no such weights
-        raise kind(
-            f"{PRETRAINED}: timm's weights cannot be had ({' '.join(str(error).split())}) Leave {PRETRAINED} out, name "
-            "an architecture and tag that timm.list_pretrained() lists, or bring the weights: run once with a network "
-            "and copy the Hugging Face cache (HF_HOME) to this machine."
-        ) from error

@@ -4,6 +4,8 @@ import csv
 import math
 from pathlib import Path
 
+from ..checks import InputError
+
 
 def read_values(path: str | Path, column: str | None = None) -> tuple[str, dict[str, float]]:
     """Read one column of numbers.
@@ -25,15 +27,15 @@ def read_values(path: str | Path, column: str | None = None) -> tuple[str, dict[
             reader = csv.DictReader(file)
             names, rows = list(reader.fieldnames or ()), list(reader)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no CSV: {error}") from error
+        raise InputError(f"{path} is no CSV: {error}") from error
     key = next((n for n in names if n in ("model", "name")), names[0] if names else "")
     if column is None:
         column = next((n for n in names if n != key and rows and _number(rows[0][n]) is not None), None)
     if column is None or column not in names:
-        raise ValueError(f"{path} has no column {column or 'of numbers'!r}; it has {', '.join(names) or 'none'}.")
+        raise InputError(f"{path} has no column {column or 'of numbers'!r}; it has {', '.join(names) or 'none'}.")
     numbers = {row[key]: number for row in rows if row[key] and (number := _number(row[column])) is not None}
     if not numbers:
-        raise ValueError(f"{path}: there is no number in the column {column!r}.")
+        raise InputError(f"{path}: there is no number in the column {column!r}.")
     return column, numbers
 
 

@@ -16,7 +16,7 @@ from urllib.request import (
     build_opener,
 )
 
-from ..text import clean, logger
+from ..text import Told, clean, logger
 
 _logger = logger(__name__)
 
@@ -29,7 +29,7 @@ _CHUNK = 2**18
 _ATTEMPTS = 20
 
 
-class DownloadError(RuntimeError):
+class DownloadError(Told, RuntimeError):
     """The file did not come, or not whole. The message is one line without anybody's password."""
 
     def __init__(self, message: str) -> None:

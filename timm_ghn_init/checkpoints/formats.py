@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..text import as_cause, clean
+from ..checks import FLAG, Kind, one_of, whole
+from ..text import Told, as_cause
 from .joblib_files import read_joblib
 from .safetensors_header import check_size, header
 from .stand_ins import LazyTensor
@@ -28,11 +29,8 @@ if TYPE_CHECKING:
     from ..ghn import GHN
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(Told, RuntimeError):
     """A GHN's file cannot be had, read or trusted. The message names the file, the cause and the way out."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(clean(message))
 
 
 @dataclass(frozen=True)
@@ -250,38 +248,18 @@ def _unwrap(loaded: Any) -> tuple[Any, Any]:
 # Checking
 
 
-class _Item(NamedTuple):
-    """One entry of a config: what it may be, in code and in words."""
-
-    valid: Callable[[Any], bool]
-    wanted: str
-
-
-def _up_to(most: int) -> _Item:
-    return _Item(lambda v: type(v) is int and 1 <= v <= most, f"a whole number from 1 to {most}")
-
-
-def _one_of(*names: str) -> _Item:
-    return _Item(lambda v: type(v) is str and v in names, " or ".join(map(repr, names)))
-
-
-_BOOL = _Item(lambda v: type(v) is bool, "True or False")
-_SHAPE = _Item(
-    lambda v: isinstance(v, list | tuple) and len(v) == 4 and all(type(n) is int and 1 <= n <= 4096 for n in v),
-    "four whole numbers from 1 to 4096",
-)
-
-_CONFIG: dict[str, _Item] = {
-    "max_shape": _SHAPE,
-    "num_classes": _up_to(10**6),
-    "hypernet": _one_of("gatedgnn", "mlp", "graphormer"),
-    "decoder": _one_of("conv", "mlp"),
-    "weight_norm": _BOOL,
-    "ve": _BOOL,
-    "layernorm": _BOOL,
-    "hid": _up_to(2**14),
-    "heads": _up_to(2**10),
-    "layers": _up_to(2**10),
+_SIDE = whole(1, 4096)
+_CONFIG: dict[str, Kind] = {
+    "max_shape": Kind(
+        "four whole numbers from 1 to 4096",
+        lambda v: isinstance(v, list | tuple) and len(v) == 4 and all(map(_SIDE.valid, v)),
+    ),
+    "num_classes": whole(1, 10**6),
+    "hypernet": one_of("gatedgnn", "mlp", "graphormer"),
+    "decoder": one_of("conv", "mlp"),
+    **dict.fromkeys(("weight_norm", "ve", "layernorm"), FLAG),
+    "hid": whole(1, 2**14),
+    **dict.fromkeys(("heads", "layers"), whole(1, 2**10)),
 }
 _MAX_BYTES = 2**34
 _REQUIRED = ("max_shape", "num_classes")
@@ -358,8 +336,7 @@ def _check_config(config: Any, path: Path) -> dict[str, Any]:
                 "It may need a newer timm_ghn_init."
             )
         if not _CONFIG[name].valid(value):
-            wanted, given = _CONFIG[name].wanted, reprlib.repr(value)  # a hostile value's repr() has no bound
-            raise CheckpointError(f"{path}: {name} in its config must be {wanted}, not {given}.")
+            raise CheckpointError(f"{path}: {name} in its config {_CONFIG[name].problem(value)}.")
     for name in _REQUIRED:
         if name not in config:
             raise CheckpointError(f"{path}: its config lacks {name}.")

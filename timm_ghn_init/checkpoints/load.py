@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from ..atomic import own_folder, replacing, resumable
+from ..checks import InputError
 from ..ranks import agree
 from ..sources import DEFAULT, KNOWN, SHIPPED, SUFFIXES, KnownGHN, Source, parse_source
-from ..text import as_cause, logger
+from ..text import as_cause, clean_logs_of, logger
 from .download import DownloadError, download
 from .formats import CheckpointError, GHNFile, build, check_finite, open_ghn, write_ghn
 
@@ -95,10 +96,10 @@ def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = 
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: a GHN is saved as .safetensors.")
+        raise InputError(f"{path}: a GHN is saved as .safetensors.")
     metadata = ({} if ghn.depth is None else {"depth": str(ghn.depth)}) | dict(metadata or {})
     if not all(isinstance(text, str) for item in metadata.items() for text in item):
-        raise ValueError(f"{path}: metadata must be strings, names and values.")
+        raise InputError(f"{path}: metadata must be strings, names and values.")
 
     def load(name: str, tensor: "torch.Tensor") -> "torch.Tensor":
         check_finite(tensor, name, path)
@@ -131,7 +132,7 @@ def fetch(name: str | Source, progress: bool | None = None) -> Path:
 
 def _fetch(source: Source, progress: bool | None) -> Path:
     if source.baseline:
-        raise ValueError(f"{source} is an initialisation without a GHN: there is nothing to fetch.")
+        raise InputError(f"{source} is an initialisation without a GHN: there is nothing to fetch.")
     ghn = source.known
     if ghn is None:
         assert source.path is not None  # nothing else is left
@@ -182,11 +183,11 @@ def named_default() -> str | None:
     try:
         chosen = parse_source(named)
     except ValueError as error:
-        raise ValueError(f"TIMM_GHN_DEFAULT={named}: {error}") from None
+        raise InputError(f"TIMM_GHN_DEFAULT={named}: {error}") from None
     if chosen.baseline:
-        raise ValueError(f"TIMM_GHN_DEFAULT={named}: it names an initialisation without a GHN. Name a GHN, e.g. ghn2.")
+        raise InputError(f"TIMM_GHN_DEFAULT={named}: it names an initialisation without a GHN. Name a GHN, e.g. ghn2.")
     if str(chosen) != chosen.name:
-        raise ValueError(f"TIMM_GHN_DEFAULT={named}: it names a GHN and no more. Use TIMM_GHN_DEFAULT={chosen.name}.")
+        raise InputError(f"TIMM_GHN_DEFAULT={named}: it names a GHN and no more. Use TIMM_GHN_DEFAULT={chosen.name}.")
     return None if chosen.name == DEFAULT else chosen.name
 
 
@@ -267,7 +268,7 @@ def _load(stamp: _Stamp, fetched: bool, depth: float | None, device: str) -> "GH
 def _own_path(name_or_path: str | Path | Source) -> Path | None:
     """The path of a file that the user names; None if it is a source."""
     if isinstance(name_or_path, str) and name_or_path.endswith(SUFFIXES) and not name_or_path.startswith("file:"):
-        return Path(name_or_path).expanduser()
+        return Path(os.path.expanduser(name_or_path))
     return name_or_path if isinstance(name_or_path, Path) else None
 
 
@@ -373,6 +374,7 @@ def _from_hub(ghn: KnownGHN) -> Path:
     """Through huggingface_hub, whose business are its cache, interrupted downloads, tokens and working offline."""
     from huggingface_hub import hf_hub_download
 
+    clean_logs_of("huggingface_hub")
     try:
         return Path(hf_hub_download(ghn.hub, ghn.file))
     except Exception as error:  # its errors have no common base

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checks import InputError
+
 if TYPE_CHECKING:
     import torch
 
-LARGEST = 2**22  # bytes of a header that is read; with 2000 tensors and our metadata it has a tenth
+LARGEST = 2**21  # bytes of a header that is read; with 2000 tensors and our metadata it has a fifth
 
 _CODES = {
     "float64": "F64",
@@ -62,7 +64,7 @@ def header(
     for name, (shape, dtype) in entries.items():
         code = _CODES.get(str(dtype).removeprefix("torch."))
         if code is None:
-            raise ValueError(f"{name} is {dtype}, which safetensors files cannot hold.")
+            raise InputError(f"{name} is {dtype}, which safetensors files cannot hold.")
         start, end = end, end + dtype.itemsize * math.prod(shape)
         described[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(described).encode()

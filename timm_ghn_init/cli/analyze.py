@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..sources import DEFAULT
+from ..sources import DEFAULT, parse_source
 from ..text import logger
 from ..version import __version__
 from .arguments import Command, add_architecture, add_source, add_sources, nested, whole
 from .files import output_path, writing
 from .finetune import INITS
 from .messages import UserError, mistakes, one_line, table
-from .models import read_source, with_weights
+from .models import with_weights
 from .results import plain, show
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def embed(args: argparse.Namespace) -> int:
     from ..checkpoints.load import load_ghn, resolve_default
 
     output = picture_path(args)
-    source = read_source(args.source)
+    source = parse_source(args.source)
     if source.baseline:
         raise UserError(f"{source} is an initialisation without a GHN and embeds nothing. Name a GHN, e.g. ghn2.")
     if args.column and not args.values:

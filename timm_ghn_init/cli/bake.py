@@ -13,7 +13,7 @@ from ..text import logger
 from .arguments import AGAIN, Command, add_model_options, add_prediction, option
 from .files import writing_folder
 from .messages import UserError, did_you_mean, one_line, table
-from .models import build_initialised, model_key, read_source
+from .models import build_initialised, model_key, read_predicting
 from .push import need_token
 from .results import show
 
@@ -40,7 +40,7 @@ def bake(args: argparse.Namespace) -> int:
 
     from ..ranks import gather, share
 
-    source = read_source(args.source).prediction
+    source = read_predicting(args.source).prediction
     names = _architectures(args.models)
     (part, parts), (rank, ranks) = args.shard, share()
     mine = names[part + rank * parts :: parts * ranks]

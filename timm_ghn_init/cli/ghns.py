@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from ..sources import BASELINES, DEFAULT, KNOWN, SUFFIXES, list_sources
 from .arguments import AGAIN, Command, add_needed_source
-from .messages import mistakes, table
-from .models import read_source
+from .messages import table
 from .results import show
 
 
@@ -51,7 +50,6 @@ def fetch(args: argparse.Namespace) -> int:
     """Download a GHN, if it is not here yet, and print its path."""
     from ..checkpoints import load as checkpoints
 
-    with mistakes(ValueError):  # a source without a GHN
-        path = checkpoints.fetch(read_source(args.source))
+    path = checkpoints.fetch(args.source)
     show(args, {"path": path}, str(path))
     return 0

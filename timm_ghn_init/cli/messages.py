@@ -5,12 +5,12 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from ..text import clean
+from ..text import Told, clean
 
 PROG = "timm-ghn-init"
 
 
-class UserError(Exception):
+class UserError(Told):
     """A mistake of the user; the message says what to do instead."""
 
 

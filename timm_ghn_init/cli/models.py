@@ -1,7 +1,8 @@
 """From options to models, graphs, devices and sources."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -27,6 +28,7 @@ _WEIGHTS = (  # of `create_model`, what says where weights come from
     *("checkpoint_path", "cache_dir"),
 )
 _LARGE = 10_000  # a size up to which no model is too large for a machine
+_MOST_WEIGHTS = 10_000  # the largest models of timm have 3000, buffers included
 
 
 def create_architecture(args: argparse.Namespace) -> "nn.Module":
@@ -73,13 +75,42 @@ def _check_memory(args: argparse.Namespace, options: dict[str, Any]) -> None:
     """Raise for a model that this machine cannot hold: the system would kill the process half-way."""
     import torch
 
-    if not any(isinstance(value, int) and value > _LARGE for value in options.values()):
-        return
-    with torch.device("meta"):
-        model, _ = _create(args, options)
-    needed, there = sum(t.nbytes for t in (*model.parameters(), *model.buffers())), _memory()
-    if there is not None and needed > there:
-        raise MemoryError(f"{needed / 1e9:,.0f} GB would be needed, and there are {there / 1e9:,.0f} GB of memory")
+    if any(isinstance(value, int) and value > _LARGE for value in _flat(options.values())):
+        with torch.device("meta"), _counted(_memory()):
+            _create(args, options)
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """Values, and those in lists and tuples."""
+    for value in values:
+        yield from _flat(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+@contextmanager
+def _counted(most: int | None) -> "Iterator[None]":
+    """Raise a MemoryError when a model that is being built gets more bytes than there are, or weights without end."""
+    from torch.nn.modules import module
+
+    seen: dict[str, int] = {"bytes": 0, "weights": 0}
+
+    def count(owner: Any, name: str, tensor: Any) -> None:
+        if tensor is not None:
+            seen["bytes"] += tensor.nbytes
+            seen["weights"] += 1
+        if most is not None and seen["bytes"] > most:
+            raise MemoryError(
+                f"{seen['bytes'] / 1e9:,.0f} GB would be needed, and there are {most / 1e9:,.0f} GB of memory"
+            )
+        if seen["weights"] > _MOST_WEIGHTS:
+            raise MemoryError(f"it would have more than {_MOST_WEIGHTS:,} weights")
+
+    registered = (module.register_module_parameter_registration_hook, module.register_module_buffer_registration_hook)
+    handles = [register(count) for register in registered]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _memory() -> int | None:
@@ -162,12 +193,11 @@ def read_ghn(text: str) -> Reads:
     """What a source's GHN reads and predicts; its checkpoint is not needed if it has a name."""
     from ..checkpoints.load import expected_default, load_ghn
 
-    source, why = read_source(text), ""
+    source, why = parse_source(text), ""
     if source.baseline:
         raise UserError(f"{source} is an initialisation without a GHN and needs no graph. Name a GHN, e.g. ghn2.")
     if source.name == DEFAULT:
-        with mistakes(ValueError):
-            name, why = expected_default()
+        name, why = expected_default()
         source = replace(source, name=name)
     about = source.known or load_ghn(source)
     return Reads(source, why, about.dialect, about.num_classes)
@@ -211,7 +241,11 @@ def read_device(name: str | None) -> "torch.device | None":
         raise UserError(f"--device {name}: {cause}") from error
 
 
-def read_source(text: str) -> Source:
-    """`parse_source`, where an error is the user's."""
-    with mistakes(ValueError):
-        return parse_source(text)
+def read_predicting(text: str) -> Source:
+    """`parse_source` of what has a GHN, and so a prediction that others can take."""
+    source = parse_source(text)
+    if source.baseline:
+        raise UserError(
+            f"{source} is an initialisation without a GHN: there is no prediction to share. Name a GHN, e.g. ghn2."
+        )
+    return source

@@ -2,10 +2,11 @@
 
 import argparse
 
+from ..sources import parse_source
 from ..weights.files import provenance, save, state_dict
 from .arguments import Command, add_architecture, add_prediction
 from .files import is_folder, output_path, writing, writing_folder
-from .models import build_initialised, read_source
+from .models import build_initialised, read_predicting
 from .results import show
 
 
@@ -25,7 +26,7 @@ def add(command: Command) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Write the weights that a source predicts for an architecture, as a file or folder that timm loads."""
     folder, output = is_folder(args.output), output_path(args.output, (".safetensors",), folder=True)
-    source = read_source(args.source)
+    source = (read_predicting if folder else parse_source)(args.source)
     from ..weights.push import write_folder  # torch and timm, seconds: after what can be told without them
 
     model, options, report, seed = build_initialised(args, source)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from .arguments import Command, add_architecture, add_prediction
 from .messages import UserError, mistakes
-from .models import build_initialised, model_key, read_source
+from .models import build_initialised, model_key, read_predicting
 from .results import show
 
 
@@ -26,7 +26,7 @@ def push(args: argparse.Namespace) -> int:
 
     check_repo_id(args.repo)
     need_token()
-    source = read_source(args.source).prediction
+    source = read_predicting(args.source).prediction
     key, _ = model_key(args, source)
     model, options, report, seed = build_initialised(args, source)
     report = replace(report, key=key)

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..checks import PROCESSES, multiple
+from ..checks import CLASSES, PROCESSES, WIDTH
 from .arguments import Command, add_needed_source, as_source, number, option, seconds, whole
 from .messages import mistakes, table
-from .models import read_device, read_source
+from .models import read_device
 from .results import show
 
 
@@ -19,7 +19,9 @@ def add(command: Command) -> None:
         "--data", default="formula", help="formula, digits, cifar10, fashion-mnist or a folder (default: %(default)s)"
     )
     sub.add_argument("--data-dir", metavar="DIR", help="where cifar10 and fashion-mnist lie or go to (default: data)")
-    sub.add_argument("--classes", type=whole(2), default=100, metavar="N", help="of formula (default: %(default)s)")
+    sub.add_argument(
+        "--classes", type=option(CLASSES), default=100, metavar="N", help="of formula (default: %(default)s)"
+    )
     sub.add_argument("--steps", type=whole(1), default=10_000, help="of the optimiser (default: %(default)s)")
     sub.add_argument("--time-budget", type=seconds, metavar="TIME", help="stop after, e.g., 90m; --resume goes on")
     sub.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
@@ -32,9 +34,7 @@ def add(command: Command) -> None:
     sub.add_argument("--max-macs", type=number, help="multiplications per image of a network (default: 2e6)")
     sub.add_argument("--lr", type=number, default=1e-3, help="default: %(default)s")
     sub.add_argument("--clip", type=number, default=0.3, help="largest norm of the gradient (default: %(default)s)")
-    sub.add_argument(
-        "--hid", type=option(multiple(4)), default=32, help="width of node embeddings (default: %(default)s)"
-    )
+    sub.add_argument("--hid", type=option(WIDTH), default=32, help="width of node embeddings (default: %(default)s)")
     sub.add_argument("--seed", type=whole(0), default=0)
     sub.add_argument("--device", help="default: CUDA if there is one, else CPU")
     sub.add_argument("--workers", type=option(PROCESSES), default=0, help="processes that prepare images")
@@ -92,7 +92,7 @@ def eval_ghn(args: argparse.Namespace) -> int:
     from ..images.batches import open_images
     from ..training.evaluate import evaluate, summary
 
-    ghn = load_ghn(read_source(args.source), read_device(args.device) or "cpu")
+    ghn = load_ghn(args.source, read_device(args.device) or "cpu")
     with mistakes(ValueError):
         images = open_images(args.data, ghn.num_classes, args.data_dir)
         scores = evaluate(ghn, images, networks=args.networks, seed=args.seed)

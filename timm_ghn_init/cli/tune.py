@@ -3,12 +3,13 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ..checks import PROCESSES
+from ..checks import PROCESSES, InputError
+from ..sources import parse_source
 from .analyze import picture_path, present
 from .arguments import AGAIN, Command, add_source, option, seconds, whole
 from .finetune import add_trial_options, given, less_messages
 from .messages import UserError, mistakes, table
-from .models import read_device, read_source
+from .models import read_device
 
 if TYPE_CHECKING:
     from ..finetune import Runs
@@ -46,7 +47,7 @@ def tune(args: argparse.Namespace) -> int:
     from ..finetune.data import load
     from ..finetune.tuning import Tuning
 
-    source = read_source(args.source)
+    source = parse_source(args.source)
     if not source.orth:
         raise UserError(f"{source} is not post-processed: there is no L to tune. Name a GHN with -orth.")
     output = picture_path(args)
@@ -85,7 +86,7 @@ def _count_layers(arch: str) -> int:
     from ..recipe.postprocessing import list_layers
 
     if not timm.is_model(arch):
-        raise ValueError(f"Unknown architecture {arch!r}; timm.list_models() lists all.")
+        raise InputError(f"Unknown architecture {arch!r}; timm.list_models() lists all.")
     with torch.device("meta"):
         return len(list_layers(timm.create_model(arch)))
 

@@ -6,11 +6,10 @@ import io
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..sources import Source
+from ..sources import Source, parse_source
 from ..text import logger
 from .arguments import Command, add_source
 from .messages import UserError, did_you_mean, table
-from .models import read_source
 from .results import show
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def verify(args: argparse.Namespace) -> int:
     names = torchvision.models.list_models(module=torchvision.models)
     if args.arch not in names:
         raise UserError(f"Unknown torchvision model {args.arch!r}.{did_you_mean(args.arch, names)}")
-    source = Source(read_source(args.source).name)
+    source = Source(parse_source(args.source).name)
     ghn = load_ghn(source, "cpu")
     if ghn.dialect != "ghn2":
         raise UserError(f"{source} is a GHN-3, and ppuda knows only GHN-1 and GHN-2.")

@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from types import FrameType
 from typing import Any
 
-from ..text import logger
+from ..text import Told, logger
 from .messages import PROG, one_line
 
 _logger = logger(__name__)
@@ -65,7 +65,7 @@ def leave(work: Callable[[], int], go_on: Callable[[], str]) -> int:
 
 def _said(error: Exception) -> str | None:
     """What to say of an error; None of a bug."""
-    if _is_ours(error):
+    if isinstance(error, Told):
         return str(error)
     if _is_out_of_memory(error):
         return f"there is not enough memory: {str(error).strip() or type(error).__name__}"
@@ -73,12 +73,6 @@ def _said(error: Exception) -> str | None:
         files = " -> ".join(os.fsdecode(f) for f in (error.filename, error.filename2) if isinstance(f, (str, bytes)))
         return f"{files}: {error.strerror}" if files and error.strerror else str(error) or type(error).__name__
     return None
-
-
-def _is_ours(error: Exception) -> bool:
-    """Whether it is of one of this package's types: their messages say what is wrong and what to do."""
-    package = f"{__name__.partition('.')[0]}."
-    return any(kind.__module__.startswith(package) for kind in type(error).__mro__)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

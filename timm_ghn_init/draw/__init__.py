@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..atomic import replacing
+from ..checks import InputError
 from ..graph import Graph
 from ..text import clean
 from .compose import MOST_LABELLED_NODES, layout
@@ -53,7 +54,7 @@ def draw(
     path = Path(path)
     render = FORMATS.get(path.suffix.lower())
     if render is None:
-        raise ValueError(f"{path}: a graph is drawn as .svg, .png, .pdf or .dot, by the suffix of the file.")
+        raise InputError(f"{path}: a graph is drawn as .svg, .png, .pdf or .dot, by the suffix of the file.")
     content = render(layout(graph, clean(title or "Primitive graph"), labels=labels, folded=folded))
     with replacing(path) as temporary:
         temporary.write_bytes(content)

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..initialize import init_model
 from ..sources import is_source, parse_source
+from .pretrained import with_timms_weights
 from .protocol import PRETRAINED, Trial
 from .stem import LARGEST, adapt_stem
 
@@ -28,6 +29,7 @@ def build(trial: Trial, classes: int, device: torch.device | str | None = None) 
 
     Raises:
         RuntimeError: unknown architecture.
+        WeightsUnavailable, InputError: timm's weights cannot be had.
         Whatever `init_model` raises.
     """
     import timm
@@ -36,7 +38,11 @@ def build(trial: Trial, classes: int, device: torch.device | str | None = None) 
     config = timm.get_pretrained_cfg(trial.arch)
     if config is not None and config.fixed_input_size:
         options["img_size"] = trial.image_size
-    model = timm.create_model(trial.arch, pretrained=trial.init == PRETRAINED, num_classes=classes, **options)
+
+    def create(pretrained: bool) -> nn.Module:
+        return timm.create_model(trial.arch, pretrained=pretrained, num_classes=classes, **options)
+
+    model = with_timms_weights(create) if trial.init == PRETRAINED else create(False)
     adapt = trial.image_size <= LARGEST and not trial.keep_stem
     facts: dict[str, Any] = {"stem": adapt_stem(model) if adapt else {}}
     if is_source(trial.init):

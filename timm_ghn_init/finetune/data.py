@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..checks import InputError
 from ..images import datasets
 from ..images.folder import Files, check_images
 from ..images.split import Chosen, split_off
@@ -93,7 +94,7 @@ def choose(classes: Tensor, trial: Trial, known: "_Known") -> Chosen:
     validation = known.validation if trial.validation is None else trial.validation
     chosen = split_off(classes, order, trial.labels, validation, not known.shuffled, trial.data)
     if not known.has_test and len(chosen.rest) == 0:
-        raise ValueError(
+        raise InputError(
             f"{trial.data}: with {trial.labels or 'all'} labels no images are left to test on; ask for less."
         )
     return chosen

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..checks import InputError
 from ..text import logger
 from .protocol import Trial, settled
 from .results import Record, Runs
@@ -114,7 +115,7 @@ def searched(candidates: Iterable[Trial]) -> list[Trial]:
     """
     trials = [replace(settled(t), stage="search", seed=SEARCH_SEED) for t in candidates]
     if not trials or any(t.validation == 0 for t in trials):
-        raise ValueError("Choosing hyper-parameters takes candidates, and validation images to choose by.")
+        raise InputError("Choosing hyper-parameters takes candidates, and validation images to choose by.")
     return list({t.key: t for t in trials}.values())
 
 

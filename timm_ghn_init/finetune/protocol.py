@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from ..checkpoints.load import fetch, resolve_default, sha256
-from ..checks import NOT_NEGATIVE, PART, POSITIVE, SEED, Kind, check_all, one_of, or_none, shown, whole
+from ..checks import NOT_NEGATIVE, PART, POSITIVE, SEED, InputError, Kind, check_all, one_of, or_none, shown, whole
 from ..sources import is_source, parse_source
 
 PRETRAINED = "pretrained"
@@ -78,7 +78,7 @@ class Trial:
             if field.type is float and type(value) is int:
                 object.__setattr__(self, field.name, float(value))  # one spelling, one key
             elif field.type in _TYPES and type(value) is not field.type:
-                raise ValueError(f"{field.name} must be {_TYPES[field.type]}, not {shown(value)}.")
+                raise InputError(f"{field.name} must be {_TYPES[field.type]}, not {shown(value)}.")
         check_all(_KINDS, vars(self))
 
     @property
@@ -121,6 +121,6 @@ def _resolve(init: str, default: str) -> tuple[str, str]:
     if init in (PRETRAINED, TIMM):
         return init, ""
     if not is_source(init):
-        raise ValueError(f"Unknown initialisation {init!r}: give a source (see list), {PRETRAINED} or {TIMM}.")
+        raise InputError(f"Unknown initialisation {init!r}: give a source (see list), {PRETRAINED} or {TIMM}.")
     source = resolve_default(parse_source(init))
     return str(source), "" if source.baseline else sha256(fetch(source))

@@ -71,6 +71,8 @@ class Runs:
         try:
             yield key not in self.finished()
         finally:
+            if not self.checkpoint(key).exists():  # it is finished, or failed before it could be gone on with
+                self.discard(key)
             lock.release()
 
     def checkpoint(self, key: str) -> Path:
@@ -78,7 +80,7 @@ class Runs:
         return self._folder / f"{key}.pt"
 
     def discard(self, key: str) -> None:
-        """Remove what is kept of a run that is finished. Who claims it now finds it in the file."""
+        """Remove what is kept of a run that is finished, or has not come far. Who claims it now looks in the file."""
         self.checkpoint(key).unlink(missing_ok=True)
         self._lock(key).unlink(missing_ok=True)
         with suppress(OSError):  # not empty

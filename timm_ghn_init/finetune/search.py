@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from ..checks import InputError
 from ..sources import KEYS, is_source, parse_source
 from .plans import Results, best, ranked, searched
 from .presets import GRID, LEARNING_RATES
@@ -34,11 +35,11 @@ def grid(trial: Trial, values: Mapping[str, Sequence[Any]] | None = None) -> lis
     axes: dict[str, Sequence[Any]] = {**GRID, **(values or {})}
     for name in axes:
         if name not in SEARCHABLE:
-            raise ValueError(f"There is no hyper-parameter {name!r} to search; there are {', '.join(SEARCHABLE)}.")
+            raise InputError(f"There is no hyper-parameter {name!r} to search; there are {', '.join(SEARCHABLE)}.")
     found: dict[str, Trial] = {}
     for combination in itertools.product(*axes.values()):
         chosen = dict(zip(axes, combination, strict=True))
-        for lr in (chosen.pop("lr"),) if "lr" in chosen else LEARNING_RATES[chosen["opt"]]:
+        for lr in (chosen.pop("lr"),) if "lr" in chosen else LEARNING_RATES.get(str(chosen["opt"]), (trial.lr,)):
             candidate = settled(_with(trial, {**chosen, "lr": lr}))
             found.setdefault(candidate.key, candidate)
     return list(found.values())

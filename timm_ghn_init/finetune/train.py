@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..checks import InputError
 from .build import build
 from .checkpoint import Checkpoint
 from .data import Data, Split, load
@@ -238,7 +239,7 @@ def _statistics(arch: str) -> tuple[Any, Any]:
     from timm.models import PretrainedCfg
 
     if not timm.is_model(arch):
-        raise ValueError(f"Unknown architecture {arch!r}; timm.list_models() lists all.")
+        raise InputError(f"Unknown architecture {arch!r}; timm.list_models() lists all.")
     config = timm.get_pretrained_cfg(arch) or PretrainedCfg()
     return config.mean, config.std
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..checks import shown
+from ..checks import InputError, shown
 from ..checks import whole as whole_number
 from .nested import named_tensors
 
@@ -108,7 +108,7 @@ def given(example_inputs: Any) -> Inputs:
     else:
         inputs = Inputs(example_inputs if isinstance(example_inputs, tuple) else (example_inputs,))
     if not any(True for _ in inputs._tensors()):
-        raise ValueError(
+        raise InputError(
             "example_inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments with a "
             f"tensor among them, not {type(example_inputs).__name__} without any."
         )
@@ -279,7 +279,7 @@ def _parse(size: int | Sequence[Any], stem: Stem) -> Iterator[list[tuple[int, ..
     extents: tuple[Any, ...] = tuple(size) if isinstance(size, Sequence) else (size,) * max(stem.dims, 1)
     n = len(extents)
     if not all(map(_SIDE.valid, extents)) or not 0 < n < 5:
-        raise ValueError(
+        raise InputError(
             f"input_size must be an int, (H, W), (C, H, W), (features,) or a list of those, not {shown(size)}."
         )
     spatial = stem.dims > 0 if whole else (n == 2 and stem.dims > 1) or n == stem.dims == 3

@@ -5,14 +5,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..text import clean, logger
+from ..checks import InputError
+from ..text import Told, clean, logger
 from .inputs import Inputs, attempts, given
 from .recorder import ForwardError, Recorder
 
 _logger = logger(__name__)
 
 
-class TraceError(RuntimeError):
+class TraceError(Told, RuntimeError):
     """The model could not be run or holds nothing that a GHN predicts; the message names it and the way out."""
 
 
@@ -72,7 +73,7 @@ def _inputs(model: nn.Module, input_size: Any, example_inputs: Any, failures: li
     if example_inputs is None:
         return attempts(model, input_size, lambda: failures[-1].error.first_layer)
     if input_size is not None:
-        raise ValueError("Say what the forward pass takes by input_size= or by example_inputs=, not by both.")
+        raise InputError("Say what the forward pass takes by input_size= or by example_inputs=, not by both.")
     return iter((given(example_inputs),))
 
 

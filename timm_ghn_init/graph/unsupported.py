@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ..checks import InputError
+
 
 class _Kind(NamedTuple):
     """A kind of model that is refused, known by the classes of its modules, parameters and buffers."""
@@ -74,7 +76,7 @@ def refuse_unsupported(model: Any, name: str) -> None:
         kind = kinds[type(part)] or _kind_by_attributes(part)
         if kind is not None:
             where = f"{path} is" if path else "the model is"
-            raise ValueError(f"{name}: {where} {kind.what}. {kind.way_out} Nothing was changed.")
+            raise InputError(f"{name}: {where} {kind.what}. {kind.way_out} Nothing was changed.")
     if not isinstance(model, nn.Module):
         raise TypeError(f"A model is a torch.nn.Module, not {type(model).__module__}.{type(model).__qualname__}.")
 

@@ -4,6 +4,8 @@
 that are in memory to the training of a GHN.
 """
 
+from ..text import Told
 
-class DatasetError(RuntimeError):
+
+class DatasetError(Told, RuntimeError):
     """A data set cannot be had or read; the message says which and what to do."""

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import InputError
+
 
 @dataclass(frozen=True)
 class Split:
@@ -67,7 +69,7 @@ def split_off(classes: Tensor, order: Tensor, labels: int, validation: int, last
         ValueError: there are not that many.
     """
     if labels + validation > len(order) or validation >= len(order):
-        raise ValueError(
+        raise InputError(
             f"{what} has {len(order)} images to choose from: {labels} labels and {validation} for validation are too "
             "many. Ask for less with labels and validation."
         )

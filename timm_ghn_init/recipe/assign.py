@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from ..ghn import Tile
 from ..own_init.stand_ins import named_tensors
+from ..text import Told
 from ..threads import one_thread
 from .parametrised import Parametrised, parametrised
 from .pending import Pending
 
 
-class PredictionError(RuntimeError):
-    """A GHN predicts what no parameter can be; the message names the model, the parameter and the GHN."""
+class PredictionError(Told, RuntimeError):
+    """What would be written is what no parameter can be; the message names the parameter."""
 
 
 def check_finite(tiles: Mapping[str, Tile], what: str) -> None:

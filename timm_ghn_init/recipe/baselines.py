@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checks import InputError
 from ..report import InitReport
 from ..sources import Source
 from ..threads import one_thread_each
@@ -68,7 +69,7 @@ def initialise(place: Place, source: Source, seed: int, progress: bool | None = 
     for name, draw in draws.items():
         problem = unwritable(draw.parameter)
         if problem:
-            raise ValueError(f"{place.name}: {name} {problem} Nothing was changed.")
+            raise InputError(f"{place.name}: {name} {problem} Nothing was changed.")
     names = {id(draw.parameter): name for name, draw in draws.items()}
     layers = [found._replace(name=names[id(found.weight)]) for found in to_process(model, layer)]
     layers = layers if source.name == "orth" else []

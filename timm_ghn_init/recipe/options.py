@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..checks import FLAG, POSITIVE, SEED, Kind, check_all, instance, or_none, shown
+from ..checks import FLAG, POSITIVE, SEED, InputError, Kind, check_all, instance, or_none, shown
 from ..ghn import GHN
 
 _KINDS: dict[str, Kind] = {
@@ -47,4 +47,4 @@ def _check_device(device: str | torch.device) -> None:
     except (RuntimeError, TypeError, UnicodeError):
         kind = ""
     if kind in ("", "meta"):  # where nothing has a value
-        raise ValueError(f"device must be one that can compute, e.g. cpu or cuda:0, not {shown(device)}.")
+        raise InputError(f"device must be one that can compute, e.g. cpu or cuda:0, not {shown(device)}.")

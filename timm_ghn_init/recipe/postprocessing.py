@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..checks import FLAG, number, whole
+from ..checks import FLAG, InputError, number, whole
 from ..threads import one_thread_each
-from .assign import uninterrupted, unwritable, write_results
+from .assign import PredictionError, uninterrupted, unwritable, write_results
 from .exact import exact
 from .many import batches, orthogonal_alone, process_batch, write_back
 from .noise import add_noise_, correlation_std
@@ -109,18 +109,18 @@ def check(model: nn.Module, layer: int, beta: float = 3e-5, *, overwritten: Coll
         weight, matters = target.weight, target.name not in overwritten
         problem = unprocessable(weight) or _no_values(weight, matters) or unwritable(weight)
         if problem:
-            raise ValueError(f"{type(model).__name__}: {target.name} {problem}")
+            raise InputError(f"{type(model).__name__}: {target.name} {problem}")
 
 
 def check_options(model: nn.Module, layer: int, beta: float) -> None:
     """Raise a ValueError if `layer` is none of the model's, or `beta` no scale."""
     kind, n_layers = type(model).__name__, len(layers_of(model))
     if n_layers == 0:
-        raise ValueError(f"{kind} has no layer to post-process: no module has a `weight` with at least 2 dimensions")
+        raise InputError(f"{kind} has no layer to post-process: no module has a `weight` with at least 2 dimensions")
     if not whole(1, n_layers).valid(layer):
-        raise ValueError(f"layer={layer!r} is not a layer of {kind}: give a whole number from 1 to {n_layers}")
+        raise InputError(f"layer={layer!r} is not a layer of {kind}: give a whole number from 1 to {n_layers}")
     if not _BETA.valid(beta):
-        raise ValueError(
+        raise InputError(
             f"beta={beta!r}: the noise scale must be finite and not negative, and at most {_MAX_BETA:g}, where nothing "
             "but noise is left (the paper uses 3e-5)"
         )
@@ -299,8 +299,8 @@ def _dense(whole: Tensor) -> Tensor:
     return whole.as_strided((whole.numel(),), (1,))
 
 
-def _not_finite(name: str, dtype: torch.dtype) -> RuntimeError:
-    return RuntimeError(
+def _not_finite(name: str, dtype: torch.dtype) -> PredictionError:
+    return PredictionError(
         f"{name} is not finite any more after post-processing: beta is too large for {dtype}. Take a smaller one (the "
         "paper uses 3e-5). The model is as it was."
     )

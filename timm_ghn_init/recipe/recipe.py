@@ -3,6 +3,7 @@
 Nothing is written before all is computed. What the recipe needs to know of a model's memory is a `Place`.
 """
 
+from ..checks import InputError
 from ..ghn import Tile
 from ..report import InitReport
 from . import assign
@@ -59,17 +60,17 @@ def _check(place: Place, plan: Plan) -> None:
     """Whatever would keep a parameter from being written is found before anything is."""
     for name, by in plan.computed.items():
         if not place.whole:
-            raise ValueError(
+            raise InputError(
                 f"{place.name}: {by.name} is computed from {name}. Initialise the model before sharding it."
             )
-    for name in plan.written:
+    for name in dict.fromkeys((*plan.written, *plan.graph.targets)):  # the classifier too, whatever classes the GHN has
         problem = assign.unwritable(place.part(place.model.get_parameter(name)))
         if problem:
-            raise ValueError(f"{place.name}: {name} {problem} Nothing was changed.")
+            raise InputError(f"{place.name}: {name} {problem} Nothing was changed.")
     for layer in plan.changed:
         problem = unprocessable(layer.weight)
         if problem:
-            raise ValueError(f"{place.name}: {layer.name} {problem}")
+            raise InputError(f"{place.name}: {layer.name} {problem}")
 
 
 def _in_common(place: Place, plan: Plan) -> dict[str, str]:

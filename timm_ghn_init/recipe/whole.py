@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..checks import InputError
 from ..ghn import GHN, Tile
 from ..graph import Graph, trace
 from ..own_init.stand_ins import named_tensors
@@ -45,7 +46,7 @@ class Whole(Place):
             refuse_unwritable(model, name)
         self._home = torch.get_default_device() if options.device is None else torch.device(options.device)
         if self._without_memory and self._home.type == "meta":
-            raise ValueError(f'{name} and the default device are on meta: say device="cpu", or another.')
+            raise InputError(f'{name} and the default device are on meta: say device="cpu", or another.')
         self.device = _device(model, options.device)
         self.clock = Clock(self.device)
 
@@ -120,7 +121,7 @@ def refuse_unwritable(model: nn.Module, name: str) -> None:
     """Raise a ValueError for a model with parameters on the meta device."""
     for parameter, p in model.named_parameters():
         if p.is_meta:
-            raise ValueError(
+            raise InputError(
                 f"{name}: {parameter} is on the meta device, so there is no memory to initialise. "
                 'Materialise the model first: model.to_empty(device="cpu").'
             )

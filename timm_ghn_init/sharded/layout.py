@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from ..checks import InputError
+
 
 class Box(NamedTuple):
     """A part of a tensor: where it begins and how far it reaches, for each dimension."""
@@ -93,10 +95,10 @@ def layout_of(model: nn.Module, name: str) -> Layout:
     for parameter, p in model.named_parameters():
         problem = _problem(p, mesh)
         if problem:
-            raise ValueError(f"{name}: {parameter} {problem}")
+            raise InputError(f"{name}: {parameter} {problem}")
     coordinate = mesh.get_coordinate()
     if coordinate is None:
-        raise ValueError(f"{name}: this rank is not part of its {mesh}. Initialise it on the ranks of the mesh only.")
+        raise InputError(f"{name}: this rank is not part of its {mesh}. Initialise it on the ranks of the mesh only.")
     return Layout(mesh, int(np.ravel_multi_index(coordinate, tuple(mesh.shape))))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
+from ..checks import InputError
 from ..ghn import GHN
 from ..images.batches import Images
 from ..initialize import init_model
@@ -60,7 +61,7 @@ def evaluate(
         ValueError: the GHN predicts another number of classes.
     """
     if ghn.num_classes != images.num_classes:
-        raise ValueError(f"The GHN predicts {ghn.num_classes} classes, {images.name} has {images.num_classes}.")
+        raise InputError(f"The GHN predicts {ghn.num_classes} classes, {images.name} has {images.num_classes}.")
     device = ghn.device
     batches = []
     for i in range(BATCHES):

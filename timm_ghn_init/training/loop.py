@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ from tqdm import tqdm
 
 from ..atomic import append, replace_by_torch, replacing
 from ..checkpoints.load import load_ghn, save_ghn
-from ..checks import NOT_NEGATIVE, PART, POSITIVE, SEED, Kind, check_all, multiple, whole
+from ..checks import CLASSES, NOT_NEGATIVE, PART, POSITIVE, SEED, WIDTH, Kind, check_all, whole
 from ..ghn import GHN
 from ..images.batches import Images, open_images
-from ..text import logger
+from ..text import Told, logger
 from ..version import __version__
 from .networks import MACS, MAX_MACS, network
 
@@ -39,7 +40,7 @@ CHECKPOINT, LOG, RESULT = "checkpoint.pt", "log.csv", "ghn.safetensors"
 COLUMNS = ("step", "seconds", "lr", "loss", "accuracy", "grad_norm", "skipped_steps")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Told, RuntimeError):
     """A training run cannot start or go on; the message says why and what to do."""
 
 
@@ -93,13 +94,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_all(_KINDS, vars(self))
-        _HID.check("hid", self.ghn.get("hid", 32))
+        WIDTH.check("hid", self.ghn.get("hid", 32))
 
 
-_HID = multiple(4)
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys(("steps", "networks", "pool", "warmup"), whole(1)),
-    **dict.fromkeys(("num_classes", "batch_size"), whole(2)),
+    "num_classes": CLASSES,
+    "batch_size": whole(2),
     **dict.fromkeys(("lr", "clip"), POSITIVE),
     "max_macs": MACS,
     "weight_decay": NOT_NEGATIVE,
@@ -156,6 +157,7 @@ class Trainer:
             self._load()
         elif config.start is not None:
             self._begin_from(config.start)
+        self._made = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, time_budget: float | None = None, save_every: float = 300.0, progress: bool | None = None) -> None:
@@ -170,6 +172,14 @@ class Trainer:
         Raises:
             TrainingError: the loss was not finite for 50 steps on end.
         """
+        try:
+            self._run(time_budget, save_every, progress)
+        finally:
+            with suppress(OSError):  # there is something in it
+                if self._made:
+                    self.folder.rmdir()
+
+    def _run(self, time_budget: float | None, save_every: float, progress: bool | None) -> None:
         begun, before, saved, bad = time.monotonic(), self.state.seconds, time.monotonic(), 0
         meter = _Meter(self.folder / LOG, self.state.step, self.rank == 0)
         bar = tqdm(
@@ -340,13 +350,13 @@ class _Meter:
     """Running means on the bar, and a line in the log for every 50 steps."""
 
     def __init__(self, path: Path, step: int, writes: bool) -> None:
-        self.path, self.writes, self.text = path, writes, ""
+        self.path, self.step, self.writes, self.text = path, step, writes, ""
         self.sums: dict[str, float] = {}
         self.count = 0
-        if writes:
-            _truncate(path, step)
 
     def add(self, state: State, lr: float, figures: dict[str, float] | None) -> None:
+        if self.writes and state.step == self.step + 1:  # not before a step has succeeded
+            _truncate(self.path, self.step)
         if figures:
             self.count += 1
             for name, value in figures.items():

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..checks import number
+from ..checks import InputError, number
 from ..graph import Graph, trace
 from .blocks import BLOCKS, Style, Transformer, activation, conv
 
@@ -176,7 +176,7 @@ def sample(split: str, seed: int, index: int, max_macs: float = MAX_MACS) -> Rec
     """
     MACS.check("max_macs", max_macs)
     if split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r}; there are {', '.join(SPLITS)}.")
+        raise InputError(f"Unknown split {split!r}; there are {', '.join(SPLITS)}.")
     rng = random.Random(f"{split} {seed} {index}")  # seeded by the string's SHA-512, the same everywhere
     limit = max_macs * (8 if split in ("deep", "wide") else 1)
     kind = KINDS[index % len(KINDS)]

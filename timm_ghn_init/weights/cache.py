@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..atomic import remove_abandoned, replacing
 from ..checkpoints.load import home
-from ..checks import shown
+from ..checks import InputError, shown
 from ..text import logger
 from .files import WeightsError, plain, read, save
 
@@ -55,7 +55,7 @@ def is_on(wanted: bool | None = None) -> bool:
     """
     text = os.environ.get("TIMM_GHN_CACHE") or "0"
     if wanted is None and text not in ("0", "1"):
-        raise ValueError(f"TIMM_GHN_CACHE={text}: it must be 0 or 1.")
+        raise InputError(f"TIMM_GHN_CACHE={text}: it must be 0 or 1.")
     return text == "1" if wanted is None else wanted
 
 
@@ -73,7 +73,7 @@ def size_limit(text: str | None = None) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)B?", text.strip().upper())
     size = float(match[1]) * _UNITS[match[2]] if match else math.inf
     if size > _MOST:
-        raise ValueError(
+        raise InputError(
             f"{shown(text)} is no size for the cache (TIMM_GHN_CACHE_SIZE): write it as 500MB or {DEFAULT_SIZE}."
         )
     return int(size)

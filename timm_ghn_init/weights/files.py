@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.safetensors_header import check_size, header
-from ..text import as_cause, clean
+from ..text import Told, as_cause
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 METADATA_KEY = "timm_ghn_init"
 
 
-class WeightsError(RuntimeError):
+class WeightsError(Told, RuntimeError):
     """A file of weights is damaged, or not one of ours. The message names the file and the cause."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(clean(message))
 
 
 def state_dict(model: "nn.Module") -> "dict[str, Tensor]":

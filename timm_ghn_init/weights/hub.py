@@ -10,14 +10,15 @@ All transfer goes through `huggingface_hub`, and so do its token, cache, proxies
 import inspect
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import NAMESPACE
-from ..text import clean, logger
+from ..checks import NAMESPACE, InputError
+from ..text import Told, clean, clean_logs_of, logger
 from .files import METADATA_KEY, WeightsError, read
 
 if TYPE_CHECKING:
@@ -32,11 +33,12 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MAIN = "main"
 
 _MAX_CONFIG = 1 << 20  # bytes
+_MAX_REST = 1 << 30  # bytes of what is not predicted, beside 16 times as much as what is
 _warned: set[tuple[str, int | None]] = set()  # (organisation, HTTP status): said once in a process
 _unreachable: dict[str, Exception] = {}  # endpoint -> why: nobody waits for a network a second time
 
 
-class HubError(RuntimeError):
+class HubError(Told, RuntimeError):
     """The Hub could not be used. The message names the repository, the cause and a way out, and holds no token.
 
     Attributes:
@@ -44,7 +46,7 @@ class HubError(RuntimeError):
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(clean(message))
+        super().__init__(message)
         self.status = status
 
 
@@ -68,9 +70,9 @@ def organisation(source: "Source") -> str | None:
     """
     org = source.hub or os.environ.get("TIMM_GHN_HUB") or None
     if org is not None and not NAMESPACE.valid(org):
-        raise ValueError(f"TIMM_GHN_HUB={org}: it must be the name of a user or an organisation on the Hub.")
+        raise InputError(f"TIMM_GHN_HUB={org}: it must be the name of a user or an organisation on the Hub.")
     if org is None and source.push:
-        raise ValueError(f"Source {str(source)!r}: push=1 needs hub=ORG, or TIMM_GHN_HUB, to say where to.")
+        raise InputError(f"Source {str(source)!r}: push=1 needs hub=ORG, or TIMM_GHN_HUB, to say where to.")
     return org
 
 
@@ -95,7 +97,8 @@ def find(
         if about is None:
             _logger.info("%s@%s has no weights with key %s.", repo, revision, key)
             return None
-        tensors = _cut(_download(repo, revision, about), targets, parts, f"{repo}@{revision}")
+        most = _MAX_REST + 16 * sum(math.prod(targets[name].shape) * part.itemsize for name, part in parts.items())
+        tensors = _cut(_download(repo, revision, about, most), targets, parts, f"{repo}@{revision}")
     except HubError as error:
         kind = (repo.split("/")[0], error.status)
         _logger.log(logging.INFO if kind in _warned else logging.WARNING, "%s Predicting instead.", error)
@@ -146,7 +149,7 @@ def look(repo: str, revision: str) -> dict[str, Any] | None:
     Raises:
         HubError: the Hub cannot be reached or refuses.
     """
-    path = _fetch(repo, CONFIG, revision)
+    path = _fetch(repo, CONFIG, revision, _MAX_CONFIG)
     return None if path is None else read_config(path)
 
 
@@ -160,8 +163,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def _download(repo: str, revision: str, wanted: Mapping[str, Any]) -> "dict[str, Tensor]":
-    path = _fetch(repo, WEIGHTS, revision)
+def _download(repo: str, revision: str, wanted: Mapping[str, Any], most: int) -> "dict[str, Tensor]":
+    path = _fetch(repo, WEIGHTS, revision, most)
     if path is None:
         raise HubError(f"{repo}@{revision} has a {CONFIG} but no {WEIGHTS}.")
     try:
@@ -174,18 +177,22 @@ def _download(repo: str, revision: str, wanted: Mapping[str, Any]) -> "dict[str,
     return tensors
 
 
-def _fetch(repo: str, file: str, revision: str) -> Path | None:
+def _fetch(repo: str, file: str, revision: str, most: int) -> Path | None:
     """A file of a repository; the copy on this machine where the Hub cannot be reached; None where there is none.
 
+    Args:
+        most: bytes of a file that is downloaded.
+
     Raises:
-        HubError: the Hub refuses, or it cannot be reached and there is no copy.
+        HubError: the Hub refuses, the file is larger, or the Hub cannot be reached and there is no copy.
     """
     from huggingface_hub import constants, hf_hub_download
 
+    clean_logs_of("huggingface_hub")
     unreachable = _unreachable.get(constants.ENDPOINT)
     try:
         # Asked beforehand, because where there is no network `hf_hub_download` keeps trying for half a minute.
-        if unreachable is None and not _is_there(repo, file, revision):
+        if unreachable is None and not _is_there(repo, file, revision, most):
             return None
     except HubError:
         raise
@@ -203,8 +210,8 @@ def _fetch(repo: str, file: str, revision: str) -> Path | None:
         raise hub_error(f"{repo}@{revision}: {file} cannot be had", unreachable or error) from None
 
 
-def _is_there(repo: str, file: str, revision: str) -> bool:
-    """Whether the Hub has a file. Raises whatever huggingface_hub does where it cannot say so."""
+def _is_there(repo: str, file: str, revision: str, most: int) -> bool:
+    """Whether the Hub has a file. Raises whatever huggingface_hub does where it cannot say so, and as `_fetch`."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import get_session
 
@@ -218,6 +225,8 @@ def _is_there(repo: str, file: str, revision: str) -> bool:
         raise
     if not (_is_plain(found.etag) and _is_plain(found.commit_hash)):  # it names files after them
         raise HubError(f"{repo}@{revision}: what answered for {file} is not the Hub.")
+    if (found.size or 0) > most:
+        raise HubError(f"{repo}@{revision}: {file} has {found.size} bytes, more than the {most} that it can need.")
     return True
 
 

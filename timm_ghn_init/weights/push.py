@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from ..checks import InputError
 from ..report import InitReport
 from ..sources import Source, parse_source
-from ..text import logger
+from ..text import clean_logs_of, logger
 from ..version import __version__
 from .card import model_card
 from .files import METADATA_KEY, provenance, read_about, save, state_dict
@@ -68,7 +69,7 @@ def push_model(
     """
     check_repo_id(repo_id)
     if create_pr and revision not in (None, MAIN):
-        raise ValueError("A pull request is opened for the main branch: leave out `revision`, or `create_pr`.")
+        raise InputError("A pull request is opened for the main branch: leave out `revision`, or `create_pr`.")
 
     def write(folder: Path, place: str) -> None:
         write_folder(folder, model, report, options or {}, seed, place)
@@ -144,12 +145,12 @@ def write_folder(
         ValueError, TypeError: not a model of timm's, a baseline's report, or options that JSON cannot hold.
     """
     if "architecture" not in (model.__dict__.get("pretrained_cfg") or {}):
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} is not a model that timm.create_model returns, so timm cannot load it."
         )
     source = parse_source(report.source).prediction
     if source.baseline:
-        raise ValueError(f"{report.model} was initialised by {source}, without a GHN: there is no prediction to share.")
+        raise InputError(f"{report.model} was initialised by {source}, without a GHN: there is no prediction to share.")
     about = {**provenance(report.model, model, report, options, seed), "key": report.key}
     if repo:
         source = _without_path(source)
@@ -192,6 +193,7 @@ def _upload(
     """
     from huggingface_hub import HfApi
 
+    clean_logs_of("huggingface_hub")
     api = HfApi(token=token, library_name="timm_ghn_init", library_version=__version__)
     revision = target()
     if revision is None:

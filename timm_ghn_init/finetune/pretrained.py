@@ -1,0 +1,30 @@
+"""Networks with the weights that timm has for them."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ..checks import InputError
+from .protocol import PRETRAINED
+
+
+class WeightsUnavailable(InputError):
+    """timm's weights cannot be had here and now."""
+
+
+def with_timms_weights(create: Callable[[bool], nn.Module]) -> nn.Module:
+    """What makes a network, asked for one with timm's weights.
+
+    Raises:
+        WeightsUnavailable: the weights cannot be had on this machine now.
+        InputError: there are none.
+    """
+    try:
+        return create(True)
+    except (OSError, RuntimeError, ValueError) as error:
+        kind = WeightsUnavailable if isinstance(error, OSError) else InputError  # no network, or no such weights
+        raise kind(
+            f"{PRETRAINED}: timm's weights cannot be had ({' '.join(str(error).split())}) Leave {PRETRAINED} out, name "
+            "an architecture and tag that timm.list_pretrained() lists, or bring the weights: run once with a network "
+            "and copy the Hugging Face cache (HF_HOME) to this machine."
+        ) from error
