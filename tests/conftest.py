@@ -1,6 +1,7 @@
 """GHNs with reproducible weights: each tensor is filled from its own state-dict name (see tests/parity/README.md)."""
 
 import os
+import signal
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,10 +32,19 @@ def nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         for name in [n for n in os.environ if n.startswith("TIMM_GHN_")]:
             patch.delenv(name)
         patch.setenv("TIMM_GHN_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.delenv("HF_HUB_OFFLINE", raising=False)  # some processes ask a Hub of the tests' own
         if "PYTEST_XDIST_WORKER" in os.environ:
             torch.set_num_threads(1)
             patch.setenv("OMP_NUM_THREADS", "1")
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_as_in_a_terminal() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and what nohup starts a hangup."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def seed_weights(ghn: torch.nn.Module) -> torch.nn.Module:

@@ -387,7 +387,7 @@ def test_no_home_folder(
     """Nothing is written anywhere, one warning says so, and the model is initialised."""
     for name in ("TIMM_GHN_HOME", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as of a user whom the system does not know
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a user whom the system does not know
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         assert not initialise()

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import timm_ghn_init
 from timm_ghn_init.enabling import FILE
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(timm_ghn_init.__file__).parents[1]
 KNOWN = "import timm, sys; print('timm_ghn_init' in sys.modules)"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -32,7 +33,7 @@ def installed(folder: Path) -> None:
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
     venv.create(tmp_path / "env", symlinks=True)
-    return Path(sysconfig.get_path("purelib", "venv", {"base": str(tmp_path / "env")}))
+    return Path(sysconfig.get_path("purelib", "posix_prefix", {"base": str(tmp_path / "env")}))
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "timm_ghn_init"
+import timm_ghn_init
+
+PACKAGE = Path(timm_ghn_init.__file__).parent
 
 # From the ground up. A room may import from its own floor and from those below.
 FLOORS = (

