@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import InputError
+from ..progress import over
 from ..recipe.postprocessing import list_layers
 from .inits import Create, check_inits, initialised
 
@@ -90,7 +91,8 @@ def compare(
         layers: those whose distribution is shown, counted from 1 as by `list_layers`. Default: four, the first, the
             last but one and two between them.
         input_size: as in `trace`.
-        progress: show a bar. Default: in a terminal, for what takes longer than two seconds.
+        progress: True: a bar; False: nothing. Default: a bar in a terminal, for what takes longer than two seconds,
+            elsewhere a line of the log a minute.
 
     Returns:
         For JSON: "kind", "arch", "seed", "bins", "selected" (layers), "layers" (number, name and shape of each) and
@@ -100,13 +102,10 @@ def compare(
     Raises:
         ValueError: a layer that does not exist, or whatever `initialised` raises.
     """
-    from tqdm import tqdm
-
     check_inits(list(inits))
     shown: list[dict[str, Any]] = []
     rows = []
-    disable = None if progress is None else not progress
-    for init in tqdm(dict.fromkeys(inits), desc="correlations", unit="init", leave=False, delay=2.0, disable=disable):
+    for init in over(dict.fromkeys(inits), "correlations", show=progress, unit="init"):
         made = initialised(create, init, seed=seed, input_size=input_size, progress=progress)
         measured = model_correlations(made.model)
         shown = shown or [

@@ -14,6 +14,7 @@ import torch
 from ..checks import InputError
 from ..ghn import GHN
 from ..graph import Graph, trace
+from ..progress import over
 from ..text import logger
 
 _logger = logger(__name__)
@@ -127,7 +128,8 @@ def place(
         given: architectures to point out.
         reference: others to place them among; one that cannot be traced is left out with a warning.
         values: by name, to colour architectures with.
-        progress: show a bar. Default: in a terminal, for what takes longer than two seconds.
+        progress: True: a bar; False: nothing. Default: a bar in a terminal, for what takes longer than two seconds,
+            elsewhere a line of the log a minute.
 
     Returns:
         For JSON: "kind", "variance" (share of each axis), and "points", given ones first, each with "name", "group",
@@ -137,13 +139,10 @@ def place(
         TraceError: a given architecture cannot be traced.
         ValueError: there is nothing to compare with.
     """
-    from tqdm import tqdm
-
     names = {a.name for a in given}
     jobs = [(a, True) for a in given] + [(a, False) for a in reference if a.name not in names]
     points, embeddings = [], []
-    disable = None if progress is None else not progress
-    for architecture, is_given in tqdm(jobs, desc="embedding", leave=False, delay=2.0, disable=disable):
+    for architecture, is_given in over(jobs, "embedding", show=progress, unit="architecture"):
         try:
             graph = architecture.trace(ghn.dialect)
         except Exception as error:  # a model's own code may raise anything

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..progress import over
 from ..recipe.postprocessing import list_layers
 from .inits import Create, check_inits, initialised
 
@@ -58,7 +59,8 @@ def signals(
         labels: (N,) classes. Default: drawn at random.
         name: of the network.
         seed: as in `initialised`, and of labels.
-        progress: show a bar. Default: in a terminal, for what takes longer than two seconds.
+        progress: True: a bar; False: nothing. Default: a bar in a terminal, for what takes longer than two seconds,
+            elsewhere a line of the log a minute.
 
     Returns:
         For JSON: "kind", "arch", "seed", "images" (shape), "layers" (number and name of each weight, as `list_layers`
@@ -73,12 +75,9 @@ def signals(
     Raises:
         ValueError: whatever `initialised` raises.
     """
-    from tqdm import tqdm
-
     check_inits(list(inits))
     rows, layers = [], []
-    disable = None if progress is None else not progress
-    for init in tqdm(dict.fromkeys(inits), desc="signals", unit="init", leave=False, delay=2.0, disable=disable):
+    for init in over(dict.fromkeys(inits), "signals", show=progress, unit="init"):
         used = initialised(create, init, seed=seed, progress=progress)
         layers = [name for name, _ in list_layers(used.model)]
         row = follow(used.model, images, labels, seed)

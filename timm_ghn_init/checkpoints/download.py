@@ -16,6 +16,7 @@ from urllib.request import (
     build_opener,
 )
 
+from ..progress import Progress
 from ..text import Told, clean, logger
 
 _logger = logger(__name__)
@@ -98,8 +99,6 @@ def _receive_all(url: str, file: BinaryIO, progress: bool | None) -> None:
 
 def _receive(url: str, file: BinaryIO, progress: bool | None, pace: "_Pace") -> bool:
     """One request, for what is missing. Whether the file is whole afterwards, as far as the server says."""
-    from tqdm import tqdm
-
     have = _size(file)
     with _opener(pace).open(_request(url, have), timeout=TIMEOUT) as response:
         if response.status not in (200, 206, None):  # None: no HTTP
@@ -110,22 +109,15 @@ def _receive(url: str, file: BinaryIO, progress: bool | None, pace: "_Pace") -> 
         total = have + int(length) if length else None
         if (total or 0) > LARGEST:
             raise DownloadError(f"{url} sends more than {LARGEST >> 30} GiB")
-        bar: Any = tqdm(
-            desc=clean(url.rsplit("/", 1)[-1]),
-            total=total,
-            initial=have,
-            unit="B",
-            unit_scale=True,
-            disable=None if progress is None else not progress,
-        )
-        with bar:
+        name = url.rsplit("/", 1)[-1]
+        with Progress(name, total, show=progress, done=have, unit="B", delay=0, stays=True, sizes=True) as shown:
             file.truncate(have)
             file.seek(have)
             while chunk := response.read1(_CHUNK):  # what has come, rather than wait for more and lose it
                 if file.tell() + len(chunk) > LARGEST:
                     raise DownloadError(f"{url} sends more than {LARGEST >> 30} GiB")
                 _write(file, chunk)
-                bar.update(len(chunk))
+                shown.step(len(chunk))
     return total is None or _size(file) == total
 
 

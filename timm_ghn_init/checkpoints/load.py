@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from ..atomic import own_folder, replacing, resumable
 from ..checks import InputError
+from ..progress import Progress
 from ..ranks import agree
 from ..sources import DEFAULT, KNOWN, SHIPPED, SUFFIXES, KnownGHN, Source, parse_source
 from ..text import as_cause, clean_logs_of, logger
@@ -387,8 +388,6 @@ def _from_hub(ghn: KnownGHN) -> Path:
 
 def _convert(path: Path, ghn: KnownGHN, progress: bool | None) -> Path:
     """Check a checkpoint and write it to `home()` as safetensors, tensor by tensor."""
-    from tqdm import tqdm
-
     metadata = {
         "name": ghn.name,
         "origin": ghn.origin,
@@ -397,21 +396,16 @@ def _convert(path: Path, ghn: KnownGHN, progress: bool | None) -> Path:
         "dataset": ghn.dataset,
     }
     with own_folder(home()) as folder, open_ghn(path) as file:
-        bar = tqdm(desc=f"Converting {ghn.name}", total=len(file.tensors), delay=1, disable=_disable(progress))
-        with bar:
-            tensors = {name: partial(_load_counted, file, name, bar) for name in file.tensors}
+        with Progress(f"Converting {ghn.name}", len(file.tensors), show=progress, unit="tensor", stays=True) as shown:
+            tensors = {name: partial(_load_counted, file, name, shown) for name in file.tensors}
             digest = write_ghn(folder / "converted", file.config, tensors, metadata)
         target = home() / f"{_prefix(ghn)}{digest[:16]}.safetensors"  # that is known only now
         return (folder / "converted").replace(target)
 
 
-def _load_counted(file: GHNFile, name: str, bar: Any) -> "torch.Tensor":
-    bar.update()
+def _load_counted(file: GHNFile, name: str, shown: Progress) -> "torch.Tensor":
+    shown.step()
     return file.load(name)
-
-
-def _disable(progress: bool | None) -> bool | None:
-    return None if progress is None else not progress
 
 
 # Digests

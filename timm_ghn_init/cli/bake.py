@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import logging
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from ..checks import NAMESPACE
+from ..progress import over
 from ..sources import Source
 from ..text import logger
 from .arguments import AGAIN, Command, add_model_options, add_prediction, option
@@ -35,9 +35,6 @@ def add(command: Command) -> None:
 
 def bake(args: argparse.Namespace) -> int:
     """Predict the weights of many architectures, go on where it stopped, and list what became of each."""
-    from tqdm import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
     from ..ranks import gather, share
 
     source = read_predicting(args.source).prediction
@@ -46,9 +43,8 @@ def bake(args: argparse.Namespace) -> int:
     mine = names[part + rank * parts :: parts * ranks]
     _prepare(args)
     rows = []
-    with logging_redirect_tqdm([logging.getLogger(name) for name in ("timm_ghn_init", "timm")]):
-        for arch in tqdm(mine, unit="model", disable=None if rank == 0 else True):
-            rows.append((arch, *_one(argparse.Namespace(**{**vars(args), "arch": arch}), source)))
+    for arch in over(mine, "bake", show=None if rank == 0 else False, unit="model", stays=True):
+        rows.append((arch, *_one(argparse.Namespace(**{**vars(args), "arch": arch}), source)))
     # A rank that ended with an error while others are at work would have torchrun end them all.
     everything = [row for text in gather("bake", json.dumps(rows)) for row in json.loads(text)]
     if rank == 0:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..progress import size_of
 from .arguments import Command
 from .messages import UserError, mistakes, table
 from .results import plain, show
@@ -71,7 +72,7 @@ def _row(entry: "Entry") -> _Row:
 
 
 def _cells(row: _Row) -> tuple[object, ...]:
-    return row.key[:12], _bytes(row.size), row.used or "(no date)", row.model, row.source, row.device
+    return row.key[:12], size_of(row.size), row.used or "(no date)", row.model, row.source, row.device
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -87,7 +88,7 @@ def _info(args: argparse.Namespace) -> None:
             args,
             {"folder": cache.folder(), "files": len(found), "bytes": size, "most": limit, "always": is_on},
             f"folder: {cache.folder()}\n"
-            f"files: {len(found)}, {_bytes(size)} of at most {_bytes(limit)}\n"
+            f"files: {len(found)}, {size_of(size)} of at most {size_of(limit)}\n"
             f"used: {'always' if is_on else 'where it is asked for'}",
         )
         return
@@ -117,13 +118,7 @@ def _clear(args: argparse.Namespace) -> None:
 def _show_removed(args: argparse.Namespace, removed: "list[Entry]") -> None:
     size = sum(e.size for e in removed)
     data = {"removed": [e.path for e in removed], "bytes": size}
-    show(args, data, f"removed {len(removed)} files, {_bytes(size)}")
-
-
-def _bytes(count: int) -> str:
-    from tqdm import tqdm
-
-    return tqdm.format_sizeof(count, "B")
+    show(args, data, f"removed {len(removed)} files, {size_of(size)}")
 
 
 _ACTIONS = {"list": _list, "info": _info, "prune": _prune, "clear": _clear}

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from ..progress import aside
 from ..text import Told, clean
 
 PROG = "timm-ghn-init"
@@ -51,11 +52,19 @@ class _Formatter(logging.Formatter):
         return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # not for Python's own
+    """Above the bars, if there are some."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with aside():
+            super().emit(record)
+
+
 @contextmanager
 def logging_to_stderr(verbosity: int) -> Iterator[None]:
     """Our messages on stderr; with -v timm's as well, and warnings of other libraries."""
     levels = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(_Formatter())
     saved = []
     logging.captureWarnings(True)

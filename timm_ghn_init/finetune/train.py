@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..checks import InputError
+from ..progress import Progress
 from .build import build
 from .checkpoint import Checkpoint
 from .data import Data, Split, load
@@ -52,7 +53,8 @@ def run(
         workers: processes that read images of a folder.
         checkpoint: file to go on from, if it is there, and to keep up to date. Default: none. It is left behind.
         checkpoint_seconds: how long to wait at least between two checkpoints, which come at the end of an epoch.
-        progress: show a bar; None shows it in a terminal where the run takes longer than two seconds.
+        progress: True: a bar; False: nothing. Default: a bar in a terminal where the run takes longer than two
+            seconds, elsewhere a line of the log each minute.
 
     Returns:
         For JSON: "key", "trial", "stem", "curves" by epoch (train_loss, train_accuracy, validation_loss,
@@ -146,15 +148,11 @@ class _Session:
         return saved.resumed
 
     def train(self, saved: Checkpoint | None, progress: bool | None) -> None:
-        from tqdm import tqdm
-
         name = f"{self.trial.arch}, {self.trial.init}, seed {self.trial.seed}"
-        when = {"disable": None, "delay": 2.0} if progress is None else {"disable": not progress}
-        with tqdm(total=self.trial.epochs, initial=self.epoch, desc=name, unit="epoch", leave=False, **when) as bar:
+        total, done = self.trial.epochs * self.updates, self.epoch * self.updates
+        with Progress(name, total, show=progress, done=done, unit="update") as shown:
             while self.epoch < self.trial.epochs and not self.diverged:
-                self._epoch()
-                bar.set_postfix({n: round(c[-1], 3) for n, c in self.curves.items() if "accuracy" in n and c[-1]})
-                bar.update()
+                self._epoch(shown)
                 if saved is not None:
                     saved.offer(self._state)
 
@@ -164,11 +162,19 @@ class _Session:
         last = {n: c[-1] for n, c in self.curves.items() if n.startswith("validation")}
         return {**last, "test_loss": test_loss, "test_accuracy": test_accuracy, "diverged": self.diverged}
 
-    def _epoch(self) -> None:
+    def _epoch(self, shown: Progress) -> None:
         start, t = time.perf_counter(), self.trial
         _seed(t, self.epoch)
         self.scheduler.step(self.epoch)
-        loss_sum, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        loss_sum, correct, seen = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
+
+        def figures() -> dict[str, float | str]:
+            found: dict[str, float | str] = {"epoch": f"{self.epoch + 1}/{t.epochs}", "loss": float(loss_sum) / seen}
+            found["accuracy"] = float(correct) / seen
+            if (last := (self.curves.get("validation_accuracy") or [None])[-1]) is not None:
+                found["validation accuracy"] = last
+            return found
+
         self.model.train()
         for update, (x, y) in enumerate(
             self.data.train.batches(t.batch_size, training=True), self.epoch * self.updates
@@ -177,6 +183,8 @@ class _Session:
             logits, loss = self._update(x, y)
             loss_sum += loss.detach() * len(y)
             correct += (logits.detach().argmax(1) == y).sum()
+            seen += len(y)
+            shown.step(1, figures)
             if self.ema is not None:
                 self.ema.update(self.model, step=update)
         n = len(self.data.train)

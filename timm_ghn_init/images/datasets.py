@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..progress import over
 from . import DatasetError
 from .folder import Files, find_images, read_image
 from .idx import idx_file, read_idx
@@ -155,11 +156,10 @@ def _download_fashion_mnist(folder: Path) -> None:
 
 def _read(files: Files, size: int, folder: str) -> Split:
     from PIL import Image
-    from tqdm import tqdm
 
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-    bar = tqdm(files.paths, desc=f"Reading {folder}", delay=2, disable=None)
-    for image, path in zip(images, bar, strict=True):
+    paths = over(files.paths, f"Reading {folder}", unit="image", stays=True)
+    for image, path in zip(images, paths, strict=True):
         pixels = read_image(path).resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
         image.copy_(torch.from_numpy(np.array(pixels)).permute(2, 0, 1))
     return Split(images, torch.tensor(files.labels))

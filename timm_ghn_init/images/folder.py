@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..progress import over
 from . import DatasetError
 from .split import every_fifth
 
@@ -187,12 +188,10 @@ def check_images(paths: tuple[Path, ...]) -> None:
     Raises:
         DatasetError: as `read_image`, of the first that cannot be read.
     """
-    from tqdm import tqdm
-
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         reading = pool.map(_check, paths)
         try:
-            for _ in tqdm(reading, desc="Checking images", total=len(paths), delay=2, disable=None):
+            for _ in over(reading, "Checking images", len(paths), unit="image", stays=True):
                 pass
         except DatasetError:
             pool.shutdown(cancel_futures=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..checks import FLAG, InputError, number, whole
+from ..progress import Progress
 from ..threads import one_thread_each
 from .assign import PredictionError, uninterrupted, unwritable, write_results
 from .exact import exact
@@ -394,11 +395,5 @@ def _compute_device(weight: Tensor, device: torch.device | str | None) -> torch.
 @contextmanager
 def progress_bar(show: bool | None, total: int) -> Iterator[Callable[[], object]]:
     """Yields what to call after each layer."""
-    if show is False:
-        yield lambda: None
-        return
-    from tqdm import tqdm
-
-    when = {"disable": None, "delay": 2.0} if show is None else {}
-    with tqdm(total=total, desc="post-processing", unit="layer", leave=False, **when) as bar:
-        yield bar.update
+    with Progress("post-processing", total, show=show, unit="layer") as progress:
+        yield progress.step

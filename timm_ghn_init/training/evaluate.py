@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from tqdm import tqdm
 
 from ..checks import InputError
 from ..ghn import GHN
 from ..images.batches import Images
 from ..initialize import init_model
+from ..progress import over
 from .networks import IMAGE, SPLITS, Network, network
 
 TIMM_MODELS = ("resnet18", "resnet50", "mobilenetv2_100", "densenet121", "convnext_atto", "vit_tiny_patch16_224")
@@ -55,7 +55,7 @@ def evaluate(
         networks: of the split "test"; of each unusual split ("deep", "wide", "nonorm") a third of that.
         seed: of networks and images.
         timm_models: names; () for none.
-        progress: show a bar. Default: in a terminal.
+        progress: as in `Trainer.run`.
 
     Raises:
         ValueError: the GHN predicts another number of classes.
@@ -73,8 +73,9 @@ def evaluate(
         for index in range(networks if split == "test" else -(-networks // 3))
     ]
     jobs += [(_timm, (name, seed)) for name in timm_models]  # type: ignore[misc]
-    bar = tqdm(jobs, desc="Evaluating", delay=2, disable=None if progress is None else not progress)
-    return [job(ghn, batches, *args) for job, args in bar]
+    return [
+        job(ghn, batches, *args) for job, args in over(jobs, "Evaluating", show=progress, unit="network", stays=True)
+    ]
 
 
 Batches = list[tuple[Tensor, Tensor]]

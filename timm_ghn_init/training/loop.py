@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from ..atomic import append, replace_by_torch, replacing
 from ..checkpoints.load import load_ghn, save_ghn
 from ..checks import CLASSES, NOT_NEGATIVE, PART, POSITIVE, SEED, WIDTH, Kind, check_all, whole
 from ..ghn import GHN
 from ..images.batches import Images, open_images
+from ..progress import Progress
 from ..text import Told, logger
 from ..version import __version__
 from .networks import MACS, MAX_MACS, network
@@ -167,7 +168,7 @@ class Trainer:
             time_budget: seconds, those of the run so far included. The learning rate then falls to the end of the
                 budget, where that comes before the last step.
             save_every: seconds between checkpoints. There is one at the end as well.
-            progress: show a bar. Default: in a terminal.
+            progress: True: a bar; False: nothing. Default: a bar in a terminal, elsewhere a line of the log a minute.
 
         Raises:
             TrainingError: the loss was not finite for 50 steps on end.
@@ -182,30 +183,31 @@ class Trainer:
     def _run(self, time_budget: float | None, save_every: float, progress: bool | None) -> None:
         begun, before, saved, bad = time.monotonic(), self.state.seconds, time.monotonic(), 0
         meter = _Meter(self.folder / LOG, self.state.step, self.rank == 0)
-        bar = tqdm(
-            self._batches(),
-            desc="Training",
-            initial=self.state.step,
-            total=self.config.steps,
-            disable=self.rank > 0 or (None if progress is None else not progress),
-        )
-        for batch in bar:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self._lr(time_budget)
-            figures = self._step(batch)
-            bad = bad + 1 if figures is None else 0
-            if bad == 50:
-                raise TrainingError("The loss was not finite for 50 steps on end. Try a lower --lr.")
-            self.state.step += 1
-            self.state.seconds = self._agreed(before + time.monotonic() - begun)
-            meter.add(self.state, self.optimizer.param_groups[0]["lr"], figures)
-            bar.set_postfix_str(meter.text, refresh=False)
-            over = time_budget is not None and self.state.seconds >= time_budget
-            if over or self.state.step == self.config.steps or self._agreed(time.monotonic() - saved) > save_every:
-                self.save()
-                saved = time.monotonic()
-            if over:
-                break
+        steps, show = self.config.steps, False if self.rank else progress
+        with Progress("Training", steps, show=show, done=self.state.step, delay=0, stays=True) as shown:
+            for batch in self._batches():
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self._lr(time_budget)
+                figures = self._step(batch)
+                bad = bad + 1 if figures is None else 0
+                if bad == 50:
+                    raise TrainingError("The loss was not finite for 50 steps on end. Try a lower --lr.")
+                self.state.step += 1
+                self.state.seconds = self._agreed(before + time.monotonic() - begun)
+                meter.add(self.state, self.optimizer.param_groups[0]["lr"], figures)
+                shown.step(1, partial(self._figures, meter, time_budget))
+                over = time_budget is not None and self.state.seconds >= time_budget
+                if over or self.state.step == steps or self._agreed(time.monotonic() - saved) > save_every:
+                    self.save()
+                    saved = time.monotonic()
+                if over:
+                    break
+
+    def _figures(self, meter: "_Meter", time_budget: float | None) -> dict[str, float | str]:
+        figures: dict[str, float | str] = {**meter.means, "lr": self.optimizer.param_groups[0]["lr"]}
+        if time_budget is not None:
+            figures["of the budget"] = f"{min(1.0, self.state.seconds / time_budget):.0%}"
+        return figures
 
     def save(self) -> None:
         """Write the checkpoint, and the GHN as a file that `load_ghn` reads; each replaces its predecessor whole."""
@@ -347,10 +349,11 @@ class _Steps(Dataset[Any]):
 
 
 class _Meter:
-    """Running means on the bar, and a line in the log for every 50 steps."""
+    """Running means, and a line in the log for every 50 steps."""
 
     def __init__(self, path: Path, step: int, writes: bool) -> None:
-        self.path, self.step, self.writes, self.text = path, step, writes, ""
+        self.path, self.step, self.writes = path, step, writes
+        self.means: dict[str, float] = {}
         self.sums: dict[str, float] = {}
         self.count = 0
 
@@ -361,10 +364,10 @@ class _Meter:
             self.count += 1
             for name, value in figures.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
+            self.means = {name: value / self.count for name, value in self.sums.items()}
         if state.step % 50 or not self.writes:
             return
-        means = {name: value / self.count for name, value in self.sums.items()}
-        self.text = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+        means = self.means if self.count else {}
         row = {"step": state.step, "seconds": state.seconds, "lr": lr, "skipped_steps": state.skipped_steps} | means
         append(self.path, ",".join(f"{row[c]:.6g}" if c in row else "" for c in COLUMNS).encode())
         self.sums, self.count = {}, 0

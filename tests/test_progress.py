@@ -1,0 +1,113 @@
+"""Progress: a bar in a terminal, in which numbers have precedence, and a line a minute where there is none."""
+
+import io
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from timm_ghn_init import progress
+from timm_ghn_init.cli.messages import logging_to_stderr
+from timm_ghn_init.progress import Progress, over
+
+ROOT = Path(progress.__file__).parent
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """Seconds that pass when they are told to."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    yield now
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Any:
+    caplog.set_level(logging.INFO, "timm_ghn_init.progress")
+    return lambda: [r.getMessage() for r in caplog.records if r.name == "timm_ghn_init.progress"]
+
+
+def test_a_line_a_minute(clock: list[float], lines: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("Training", 1000, done=100) as shown:
+        for i in range(300):
+            clock[0] += 0.5
+            shown.step(1, lambda i=i: {"loss": 2 - i / 1000, "accuracy": 0.25, "lr": 1e-3})  # type: ignore[misc]
+    assert lines() == [
+        "Training [ 220/1000 ( 22%)]  loss: 1.88  accuracy: 0.25  lr: 0.001  rate: 2 step/s  left: 06:30",
+        "Training [ 340/1000 ( 34%)]  loss: 1.76  accuracy: 0.25  lr: 0.001  rate: 2 step/s  left: 05:30",
+    ]
+    assert capsys.readouterr().err == ""
+
+
+def test_steps_that_take_long_have_a_line_each(clock: list[float], lines: Any) -> None:
+    for _ in over(range(2), "signals", unit="init"):
+        clock[0] += 90
+    assert lines() == [
+        "signals [1/2 ( 50%)]  rate: 90 s/init  left: 01:30",
+        "signals [2/2 (100%)]  rate: 90 s/init  left: 00:00",
+    ]
+
+
+def test_bytes_and_an_unknown_end(clock: list[float], lines: Any) -> None:
+    for total in (10_000_000, None):
+        with Progress("ghn2.pt\x1b[31m", total, unit="B", sizes=True) as shown:
+            clock[0] += 61
+            shown.step(5_000_000)
+    assert lines() == [
+        "ghn2.pt?[31m [5.00MB/10.0MB ( 50%)]  rate: 82.0kB/s  left: 01:01",
+        "ghn2.pt?[31m [5.00MB]  rate: 82.0kB/s",
+    ]
+
+
+def test_what_is_short_or_unwanted_says_nothing(
+    clock: list[float], lines: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for show, seconds in ((None, 1), (False, 100)):
+        for _ in over(range(3), "x", show=show):
+            clock[0] += seconds
+    assert lines() == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch, lines: Any) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Progress("Training", 10, delay=0, stays=True) as shown:
+        for _ in range(10):
+            shown.step(1, lambda: {"loss": 0.5})
+    text = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "Training:   0%|" in text and "10/10" in text and "loss 0.5" in text
+    assert lines() == []
+
+
+def test_in_a_narrow_terminal_the_bar_yields() -> None:
+    facts = {"prefix": "resnet50, rand", "unit": "update", "postfix": "loss 0.431, accuracy 0.812", "rate": 4.0}
+    shown = {n: progress._bar_class().format_meter(120, 1000, 30.0, ncols=n, **facts) for n in (20, 60, 90, 130)}
+    assert all(len(text) <= n for n, text in shown.items())
+    assert "█" in shown[130]
+    assert shown[90] == "resnet50, rand: 12% 120/1000 [00:30<03:40,  4.00update/s, loss 0.431, accuracy 0.812]"
+    assert shown[60] == "120/1000 <03:40, loss 0.431, accuracy 0.812"
+    assert shown[20] == "120/1000 <03:40, los"
+
+
+def test_messages_stand_above_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with logging_to_stderr(0), Progress("Training", 10, delay=0) as shown:
+        shown.step()
+        logging.getLogger("timm_ghn_init.x").warning("mind")
+        shown.step()
+    text = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"\r +\rwarning: mind\n\r?Training", text), repr(text)
+
+
+def test_there_is_one_place_for_it() -> None:
+    using = [p.name for p in ROOT.rglob("*.py") if re.search(r"import .*tqdm", p.read_text())]
+    assert using == ["progress.py"]
