@@ -92,9 +92,11 @@ class Progress:
         left = {}
         if self.total:
             place = f"{place.rjust(len(size(self.total)))}/{size(self.total)} ({self.done / self.total:4.0%})"
-            left = {"left": _clock((self.total - self.done) / rate) if rate else "?"}
+            left = {"left": clock((self.total - self.done) / rate) if rate else "?"}
         speed = f"{size_of(rate)}/s" if self.sizes else _speed(rate, self.unit)
-        _logger.info("%s", "  ".join((f"{self.what} [{place}]", *_shown({**figures, "rate": speed, **left}, ": "))))
+        _logger.info(
+            "%s", "  ".join((f"{self.what} [{place}]", *_shown({**figures, "rate": speed, **left, **figures}, ": ")))
+        )
 
 
 def over(items: Iterable[T], what: str, total: int | None = None, **options: Any) -> Iterator[T]:
@@ -151,7 +153,8 @@ def size_of(count: float) -> str:
     return tqdm.format_sizeof(count, "B")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """So much time, for people."""
     from tqdm import tqdm
 
     return tqdm.format_interval(seconds)

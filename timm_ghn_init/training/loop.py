@@ -30,7 +30,7 @@ from ..checkpoints.load import load_ghn, save_ghn
 from ..checks import CLASSES, NOT_NEGATIVE, PART, POSITIVE, SEED, WIDTH, Kind, check_all, whole
 from ..ghn import GHN
 from ..images.batches import Images, open_images
-from ..progress import Progress
+from ..progress import Progress, clock
 from ..text import Told, logger
 from ..version import __version__
 from .networks import MACS, MAX_MACS, network
@@ -206,7 +206,8 @@ class Trainer:
     def _figures(self, meter: "_Meter", time_budget: float | None) -> dict[str, float | str]:
         figures: dict[str, float | str] = {**meter.means, "lr": self.optimizer.param_groups[0]["lr"]}
         if time_budget is not None:
-            figures["of the budget"] = f"{min(1.0, self.state.seconds / time_budget):.0%}"
+            steps = (self.config.steps - self.state.step) * self.state.seconds / self.state.step
+            figures["left"] = clock(min(steps, max(0.0, time_budget - self.state.seconds)))
         return figures
 
     def save(self) -> None:
