@@ -89,6 +89,13 @@ def sequence_first(m: Any, x: Tensor) -> Tensor:
 
 
 # How it is used, on a grid of 3 x 4: the parts, the parameter, its layout, grid, and the rows that are used.
+def by_two_sums(m: Any, x: Tensor) -> Tensor:
+    """As torchvision's MViT has time and space."""
+    both = m.other.repeat_interleave(4, 0)
+    both.add_(m.pos.expand(3, 4, C).reshape(12, C))
+    return tokens(x) + both
+
+
 USED: dict[str, tuple[Callable[..., Any], dict[str, Callable[[], Any]], str, str, tuple[int, int], range]] = {
     "added": (lambda m, x: tokens(x) + m.pos, {"pos": lambda: pos(1, 12, C)}, "pos", "tokens", (3, 4), range(12)),
     "first of more rows": (
@@ -196,6 +203,11 @@ USED: dict[str, tuple[Callable[..., Any], dict[str, Callable[[], Any]], str, str
         by_one_hot,
         {"pos": lambda: pos(2, 9, C)},
         *("pos", "tokens", (4, 1), (0, 1, 2, 3, 9, 10, 11, 12)),
+    ),
+    "written in place to others": (
+        by_two_sums,
+        {"other": lambda: pos(3, C), "pos": lambda: pos(4, C)},
+        *("pos", "tokens", (2, 2), range(4)),
     ),
     "interpolated": (
         lambda m, x: tokens(x + F.interpolate(m.pos.mT.reshape(1, C, 5, 5), x.shape[-2:])),

@@ -559,6 +559,18 @@ def test_a_learned_weight_of_two_normalised_terms_is_no_norm() -> None:
     assert "learned scale" in graph.skipped["w"]
 
 
+def test_features_that_two_forms_of_one_vector_have_scaled() -> None:
+    """What is known of the two is compared, and the vectors with it."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        return m.b(torch.cat([y * m.w.cos(), y * m.w.sin()], 1))
+
+    graph = trace(Net(run, a=conv(), b=conv(16), w=param(8, 1, 1)), SIZE)
+    assert {"a.weight", "b.weight"} <= graph.targets.keys()
+    assert "learned scale" in graph.skipped["w"]
+
+
 def test_what_is_written_into_slices_reaches_the_reader() -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         out = torch.zeros(len(x), 16, 4, 4, device=x.device)
@@ -1098,6 +1110,13 @@ def test_real_values_are_had_on_the_cpu(caplog: pytest.LogCaptureFixture) -> Non
 def test_no_parameters() -> None:
     with pytest.raises(TraceError, match="Identity has no parameters"):
         trace(nn.Identity())
+
+
+def test_nested_tensors_are_refused() -> None:
+    model = Net(lambda m, x: torch.nested.nested_tensor(list(m.c(x)), layout=torch.strided), c=conv())
+    with pytest.raises(ValueError, match=r"Net: .* nested tensors .* Nothing was changed"):
+        trace(model, SIZE)
+    assert not model.c.weight.is_meta
 
 
 def test_nothing_recognised() -> None:

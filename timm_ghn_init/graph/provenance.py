@@ -89,11 +89,14 @@ class Provenance:
             Lost: a reduction, an interpolation or a write in place lies in between.
         """
         try:
-            return _Replay(self, parameter).numbers(self._made.get(id(tensor), tensor))
+            found = _Replay(self, parameter).numbers(self._made.get(id(tensor), tensor))
         except Lost:
             raise
         except Exception as error:  # of an operator that does not take the numbers
             raise Lost from error
+        if not found:  # it was written in place into something else
+            raise Lost
+        return found
 
 
 class _Replay:

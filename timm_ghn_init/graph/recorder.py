@@ -118,6 +118,13 @@ class Recorder(TorchDispatchMode):
             out = func(*args, **kwargs)
         self._steps += 1
         tape = self.tape
+        outputs = tensors_of((out,), {})
+        if any(t.is_nested for t in outputs):
+            self._fault = ValueError(
+                f"{type(self.model).__name__}: its forward pass makes nested tensors (torch.nested), which have no "
+                "shape to follow. Nothing was changed. Initialise the same layers in a model that pads or masks."
+            )
+            raise self._fault
         name = func._schema.name
         rule = OPERATORS.get(name)
         try:
@@ -131,7 +138,6 @@ class Recorder(TorchDispatchMode):
         for tensor in written:
             tape.write(tensor, value)
             tape.provenance.wrote(tensor)
-        outputs = tensors_of((out,), {})
         if self._has_values:
             self._undo.made(outputs, tensors_of(args, kwargs))
         if not value.origin or (value == FEATURES and not any(t.is_floating_point() for t in outputs)):

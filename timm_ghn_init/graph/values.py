@@ -1,6 +1,7 @@
 """What the recording knows of a tensor."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -30,8 +31,16 @@ class Moment(NamedTuple):
     exponential: bool = False  # the exponential function of features, or a sum of those
     logarithm: bool = False  # the logarithm of a softmax
     scaled: bool = False  # the statistic of something that `gain` was multiplied with
-    gain: "tuple[Value, Tensor] | None" = None  # a vector that was multiplied on the way
-    shift: "tuple[Value, Tensor] | None" = None  # a vector that was added to a statistic
+    gain: "Vector | None" = None  # that was multiplied on the way
+    shift: "Vector | None" = None  # that was added to a statistic
+
+
+@dataclass(frozen=True, eq=False)  # the same one or another: tensors are not to be compared
+class Vector:
+    """A parameter that may turn out to be a norm's: its value and the tensor as which it was used."""
+
+    value: "Value"
+    tensor: Tensor
 
 
 class Normed(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..tape import Tape, tensors_of
-from ..values import CONSTANT, Moment, Normed, Over, Value
+from ..values import CONSTANT, Moment, Normed, Over, Value, Vector
 from .attention import settle
 from .norms import add_norm, add_norm_bias, is_norm_bias
 
@@ -152,7 +152,7 @@ def multiplied(tape: Tape, a: Value, b: Value, value: Value, division: bool = Fa
     value = value._replace(
         norm=low._replace(normalised=high.over, response=response or ratio, inverse=ratio, gain=None)
     )
-    return scaled_by(tape, value, *gain) if gain else value
+    return scaled_by(tape, value, gain.value, gain.tensor) if gain else value
 
 
 def scaled_by(tape: Tape, x: Value, p: Value, used: Tensor, tensor: Tensor | None = None) -> Value:
@@ -168,7 +168,7 @@ def scaled_by(tape: Tape, x: Value, p: Value, used: Tensor, tensor: Tensor | Non
         return x
     m = moment(x)
     if m.normalised is None:
-        return x._replace(norm=m._replace(gain=(p, used)) if m.gain is None else None)
+        return x._replace(norm=m._replace(gain=Vector(p, used)) if m.gain is None else None)
     if not _is_gain(tape, p, used, m.normalised, tensor):
         return x._replace(norm=None)
     return add_norm(tape, m.normalised.primitive, x, p, used, m.response)
@@ -194,7 +194,7 @@ def _is_gain(tape: Tape, p: Value, used: Tensor, over: Over, tensor: Tensor | No
 def shifted_by(x: Value, p: Value, used: Tensor) -> Value:
     """What is known of x plus a parameter that is no bias: a vector is kept in mind for a norm."""
     m = moment(x)
-    return x._replace(norm=m._replace(shift=(p, used)) if m.shift is None and m.normalised is None else None)
+    return x._replace(norm=m._replace(shift=Vector(p, used)) if m.shift is None and m.normalised is None else None)
 
 
 def completed(tape: Tape, a: Value, b: Value) -> Value | None:
@@ -206,6 +206,8 @@ def completed(tape: Tape, a: Value, b: Value) -> Value | None:
         if not m.level and not a.norm.response:
             return None
         # The mean, scaled like the features, or the input of a response normalisation; and with it perhaps the bias.
-        return add_norm_bias(tape, a, *m.shift) if m.shift and is_norm_bias(tape, a, *m.shift) else a
+        bias = m.shift
+        belongs = bias is not None and is_norm_bias(tape, a, bias.value, bias.tensor)
+        return add_norm_bias(tape, a, bias.value, bias.tensor) if bias and belongs else a
     m, n = moment(a), moment(b)
     return a if m.normalised and m.level == 0 and n.level and _alike(m, n) else None
