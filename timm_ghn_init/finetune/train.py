@@ -213,12 +213,12 @@ class _Session:
     @torch.inference_mode()
     def _evaluate(self, split: Split) -> tuple[float | None, float]:
         """Loss, None if it is not finite, and accuracy."""
-        model, loss, correct = self.evaluated.eval(), 0.0, 0
+        model, total = self.evaluated.eval(), torch.zeros(2, dtype=torch.float64, device=self.device)
         for x, y in split.batches(_EVAL_BATCH, training=False):
             with self._precision():
                 logits = model(x.contiguous(memory_format=torch.channels_last)).float()
-            loss += F.cross_entropy(logits, y, reduction="sum").item()
-            correct += int((logits.argmax(1) == y).sum())
+            total += torch.stack((F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()))
+        loss, correct = total.tolist()  # one look at a GPU
         return _finite(loss / len(split)), correct / len(split)
 
     def _precision(self) -> torch.autocast:

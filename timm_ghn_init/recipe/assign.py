@@ -2,8 +2,10 @@
 
 import signal
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +77,22 @@ def write(model: nn.Module, tiles: Mapping[str, Tile]) -> None:
     """Write predictions into the parameters of a model: identity, dtype, device and `requires_grad` stay."""
     parameters = dict(model.named_parameters())
     with one_thread():  # as fast as memory takes it, and never waiting for a second core
-        for name, tile in tiles.items():
-            tile.to(parameters[name].device).write_(parameters[name])
+        for name, tile in brought({n: parameters[n].device for n in tiles}, tiles).items():
+            tile.write_(parameters[name])
+
+
+def brought(where: Mapping[str, torch.device], tiles: Mapping[str, Tile]) -> dict[str, Tile]:
+    """Tiles on the devices on which they are wanted; those that have to go from one to another go in one copy."""
+    found, moving = dict(tiles), defaultdict[torch.device, list[str]](list)
+    for name, tile in tiles.items():
+        if tile.block.device != where[name]:
+            moving[where[name]].append(name)
+    for device, names in moving.items():
+        blocks = [tiles[n].block for n in names]
+        values = torch.cat([block.reshape(-1) for block in blocks]).to(device).split([b.numel() for b in blocks])
+        for name, block, value in zip(names, blocks, values, strict=True):
+            found[name] = replace(tiles[name], block=value.view(block.shape))
+    return found
 
 
 @torch.no_grad()

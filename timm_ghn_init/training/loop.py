@@ -298,11 +298,12 @@ class Trainer:
         loss.mean().backward()
         self._average_gradients()
         norm = nn.utils.clip_grad_norm_(self.ghn.parameters(), self.config.clip)
-        if not norm.isfinite():  # an unlucky network: its gradient would spoil all that was learnt
+        values = torch.stack((loss.detach().mean(), torch.as_tensor(right), norm)).tolist()  # one look at a GPU
+        if not math.isfinite(values[2]):  # an unlucky network: its gradient would spoil all that was learnt
             self.state.skipped_steps += 1
             return None
         self.optimizer.step()
-        return {"loss": loss.mean().item(), "accuracy": float(right), "grad_norm": norm.item()}
+        return dict(zip(("loss", "accuracy", "grad_norm"), values, strict=True))
 
     def _network(self, index: int) -> Any:
         config = self.config
