@@ -80,15 +80,25 @@ def _pytorchcv() -> list[str]:
     return first_of_each(importlib.import_module("pytorchcv.model_provider")._models)
 
 
+_PYTORCHCV: dict[str, Callable[[], Any]] = {
+    "pfpcnet": lambda: torch.rand(2, 1, 320, 240),
+    "voca8flame": lambda: (torch.rand(2, 1, 16, 29), torch.tensor([1, 2])),
+    "nvpattexp116bazel76": lambda: (torch.rand(2, 8, 16, 29), torch.tensor([1, 2])),
+    "visemenet20": lambda: (torch.rand(34, 8, 195), torch.full((34, 76), 3)),
+    "superpointnet": lambda: torch.rand(1, 1, 224, 224),
+    "raft_things": lambda: (image(128), image(128)),
+}
+
+
 def _build_pytorchcv(name: str) -> Built:
     get = found("pytorchcv.model_provider.get_model")
     try:
         model = get(name, num_classes=CLASSES)
     except TypeError:  # no classifier
         model = get(name)
+    if name in _PYTORCHCV:
+        return model, _PYTORCHCV[name]()
     size = getattr(model, "in_size", (64, 64))
-    if hasattr(model, "from_audio"):
-        return model, (torch.rand(2, 64, 128), torch.tensor([128, 128]))
     return model, torch.rand(2, getattr(model, "in_channels", 3), *size)
 
 
@@ -433,7 +443,7 @@ _MONAI = {
     "AHNet": Row("AHNet", dict(spatial_dims=3, upsample_mode="nearest"), lambda: volume(128)),
     "AHNet 2D": Row("AHNet", dict(spatial_dims=2, out_channels=2), lambda: image(128, 1)),
     "AttentionUnet": Row("AttentionUnet", _UNET, lambda: image(64, 1)),
-    "AutoEncoder": Row("AutoEncoder", _UNET, lambda: image(64, 1)),
+    "AutoEncoder": Row("AutoEncoder", {**_UNET, "strides": (2, 2, 2)}, lambda: image(64, 1)),
     "AutoencoderKL": Row(
         "AutoencoderKL",
         dict(
@@ -590,11 +600,6 @@ _MONAI = {
         "RegUNet", dict(spatial_dims=3, in_channels=2, num_channel_initial=8, depth=2), lambda: volume(32, 2)
     ),
     "resnet18": Row("resnet18", dict(spatial_dims=3, n_input_channels=1, num_classes=CLASSES), lambda: volume(64)),
-    "Restormer": Row(
-        "Restormer",
-        dict(spatial_dims=2, in_channels=1, out_channels=1, dim=16, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1),
-        lambda: image(64, 1),
-    ),
     "SegResNet": Row("SegResNet", dict(spatial_dims=3), volume),
     "SegResNetVAE": Row("SegResNetVAE", dict(input_image_size=(32, 32), spatial_dims=2), lambda: image(32, 1)),
     "SegResNetDS": Row("SegResNetDS", dict(spatial_dims=3, init_filters=8, blocks_down=(1, 2, 2)), volume),

@@ -1171,6 +1171,10 @@ CLASSIFIERS: dict[str, tuple[Make, set[str]]] = {
     ),
     "the last of two": (pooled(lambda m, x: m.k(m.l(x)), l=fc, k=lambda: linear(5, 4)), {"k.weight"}),
     "convolution, then pooling": (lambda: Net(conv_then_pool, l=conv(8, 5, bias=True)), set()),
+    "averaged over its channels": (
+        lambda: Net(lambda m, x: m.l(m.c(x)).flatten(1).mean(1, keepdim=True), c=conv(), l=conv(8, 5)),
+        set(),
+    ),
     "a norm comes last": (pooled(lambda m, x: m.n(m.l(x)), l=fc, n=lambda: nn.LayerNorm(5)), set()),
     "features, no logits": (lambda: Net(lambda m, x: m.l(x), l=conv()), set()),
 }

@@ -100,8 +100,11 @@ def by_place(
 
     heads: set[str] = set()
     for output in _logits(outputs, batch, inner={u for u, _ in edges.tolist()}):
+        classes = output.shape[1]
         found = [behind for node in output.nodes if (behind := layers(node, False))]
-        fitting = [behind for behind in found if {channels[i] for i in behind} == {output.shape[1]}]
+        # Layers of more channels than there are logits have been averaged over them.
+        found = [behind for behind in found if all((channels[i] or 0) <= classes for i in behind)]
+        fitting = [behind for behind in found if {channels[i] for i in behind} == {classes}]
         heads |= {nodes[i].param for behind in fitting or found for i in behind}
     return heads
 
