@@ -1171,6 +1171,11 @@ CLASSIFIERS: dict[str, tuple[Make, set[str]]] = {
     ),
     "the last of two": (pooled(lambda m, x: m.k(m.l(x)), l=fc, k=lambda: linear(5, 4)), {"k.weight"}),
     "convolution, then pooling": (lambda: Net(conv_then_pool, l=conv(8, 5, bias=True)), set()),
+    "two, joined": (
+        pooled(lambda m, x: torch.cat([m.l(x), m.k(x)], 1), l=fc, k=lambda: linear(8, 4)),
+        {"l.weight", "l.bias", "k.weight"},
+    ),
+    "some for each position": (lambda: Net(lambda m, x: m.l(m.c(x)).flatten(1), c=conv(), l=conv(8, 5)), set()),
     "averaged over its channels": (
         lambda: Net(lambda m, x: m.l(m.c(x)).flatten(1).mean(1, keepdim=True), c=conv(), l=conv(8, 5)),
         set(),

@@ -101,12 +101,22 @@ def by_place(
     heads: set[str] = set()
     for output in _logits(outputs, batch, inner={u for u, _ in edges.tolist()}):
         classes = output.shape[1]
-        found = [behind for node in output.nodes if (behind := layers(node, False))]
-        # Layers of more channels than there are logits have been averaged over them.
-        found = [behind for behind in found if all((channels[i] or 0) <= classes for i in behind)]
+        found = []
+        for behind in (layers(node, False) for node in output.nodes):
+            if behind and _add_up([channels[i] for i in behind if nodes[i].primitive == "conv"], classes):
+                found.append(behind)
         fitting = [behind for behind in found if {channels[i] for i in behind} == {classes}]
         heads |= {nodes[i].param for behind in fitting or found for i in behind}
     return heads
+
+
+def _add_up(channels: Sequence[int | None], classes: int) -> bool:
+    """Whether layers of so many channels can be summed or joined to so many logits.
+
+    Others were averaged over their channels, or have some for each position.
+    """
+    known = [c for c in channels if c is not None]
+    return len(known) < len(channels) or (max(known, default=0) <= classes and sum(known) % classes == 0)
 
 
 def _is_residual(sources: Collection[int], before: Mapping[int, list[int]]) -> bool:
