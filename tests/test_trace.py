@@ -981,6 +981,15 @@ def test_positions_on_a_grid_that_is_not_square() -> None:
     assert trace(make(), (8, 4, 16)).targets["pos"].grid == (2, 8)
 
 
+def test_what_is_read_and_used_has_the_reason_of_its_use() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        m.seen = m.k > 0
+        return m.c(x).pow(m.k)
+
+    graph = trace(Net(run, c=conv(), k=param(1)), SIZE)
+    assert graph.skipped == {"k": "an operand of pow"}
+
+
 def test_layer_scale_and_scalars_have_reasons() -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         return (x + m.gamma * m.c(x)) * m.scale.exp()

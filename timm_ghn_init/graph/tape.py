@@ -108,7 +108,9 @@ class Tape:
             self.explain(name, PICKED)
 
     def explain(self, name: str, reason: str) -> None:
-        self.reasons.setdefault(name, reason)
+        """Say why a parameter is not predicted. The first reason counts, unless it was only read for a decision."""
+        if self.reasons.get(name, PICKED) == PICKED:
+            self.reasons[name] = reason
 
     # -- operations ----------------------------------------------------------------------------------------------
 
