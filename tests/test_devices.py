@@ -24,9 +24,11 @@ from timm_ghn_init.finetune.data import Data
 from timm_ghn_init.finetune.in_memory import InMemory
 from timm_ghn_init.finetune.protocol import Trial
 from timm_ghn_init.finetune.train import _Session
-from timm_ghn_init.ghn import GHN
-from timm_ghn_init.recipe import baselines, noise
+from timm_ghn_init.ghn import GHN, Tile
+from timm_ghn_init.graph import Target
+from timm_ghn_init.recipe import assign, baselines, noise
 from timm_ghn_init.recipe import whole as recipe_whole
+from timm_ghn_init.recipe.postprocessing import _compute_device
 from timm_ghn_init.training.loop import TrainConfig, Trainer
 
 pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a build of PyTorch with CUDA")
@@ -135,6 +137,16 @@ def test_predictions_are_made_on_the_gpu(kind: str, where: str, dtype: torch.dty
             waits[-1]["copies"] -= len(report.postprocessed)
     assert waits[0] == waits[1]  # however deep
     assert waits[0]["looks"] == 2  # whether predictions are finite; all that post-processing has to know
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+def test_other_devices_get_what_the_cpu_has_computed(device: str, seen: Counter[str]) -> None:
+    """As far as this mode knows these devices: it can bring tensors there, and nothing more."""
+    model = nn.Linear(16, 16)
+    model.weight = nn.Parameter(torch.empty(16, 16, device=device))
+    assert str(recipe_whole._device(model, None)) == str(_compute_device(model.weight, None)) == "cpu"
+    tile = Tile(torch.zeros(16, 16), Target("weight", (16, 16), 0, "weight"))
+    assert assign.brought({"weight": model.weight.device}, {"weight": tile})["weight"].block.device.type == device
 
 
 @pytest.mark.parametrize("source", ["rand", "orth"])
