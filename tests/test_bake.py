@@ -104,6 +104,24 @@ def test_push_refused(
     assert not hub.repos
 
 
+@pytest.mark.parametrize("offline", [False, True])
+def test_push_where_there_is_no_hub(offline: bool, hub: HubServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told before the work, with a way out that can be gone."""
+    import socket
+
+    def unknown(*args: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: pytest.fail("it has begun"))
+    for command in (("push", "test_resnet", "--repo", "me/x"), ("bake", "--models", "test_resnet", "--hub", "me")):
+        status, stdout, stderr = run(*command)
+        assert (status, stdout, stderr.count("\n")) == (2, "", 1)
+        assert ("unset it" if offline else "hf upload me/") in stderr
+    assert not hub.repos
+
+
 # -- bake --------------------------------------------------------------------------------------------------------------
 
 

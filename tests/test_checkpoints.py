@@ -1029,7 +1029,9 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path, hub: dict[str, Any]) -> No
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     hub["ghn3tm8.pt"] = LocalEntryNotFoundError("cannot find the requested files in the local cache")
-    with pytest.raises(CheckpointError, match=r"ghn3-t: ghn3tm8\.pt cannot be had .*local cache.*file:PATH"):
+    with pytest.raises(
+        CheckpointError, match=r"ghn3-t: ghn3tm8\.pt cannot be had .*(local cache|no network).*file:PATH"
+    ):
         load_ghn("ghn3-t")
     assert kept(tmp_path) == []
 
@@ -1225,3 +1227,20 @@ def test_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checkpoints.home() == Path("/somewhere/timm_ghn_init")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert checkpoints.home() == Path("~/.cache/timm_ghn_init").expanduser()
+
+
+def test_the_hub_where_there_is_no_network(monkeypatch: Any, tmp_path: Path, caplog: Any) -> None:
+    """One line, at once: huggingface_hub does not try again and again."""
+    import socket
+
+    def unknown(*args: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    asked: list[Any] = []
+    monkeypatch.setenv("TIMM_GHN_HOME", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(socket.socket, "connect", lambda *args: asked.append(args))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(CheckpointError, match=r"ghn3tm8\.pt .*\(no network: .* is not found\)"):
+        fetch("ghn3-t")
+    assert not asked and not caplog.records

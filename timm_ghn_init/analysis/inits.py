@@ -1,12 +1,7 @@
 """A network with any of the initialisations that are to be compared."""
 
-import logging
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 from torch import nn
@@ -66,43 +61,15 @@ def obtainable(create: Create, inits: Sequence[str]) -> tuple[list[str], dict[st
     """
     check_inits(list(inits))
     missing = {}
-    with _no_waiting():
-        for init in dict.fromkeys(inits):
-            try:
-                if init == PRETRAINED:
-                    with_timms_weights(create)
-                elif is_source(init) and not parse_source(init).baseline:
-                    load_ghn(resolve_default(init))
-            except (CheckpointError, WeightsUnavailable) as error:
-                missing[init] = str(error)
+    for init in dict.fromkeys(inits):
+        try:
+            if init == PRETRAINED:
+                with_timms_weights(create)
+            elif is_source(init) and not parse_source(init).baseline:
+                load_ghn(resolve_default(init))
+        except (CheckpointError, WeightsUnavailable) as error:
+            missing[init] = str(error)
     return [init for init in dict.fromkeys(inits) if init not in missing], missing
-
-
-@contextmanager
-def _no_waiting() -> Iterator[None]:
-    """Inside, huggingface_hub does not try again and again, line by line, where there is no network at all."""
-    from huggingface_hub import constants
-
-    logger, offline = logging.getLogger("huggingface_hub"), constants.HF_HUB_OFFLINE
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    constants.HF_HUB_OFFLINE = offline or not _is_reachable(constants.ENDPOINT)
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-        logger.setLevel(level)
-
-
-def _is_reachable(address: str) -> bool:
-    """Whether there is anybody of that name; a proxy knows names that this machine does not."""
-    if getproxies():
-        return True
-    try:
-        socket.getaddrinfo(urlsplit(address).hostname, None)
-    except OSError:
-        return False
-    return True
 
 
 def initialised(

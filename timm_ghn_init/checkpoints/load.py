@@ -24,6 +24,7 @@ from ..sources import DEFAULT, KNOWN, SHIPPED, SUFFIXES, KnownGHN, Source, parse
 from ..text import as_cause, clean_logs_of, logger
 from .download import DownloadError, download
 from .formats import CheckpointError, GHNFile, build, check_finite, open_ghn, write_ghn
+from .no_waiting import no_waiting
 
 if TYPE_CHECKING:
     import torch
@@ -377,9 +378,10 @@ def _from_hub(ghn: KnownGHN) -> Path:
 
     clean_logs_of("huggingface_hub")
     try:
-        return Path(hf_hub_download(ghn.hub, ghn.file))
+        with no_waiting() as unreachable:
+            return Path(hf_hub_download(ghn.hub, ghn.file))
     except Exception as error:  # its errors have no common base
-        cause = f"{type(error).__name__}: {error}".split("\n")[0]
+        cause = unreachable or f"{type(error).__name__}: {error}".split("\n")[0]
         raise CheckpointError(
             f"{ghn.name}: {ghn.file} cannot be had from the Hugging Face Hub repository {ghn.hub} ({cause}). Try again "
             "with a network, or download it by hand and use file:PATH."

@@ -14,7 +14,7 @@ from .arguments import AGAIN, Command, add_model_options, add_prediction, option
 from .files import writing_folder
 from .messages import UserError, did_you_mean, one_line, table
 from .models import build_initialised, model_key, read_predicting
-from .push import need_token
+from .push import need_hub
 from .results import show
 
 _logger = logger(__name__)
@@ -64,7 +64,7 @@ def _prepare(args: argparse.Namespace) -> None:
         except OSError as error:
             raise UserError(f"--out {args.out}: {error}") from error
     else:
-        need_token()
+        need_hub(f"{args.hub}/NAME")
     if args.device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         args.device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
 

@@ -25,7 +25,7 @@ def push(args: argparse.Namespace) -> int:
     from ..weights.push import check_repo_id, push_model
 
     check_repo_id(args.repo)
-    need_token()
+    need_hub(args.repo)
     source = read_predicting(args.source).prediction
     key, _ = model_key(args, source)
     model, options, report, seed = build_initialised(args, source)
@@ -45,9 +45,17 @@ def push(args: argparse.Namespace) -> int:
     return 0
 
 
-def need_token() -> None:
-    """Raise, before the work, where the Hub would not let anybody write."""
-    from huggingface_hub import get_token
+def need_hub(repo: str) -> None:
+    """Raise, before the work, where there is no Hub, or it would not let anybody write."""
+    from huggingface_hub import constants, get_token
+
+    from ..checkpoints.no_waiting import no_waiting
+    from ..weights.push import later
 
     if get_token() is None:
         raise UserError("There is no token for the Hub: log in (hf auth login) or set HF_TOKEN.")
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("HF_HUB_OFFLINE is set, so nothing can be pushed: unset it.")
+    with no_waiting() as unreachable:
+        if unreachable:
+            raise UserError(f"Nothing was pushed to {repo} ({unreachable}). {later(repo)}")

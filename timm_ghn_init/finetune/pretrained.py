@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ..checkpoints.no_waiting import no_waiting
 from ..checks import InputError
 from .protocol import PRETRAINED
 
@@ -20,11 +21,13 @@ def with_timms_weights(create: Callable[[bool], nn.Module]) -> nn.Module:
         InputError: there are none.
     """
     try:
-        return create(True)
+        with no_waiting() as unreachable:
+            return create(True)
     except (OSError, RuntimeError, ValueError) as error:
+        cause = unreachable or " ".join(str(error).split())
         kind = WeightsUnavailable if isinstance(error, OSError) else InputError  # no network, or no such weights
         raise kind(
-            f"{PRETRAINED}: timm's weights cannot be had ({' '.join(str(error).split())}) Leave {PRETRAINED} out, name "
+            f"{PRETRAINED}: timm's weights cannot be had ({cause}). Leave {PRETRAINED} out, name "
             "an architecture and tag that timm.list_pretrained() lists, or bring the weights: run once with a network "
             "and copy the Hugging Face cache (HF_HOME) to this machine."
         ) from error

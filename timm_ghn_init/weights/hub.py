@@ -263,20 +263,23 @@ _WAYS_OUT = {
 }
 
 
-def hub_error(what: str, error: Exception, token: str | None = None) -> HubError:
+_GO_WITHOUT = "Try again later, or set HF_HUB_OFFLINE=1 to go without the Hub."
+
+
+def hub_error(what: str, error: Exception, token: str | None = None, advice: str = _GO_WITHOUT) -> HubError:
     """An error of huggingface_hub's in one line without a token; to be raised `from None`, for the same reason.
 
     Args:
         what: the sentence's beginning, naming the repository.
         error: the cause.
         token: one that was used, if it is not the user's own.
+        advice: where the cause suggests none.
     """
     status = status_of(error)
-    default = "Try again later, or set HF_HUB_OFFLINE=1 to go without the Hub."
     said = getattr(error, "server_message", None) or str(error) or type(error).__name__
     cause = without_tokens(said, token)[:300]
     code = f"{status}: " if status else ""
-    return HubError(f"{what} ({code}{cause}). {_WAYS_OUT.get(status or 0, default)}", status)
+    return HubError(f"{what} ({code}{cause}). {_WAYS_OUT.get(status or 0, advice)}", status)
 
 
 def without_tokens(text: str, *tokens: str | None) -> str:

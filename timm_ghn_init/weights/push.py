@@ -77,6 +77,14 @@ def push_model(
     return _upload(repo_id, write, lambda: revision or MAIN, private, create_pr, token)
 
 
+def later(repo_id: str) -> str:
+    """What to do where the Hub cannot be reached now."""
+    return (
+        "Try again where there is a network; or write the same with `timm-ghn-init predict ARCH -o FOLDER/` and the "
+        f"options of this command, and push it later with `hf upload {repo_id} FOLDER`."
+    )
+
+
 def check_repo_id(repo_id: str) -> None:
     """Raise a HubError for a name that no repository can have."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -221,7 +229,7 @@ def _upload(
         except HubError:
             raise
         except Exception as error:  # they have no common base
-            raise hub_error(f"Nothing was pushed to {repo_id}", error, token) from None
+            raise hub_error(f"Nothing was pushed to {repo_id}", error, token, later(repo_id)) from None
     raise HubError(f"Nothing was pushed to {repo_id}: others change it all the time. Try again later.")
 
 
