@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ _SHAPES = "osD^vPX"  # of groups in a scatter plot; stars are what is given
 _GROUPS = ("#0072b2", "#d55e00", "#00805c", "#a8508a", "#8a6d00", "#5ab4f0", "#c7a400")
 _OTHERS = "#b8bec6"
 _STARS = ("#000000", "#e8003a", "#6a00ff", "#00e0c0")
+_STAR_SHAPES = ("*", "p", "h")  # for more of them than there are colours
 STYLE: Any = {  # matplotlib names the keys' type only in new versions
     "svg.fonttype": "none",  # text stays text
     "font.size": 9,
@@ -207,22 +209,16 @@ def _whole_numbers(axes: Axes) -> None:
 
 
 def scatter(axes: Axes, data: Mapping[str, Any], value_name: str | None = None) -> None:
-    """Embeddings on their first two principal components; given architectures are pointed out by name."""
-    from matplotlib.patheffects import withStroke
-
+    """Embeddings on their first two principal components; given architectures stand out, and the legend names them."""
     points, share = data["points"], data["variance"]
     if value_name is None:
         _by_group(axes, points)
     else:
         _by_value(axes, points, value_name)
-    halo = withStroke(linewidth=2.5, foreground=PAPER)
-    middle = (min(p["x"] for p in points) + max(p["x"] for p in points)) / 2
-    for i, p in enumerate(p for p in points if p["given"]):
-        side = -1 if p["x"] > middle else 1  # so that the name stays inside
-        look: dict[str, Any] = {"c": _STARS[i % len(_STARS)], "edgecolors": PAPER, "linewidths": 0.8}
-        axes.scatter(p["x"], p["y"], marker="*", s=170, zorder=3, label=clean(p["name"]), **look)
-        name = axes.annotate(clean(p["name"]), (p["x"], p["y"]), (7 * side, 5), textcoords="offset points", zorder=4)
-        name.set(ha="left" if side > 0 else "right", weight="bold", path_effects=[halo])
+    stars = itertools.cycle(itertools.product(_STAR_SHAPES, _STARS))
+    for p, (marker, colour) in zip((p for p in points if p["given"]), stars, strict=False):
+        look: dict[str, Any] = {"c": colour, "marker": marker, "s": 170, "edgecolors": PAPER, "linewidths": 0.8}
+        axes.scatter(p["x"], p["y"], zorder=3, label=clean(p["name"]), **look)
     axes.set(
         xlabel=f"first principal component ({share[0]:.0%} of the variance)",
         ylabel=f"second principal component ({share[1]:.0%})",
@@ -249,9 +245,10 @@ def _by_group(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
     largest = sorted(groups, key=lambda g: -len(groups[g]))
     for group, colour, marker in zip(largest, _GROUPS, _SHAPES, strict=False):
         _dots(axes, groups[group], c=colour, marker=marker, label=f"{clean(group)} ({len(groups[group])})")
-    others = [p for g in largest[len(_GROUPS) :] for p in groups[g]]
-    label = f"{len(largest) - len(_GROUPS)} others ({len(others)})"
-    _dots(axes, others, c=_OTHERS, marker=".", zorder=1, label=label)
+    rest = largest[len(_GROUPS) :]
+    others = [p for g in rest for p in groups[g]]
+    label = clean(rest[0]) if len(rest) == 1 else f"{len(rest)} others"
+    _dots(axes, others, c=_OTHERS, marker=".", zorder=1, label=f"{label} ({len(others)})")
 
 
 def _by_value(axes: Axes, points: Sequence[Mapping[str, Any]], name: str) -> None:
