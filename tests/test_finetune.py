@@ -108,7 +108,7 @@ def test_values_are_checked(wrong: dict[str, Any]) -> None:
 
 
 def test_the_initialisation_is_spelled_out(ghn_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from timm_ghn_init.checkpoints.download import sha256
+    from timm_ghn_init.checkpoints.load import sha256
 
     monkeypatch.setenv("TIMM_GHN_DEFAULT", f"file:{ghn_file}")
     trial = settled(Trial("resnet18", f"file:{ghn_file}_orth?beta=0.00003"))

@@ -24,7 +24,8 @@ def with_timms_weights(create: Callable[[bool], nn.Module]) -> nn.Module:
         with no_waiting() as unreachable:
             return create(True)
     except (OSError, RuntimeError, ValueError) as error:
-        cause = unreachable or " ".join(str(error).split())
+        is_hubs = type(error).__module__.startswith("huggingface_hub")  # it speaks of a setting that is not the user's
+        cause = unreachable if unreachable and is_hubs else " ".join(str(error).split())
         kind = WeightsUnavailable if isinstance(error, OSError) else InputError  # no network, or no such weights
         raise kind(
             f"{PRETRAINED}: timm's weights cannot be had ({cause}). Leave {PRETRAINED} out, name "
