@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -146,6 +147,28 @@ def test_what_is_left_and_the_report() -> None:
     assert json.loads(json.dumps(report.to_dict()))["coverage"] == report.coverage > 0.9
     assert "initialised by orth?layer=3" in str(report)
     assert "orthogonal: " in str(report) and "predicted" not in str(report)
+
+
+@pytest.mark.parametrize("source", ["rand", "orth"])
+@pytest.mark.parametrize(
+    "wrap", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm, torch.nn.utils.spectral_norm]
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+def test_a_weight_that_is_computed_from_other_tensors_is_the_one_that_is_drawn(wrap: Any, source: str) -> None:
+    def build(wrap: Any) -> nn.Sequential:
+        return nn.Sequential(wrap(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
+
+    plain, model = build(lambda layer: layer), build(wrap)
+    init_model(plain, source)
+    report = init_model(model, source)
+    expected = plain[0].weight
+    if wrap is torch.nn.utils.spectral_norm:
+        expected = expected / torch.linalg.matrix_norm(expected.flatten(1), 2)
+    torch.testing.assert_close(model[0].weight, expected, atol=1e-5, rtol=0)
+    assert not model[0].bias.any()
+    last = {"3.weight", "3.bias"}
+    assert set(report.predicted) | last == {n for n, _ in model.named_parameters()}
+    assert set(report.skipped) == last
 
 
 def test_a_weight_shared_with_the_last_layer_stays() -> None:

@@ -17,6 +17,7 @@ import torch
 from conftest import GHN2_CONFIG, GHN3_CONFIG
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_ghn_init import init_model, initialize
@@ -105,14 +106,15 @@ def on_cuda(kind: str) -> GHN:
 
 
 def chain(depth: int, device: str | torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Layers of three shapes, and a classifier."""
+    """Layers of three shapes, one of them computed from other tensors, and a classifier."""
     like: Any = {"device": device, "dtype": dtype}
     blocks = [
         nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, **like), nn.BatchNorm2d(16, **like), nn.Conv2d(16, 16, 1, **like))
         for _ in range(depth)
     ]
     head = nn.Linear(16, 1000, **like)
-    return nn.Sequential(nn.Conv2d(3, 16, 3, **like), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    stem = weight_norm(nn.Conv2d(3, 16, 3, **like))
+    return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ is neither such a layer nor a norm: layer scale, tokens, position embeddings.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from ..threads import one_thread_each
 from .assign import uninterrupted, unwritable
 from .exact import exact
 from .noise import seeded_generator
+from .parametrised import Parametrised
 from .pending import Pending
 from .place import Place
 from .postprocessing import Equations, Layer, check, list_layers, process, to_process
@@ -41,6 +42,7 @@ class _Draw(NamedTuple):
     parameter: nn.Parameter
     role: str  # as in InitReport.predicted
     fill: Callable[[Tensor], object]
+    by: Parametrised | None = None  # what computes from it the weight that is drawn
 
 
 def initialise(place: Place, source: Source, seed: int, progress: bool | None = None) -> InitReport:
@@ -85,6 +87,7 @@ def initialise(place: Place, source: Source, seed: int, progress: bool | None = 
 
                 with exact(place.device):
                     clock("postprocess", lambda: process(layers, equations, where, read, results, progress))
+            _draw_computed(draws, results)
             with uninterrupted():
                 clock("draw", lambda: _draw([draw for name, draw in draws.items() if name not in results.names()]))
                 place.write({}, results)
@@ -93,17 +96,18 @@ def initialise(place: Place, source: Source, seed: int, progress: bool | None = 
         raise
 
     last = _last_layer(model)
+    predicted = {n: draw.role for name, draw in draws.items() for n in (draw.by.parameters if draw.by else (name,))}
     return InitReport(
         model=place.name,
         source=str(source),
         device=str(next(p.device for p in model.parameters())),
         nodes=0,
         edges=0,
-        predicted={name: draw.role for name, draw in draws.items()},
+        predicted=predicted,
         skipped={
             n: "last layer" if n in last else "neither a layer nor a norm"
             for n, _ in model.named_parameters()
-            if n not in draws
+            if n not in predicted
         },
         sizes={n: p.numel() for n, p in model.named_parameters()},
         layer=layer if source.name == "orth" else None,
@@ -113,6 +117,16 @@ def initialise(place: Place, source: Source, seed: int, progress: bool | None = 
         own=place.own,
         unset=place.unset,
     )
+
+
+def _draw_computed(draws: Mapping[str, _Draw], results: Pending) -> None:
+    """Draw the weights that are computed from other tensors; `results` gets what to write into these."""
+    for name, draw in draws.items():
+        if draw.by is not None and name not in results.names():
+            value = torch.empty(draw.parameter.shape, dtype=draw.parameter.dtype, device=draw.parameter.device)
+            draw.fill(value)
+            for written, tensor in draw.by.inverse(value).items():
+                results.put(written, tensor)
 
 
 def _draw(draws: list[_Draw]) -> None:
@@ -133,21 +147,27 @@ def he_std(weight: Tensor, groups: int = 1) -> float:
 
 def _plan(model: nn.Module, seed: int) -> dict[str, _Draw]:
     """All that is written, by parameter; a parameter that several modules share once."""
-    layers = {id(target.weight) for target in to_process(model, 1)}
+    layers = {id(target.weight): target for target in to_process(model, 1)}
+    computed = {id(target.module): target for target in layers.values() if target.by is not None}
     names = {id(p): n for n, p in model.named_parameters()}
     last = {id(model.get_parameter(n)) for n in _last_layer(model)}
     writes: dict[str, _Draw] = {}
 
-    def add(parameter: nn.Parameter | None, role: str, fill: Callable[[Tensor], object]) -> None:
+    def add(
+        parameter: nn.Parameter | None, role: str, fill: Callable[[Tensor], object], by: Parametrised | None = None
+    ) -> None:
         if parameter is not None and id(parameter) not in last:
             name = names[id(parameter)]
-            writes.setdefault(name, _Draw(parameter, role, fill))
+            writes.setdefault(name, _Draw(parameter, role, fill, by))
 
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-        weight, bias = own.get("weight"), own.get("bias")
+        found = computed.get(id(module))
+        weight, bias = own.get("weight") if found is None else found.weight, own.get("bias")
         if weight is not None and id(weight) in layers:
-            add(weight, "weight", _normal(names[id(weight)], seed, he_std(weight, getattr(module, "groups", 1))))
+            std = he_std(weight, getattr(module, "groups", 1))
+            stream = names[id(weight)] if found is None else found.stream
+            add(weight, "weight", _normal(stream, seed, std), found and found.by)
             add(bias, "bias", nn.init.zeros_)
         elif isinstance(module, _NORMS) or _is_written_norm(module, own):
             add(weight, "norm", nn.init.ones_)

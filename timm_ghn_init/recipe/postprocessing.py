@@ -251,8 +251,8 @@ def _process_at_once(
         return whole
 
     def end(name: str, whole: Tensor) -> None:
-        by = by_name[name].by
-        for written, tensor in ({name: whole} if by is None else by.inverse(whole)).items():
+        weight, by = by_name[name].weight, by_name[name].by
+        for written, tensor in ({name: whole} if by is None else by.inverse(whole.to(weight.device))).items():
             results.put(written, tensor)
 
     kinds = {n: (x.weight.shape, x.weight.dtype, where[n]) for n, x in by_name.items()}
