@@ -126,6 +126,7 @@ class _Session:
         )
         self.ema = ModelEmaV3(model, decay=trial.ema_decay) if trial.ema_decay else None
         self.epoch = 0
+        self.shown = Progress(trial.init, None, show=False)  # until training begins
         self.curves: Curves = defaultdict(list)
 
     @property
@@ -150,9 +151,9 @@ class _Session:
     def train(self, saved: Checkpoint | None, progress: bool | None) -> None:
         name = f"{self.trial.arch}, {self.trial.init}, seed {self.trial.seed}"
         total, done = self.trial.epochs * self.updates, self.epoch * self.updates
-        with Progress(name, total, show=progress, done=done, unit="update") as shown:
+        with Progress(name, total, show=progress, done=done, unit="update") as self.shown:
             while self.epoch < self.trial.epochs and not self.diverged:
-                self._epoch(shown)
+                self._epoch()
                 if saved is not None:
                     saved.offer(self._state)
 
@@ -162,7 +163,7 @@ class _Session:
         last = {n: c[-1] for n, c in self.curves.items() if n.startswith("validation")}
         return {**last, "test_loss": test_loss, "test_accuracy": test_accuracy, "diverged": self.diverged}
 
-    def _epoch(self, shown: Progress) -> None:
+    def _epoch(self) -> None:
         start, t = time.perf_counter(), self.trial
         _seed(t, self.epoch)
         self.scheduler.step(self.epoch)
@@ -184,7 +185,7 @@ class _Session:
             loss_sum += loss.detach() * len(y)
             correct += (logits.detach().argmax(1) == y).sum()
             seen += len(y)
-            shown.step(1, figures)
+            self.shown.step(1, figures)
             if self.ema is not None:
                 self.ema.update(self.model, step=update)
         n = len(self.data.train)
