@@ -6,16 +6,19 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
 from ..ghn import Tile
 from ..own_init.stand_ins import named_tensors
-from ..text import Told
+from ..text import Told, logger
 from ..threads import one_thread
 from .parametrised import Parametrised, parametrised
 from .pending import Pending
+
+_logger = logger(__name__)
 
 
 class PredictionError(Told, RuntimeError):
@@ -77,8 +80,32 @@ def write(model: nn.Module, tiles: Mapping[str, Tile]) -> None:
     """Write predictions into the parameters of a model: identity, dtype, device and `requires_grad` stay."""
     parameters = dict(model.named_parameters())
     with one_thread():  # as fast as memory takes it, and never waiting for a second core
-        for name, tile in brought({n: parameters[n].device for n in tiles}, tiles).items():
-            tile.write_(parameters[name])
+        ready = brought({n: parameters[n].device for n in tiles}, tiles)
+        done = _write_by_kernel(ready, parameters)
+        for name, tile in ready.items():
+            if name not in done:
+                tile.write_(parameters[name])
+
+
+def _write_by_kernel(tiles: Mapping[str, Tile], parameters: Mapping[str, Tensor]) -> set[str]:
+    """Write what lies on a GPU by one kernel instead of hundreds of copies. Names of what was written."""
+    on_gpu = [name for name in tiles if parameters[name].is_cuda]
+    if not on_gpu or find_spec("triton") is None:
+        return set()
+    from ..ghn import kernel
+
+    by_device = defaultdict[torch.device, list[str]](list)
+    for name in on_gpu:
+        if kernel.can_write(tiles[name], parameters[name]):
+            by_device[parameters[name].device].append(name)
+    try:
+        for device, names in by_device.items():
+            with torch.cuda.device(device):
+                kernel.write_all([(tiles[n], parameters[n]) for n in names])
+    except Exception as error:  # it is compiled here, and for that something may be missing; copies need no compiler
+        _logger.info("Triton cannot write the parameters, so they are copied one by one: %s", error)
+        return set()
+    return {name for names in by_device.values() for name in names}
 
 
 def brought(where: Mapping[str, torch.device], tiles: Mapping[str, Tile]) -> dict[str, Tile]:
