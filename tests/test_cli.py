@@ -663,6 +663,7 @@ def test_completion_knows_commands_and_options(shell: str, capsys: pytest.Captur
     pytest.importorskip("shtab")
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
+    assert not {"--sources", "--init", "--ghn"} & set(re.findall(r"--[\w-]+", script))  # old spellings
     assert {"correlations", "--num-classes", "--time-budget", *commands()} <= set(re.findall(r"[\w-]+", script))
 
 
