@@ -183,7 +183,7 @@ def _transformers_classes() -> dict[str, Any]:
 
 def _small(config: Any) -> Any:
     """A configuration of two layers where it says how many there are, parts of it included."""
-    for name in _DEPTHS:
+    for name in () if hasattr(config, "depths") else _DEPTHS:
         if type(getattr(config, name, None)) is int:
             setattr(config, name, min(2, getattr(config, name)))
     for part in ("text_config", "vision_config", "backbone_config", "encoder", "decoder"):

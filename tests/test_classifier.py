@@ -171,6 +171,7 @@ HEADLESS: dict[str, Make] = {
     "activated and summed": on_vectors(lambda m, y: m.l(y).relu() + m.k(y), l=fc, k=fc),
     "residual": on_vectors(lambda m, y: y + m.l(y), l=lambda: fc(4, 4)),
     "class token of a residual": on_tokens(lambda m, t: (t + m.l(t))[:, 0], l=lambda: fc(4, 4)),
+    "an embedding by its name": on_vectors(lambda m, y: {"image_embeds": m.l(y)}, l=fc),
     "pooler": on_tokens(lambda m, t: {"last": t, "pooler_output": m.l(t[:, 0]).tanh()}, l=lambda: fc(4, 4)),
     "maps": lambda: Net(lambda m, x: [m.c(x)], c=nn.Conv2d(3, 4, 3)),
     "logits of every patch": on_tokens(lambda m, t: m.l(t), l=fc),

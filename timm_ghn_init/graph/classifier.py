@@ -134,10 +134,9 @@ def _is_residual(sources: Collection[int], before: Mapping[int, list[int]]) -> b
 def _logits(outputs: Sequence[Output], batch: int | None, inner: Collection[int]) -> list[Output]:
     """The outputs that are logits: by their name, or else matrices of one row for each image that lead nowhere."""
     matrices = [o for o in outputs if len(o.shape) == 2]
-    named = [o for o in matrices if _LOGITS.search(o.name)]
-    if named or len(outputs) == 1:
-        chosen = named or matrices
-    else:
-        chosen = [o for o in matrices if o.shape[0] == batch and not _FEATURES.search(o.name)]
-        chosen = [o for o in chosen if not any(node in inner for node in o.nodes)]
+    chosen = [o for o in matrices if _LOGITS.search(o.name)]
+    if not chosen:
+        chosen = [o for o in matrices if not _FEATURES.search(o.name)]
+        if len(outputs) > 1:
+            chosen = [o for o in chosen if o.shape[0] == batch and not any(node in inner for node in o.nodes)]
     return [o for o in chosen if not o.activated and o.attention != "scores"]
