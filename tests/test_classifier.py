@@ -164,6 +164,10 @@ def test_spellings_of_a_head(make: Make) -> None:
     assert heads(make()) == L
 
 
+def unit(x: Tensor) -> Tensor:
+    return torch.where(x == 0, torch.zeros_like(x), x / x.norm(dim=1, keepdim=True))
+
+
 HEADLESS: dict[str, Make] = {
     "convolution, then pooling": on_vectors(lambda m, y: y),
     "activated features": on_vectors(lambda m, y: m.l(y).relu(), l=fc),
@@ -172,6 +176,12 @@ HEADLESS: dict[str, Make] = {
     "residual": on_vectors(lambda m, y: y + m.l(y), l=lambda: fc(4, 4)),
     "class token of a residual": on_tokens(lambda m, t: (t + m.l(t))[:, 0], l=lambda: fc(4, 4)),
     "an embedding by its name": on_vectors(lambda m, y: {"image_embeds": m.l(y)}, l=fc),
+    "of length one": on_vectors(lambda m, y: F.normalize(m.l(y)), l=fc),
+    "of length one, unless it is zero": on_vectors(lambda m, y: unit(m.l(y)), l=fc),
+    "normalised by its neighbours": on_vectors(
+        lambda m, y: F.local_response_norm(m.l(y)[..., None], 8, 8.0, 0.5, 0.0).flatten(1), l=fc
+    ),
+    "normalised without a weight": on_vectors(lambda m, y: F.layer_norm(m.l(y), (5,)), l=fc),
     "pooler": on_tokens(lambda m, t: {"last": t, "pooler_output": m.l(t[:, 0]).tanh()}, l=lambda: fc(4, 4)),
     "maps": lambda: Net(lambda m, x: [m.c(x)], c=nn.Conv2d(3, 4, 3)),
     "logits of every patch": on_tokens(lambda m, t: m.l(t), l=fc),

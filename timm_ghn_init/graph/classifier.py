@@ -26,7 +26,7 @@ class Output(NamedTuple):
     name: str  # the path of keys to it
     shape: tuple[int, ...]
     nodes: tuple[int, ...]  # that it comes from
-    activated: bool  # whether it has been through a ReLU or the like since then
+    activated: bool  # whether it has been through a ReLU, a norm or the like since then
     attention: str  # "scores" if it compares features with features
 
 
@@ -137,6 +137,7 @@ def _logits(outputs: Sequence[Output], batch: int | None, inner: Collection[int]
     chosen = [o for o in matrices if _LOGITS.search(o.name)]
     if not chosen:
         chosen = [o for o in matrices if not _FEATURES.search(o.name)]
+        chosen = [o for o in chosen if not any(node in inner for node in o.nodes)]
         if len(outputs) > 1:
-            chosen = [o for o in chosen if o.shape[0] == batch and not any(node in inner for node in o.nodes)]
+            chosen = [o for o in chosen if o.shape[0] == batch]
     return [o for o in chosen if not o.activated and o.attention != "scores"]

@@ -64,7 +64,7 @@ class Value(NamedTuple):
     leaves: frozenset[str] = NO_LEAVES  # parameters it was computed from, with no operation in between
     attention: str = ""  # "scores" before the softmax, "weights" after it
     parts: tuple[tuple[str, int], ...] = ()  # parameters joined along dim 0: (name, offset)
-    activated: bool = False  # whether a ReLU or the like is among what has been done since
+    activated: bool = False  # whether a ReLU, a division by their length or the like is among what has been done since
     pairs: int = 0  # of attention: queries times keys
     norm: Moment | Normed | None = None
 

@@ -149,9 +149,8 @@ def multiplied(tape: Tape, a: Value, b: Value, value: Value, division: bool = Fa
     value = value._replace(origin=features.origin if low.level or low.of == OF_ANYTHING else low.of)
     gain = high.gain or (None if high.scaled else low.gain)
     ratio = low.level > 0  # of a statistic to its own: features that it is multiplied with are normalised by it
-    value = value._replace(
-        norm=low._replace(normalised=high.over, response=response or ratio, inverse=ratio, gain=None)
-    )
+    normed = low._replace(normalised=high.over, response=response or ratio, inverse=ratio, gain=None)
+    value = value._replace(activated=value.activated or not ratio, norm=normed)
     return scaled_by(tape, value, gain.value, gain.tensor) if gain else value
 
 

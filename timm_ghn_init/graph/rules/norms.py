@@ -20,7 +20,8 @@ def norm(tape: Tape, args: Any, kwargs: Any, out: Any, primitive: str, weight: i
         return tape.merge((x, gain, shift), "")  # standardisation of a weight
     if not gain.leaves:
         value = tape.merge((x, shift), "the bias of a norm without a weight")
-        return value._replace(norm=Moment(x.origin, normalised=_over(tape, args, primitive)) if x.origin else None)
+        over = Moment(x.origin, normalised=_over(tape, args, primitive)) if x.origin else None
+        return value._replace(activated=True, norm=over)
     value = add_norm(tape, primitive, x, gain, args[weight])
     value = among_pairs(tape, x, value, args[0].numel() // args[weight].numel())
     return add_norm_bias(tape, value, shift, args[bias]) if shift.leaves else value
