@@ -124,6 +124,8 @@ def _build_torchvision(name: str) -> Built:
         options["init_weights"] = True
     if "rcnn" in name or "retinanet" in name or "fcos" in name:
         options |= {"min_size": 128, "max_size": 128}
+    if "rcnn" in name:
+        options |= {"rpn_pre_nms_top_n_test": 50, "rpn_post_nms_top_n_test": 20}
     model = builder(**options)
     if "detection" in builder.__module__:
         return model, ([torch.rand(3, 96, 96), torch.rand(3, 96, 96)],)
