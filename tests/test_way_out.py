@@ -46,6 +46,10 @@ TOLD = {
     "bytes": (PermissionError(errno.EACCES, "Permission denied", b"caf\xe9"), "caf?: Permission denied"),
     "network": (ConnectionResetError("the peer\nhung up\x1b[31m"), "the peer hung up?[31m"),
     "no word": (TimeoutError(), "TimeoutError"),
+    "library": (
+        ModuleNotFoundError("No module named 'numpy'", name="numpy"),
+        "`timm-ghn-init doctor` says what of it.",
+    ),
     "memory": (MemoryError(), "not enough memory: MemoryError"),
 }
 
@@ -68,7 +72,8 @@ def test_more_than_there_is(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_bug_says_that_it_is_one() -> None:
-    for error in (KeyError("x"), RuntimeError("x"), ValueError("x"), AssertionError()):
+    ours = ImportError("cannot import name 'x'", name="timm_ghn_init.y")
+    for error in (KeyError("x"), RuntimeError("x"), ValueError("x"), AssertionError(), ours):
         with pytest.raises(type(error)) as caught:
             end(raising(error))
         if sys.version_info >= (3, 11):

@@ -69,6 +69,8 @@ def _said(error: Exception) -> str | None:
         return str(error)
     if _is_out_of_memory(error):
         return f"there is not enough memory: {str(error).strip() or type(error).__name__}"
+    if isinstance(error, ImportError) and not (error.name or "").startswith(__package__.partition(".")[0]):
+        return f"{one_line(error)}: the installation is broken; `{PROG} doctor` says what of it."
     if isinstance(error, OSError):
         files = " -> ".join(os.fsdecode(f) for f in (error.filename, error.filename2) if isinstance(f, (str, bytes)))
         return f"{files}: {error.strerror}" if files and error.strerror else str(error) or type(error).__name__
