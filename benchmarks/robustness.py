@@ -62,15 +62,33 @@ ROWS = (
         "unreadable_kinds_of_image_are_refused_not_left_out folders_that_are_refused damaged_fashion_mnist",
         "finetune": "an_image_that_cannot_be_read_ends_the_work_before_it_begins a_folder_that_is_none",
     }),
+    Row(BAD, "values: not finite, negative, too large, of another type; in Python and on the command line", {
+        "checks": "values text_that_is_none what_is_too_large_is_called_so init_model init_model_of_something_else "
+        "noise_that_no_dtype_holds postprocess training_runs the_width_of_a_ghn networks_that_nobody_would_ever_draw "
+        "sizes_of_the_cache",
+    }),
+    Row(BAD, "weights that cannot be written, results that are not finite: the model is as it was", {
+        "nothing_lost": "a_parameter_that_cannot_be_written a_classifier_of_other_classes_is_held_to_the_same "
+        "results_that_are_not_finite failing_post_processing a_model_on_the_meta_device_stays_there",
+    }),
     Row(BAD, "commands: options, files and names that cannot be", {
         "cli": "mistakes",
+        "way_out": "mistakes_that_are_found_deep_inside",
+        "compare": "mistakes files_of_strangers",
         "cache": "command_mistakes command_info_of_what_is_not_there command_survives_damaged_and_hostile_files",
         "bake": "mistakes shards_that_cannot_be",
         "finetune": "mistakes",
         "training": "mistakes a_folder_with_a_run_is_not_overwritten",
         "report": "mistakes what_is_no_run_is_left_out deep_nesting_is_a_mistake",
     }),
+    Row(FAULT, "however a command ends: one line and its status; a traceback of bugs alone", {
+        "way_out": "told_in_one_line more_than_there_is a_bug_says_that_it_is_one interrupted terminated "
+        "a_full_disk_behind_stdout a_reader_that_has_seen_enough no_stdout a_terminal_of_few_letters",
+        "nothing_lost": "ctrl_c_while_writing_waits_until_all_is_written",
+    }),
     Row(FAULT, "the disk is full: what was there is intact, no half file stays", {
+        "full_disk": "a_full_disk",
+        "nothing_lost": "no_room_for_the_temporary_file",
         "atomic": "what_goes_wrong_changes_nothing torch_on_a_full_disk a_line_is_added_whole_or_not "
         "a_folder_is_left_as_it_was",
         "checkpoints": "a_full_disk a_disk_that_fills_up_while_it_downloads a_home_that_cannot_be_written",
@@ -129,7 +147,7 @@ ROWS = (
         "hub": "tampered consistent_but_wrong copy_replaced_by_a_link names_that_leave_the_cache",
     }),
     Row(ATTACK, "text that steers a terminal or a page: servers', files', models' and metadata's", {
-        "text": "clean messages_of_our_loggers errors reports",
+        "text": "clean messages_of_our_loggers messages_of_a_library errors reports",
         "download": "what_a_server_says_steers_no_terminal",
         "hub": "what_the_hub_says_steers_no_terminal",
         "bake": "hostile_names_stay_in_their_place",

@@ -115,6 +115,9 @@ def test_a_line_is_added_whole_or_not(tmp_path: Path) -> None:
     path.write_bytes(b"one\ncut o")
     append(path, b"two")
     assert path.read_bytes() == b"one\ncut o\ntwo\n"
+    with largest_file(3), pytest.raises(OSError, match="too large"):
+        append(tmp_path / "new", b"a line")
+    assert listing(tmp_path) == ["lines"]
 
 
 # What killed processes leave

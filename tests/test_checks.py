@@ -1,5 +1,6 @@
 """What values may be: one vocabulary, asked before anything is done."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,9 @@ VALUES: dict[str, tuple[Kind, list[Any], list[Any]]] = {
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_values(name: str) -> None:
+def test_values(name: str, record_property: Callable[[str, object], None]) -> None:
     kind, good, bad = VALUES[name]
+    record_property("tried", len(bad))
     for value in good:
         kind.check("it", value)
     for value in bad:
@@ -93,8 +95,11 @@ OPTIONS: list[tuple[str, list[Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "values"), OPTIONS, ids=[name for name, _ in OPTIONS])
-def test_init_model(name: str, values: list[Any], seeded_ghn2: Any) -> None:
+def test_init_model(
+    name: str, values: list[Any], seeded_ghn2: Any, record_property: Callable[[str, object], None]
+) -> None:
     """The error names the argument, and nothing has happened to the model."""
+    record_property("tried", len(values))
     model = small()
     before = {n: p.clone() for n, p in model.named_parameters()}
     for value in values:

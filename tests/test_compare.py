@@ -1,6 +1,8 @@
 """Two sets of weights side by side."""
 
 import json
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,49 @@ def test_a_file_and_the_source_it_came_from(file: Path, capsys: pytest.CaptureFi
     assert {name.partition(".")[0] for name in said["different"]} <= {"fc"}
     assert (said["first"], said["second"], said["shape"]) == ([], [], [])
     assert (said["predicted in A only"], said["predicted in B only"]) == ([], [])
+
+
+def packed(path: Path) -> None:
+    """600 KB, of which torch makes 150 MB."""
+    torch.save({"state_dict": {"w": torch.zeros(150 << 18)}}, path)
+    with zipfile.ZipFile(path) as plain:
+        contents = {name: plain.read(name) for name in plain.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target:
+        for name, content in contents.items():
+            target.writestr(name, content)
+
+
+FOREIGN: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "empty": ("x.pt", lambda path: path.write_bytes(b""), "ends early"),
+    "no pickle": ("x.ckpt", lambda path: path.write_text("hello"), "damaged"),
+    "code": (
+        "x.bin",
+        lambda path: path.write_bytes(b"\x80\x02cos\nsystem\n\x8c\x02id\x85R."),
+        "code or objects: os.system",
+    ),
+    "packed": ("x.pt", packed, "unpacks to"),
+    "a list": ("x.pt", lambda path: torch.save([torch.ones(1)], path), "it holds list"),
+    "other things": ("x.pth", lambda path: torch.save({"model": {"\x1b": 1}}, path), "no tensor"),
+    "a header": ("x.safetensors", lambda path: path.write_bytes((1 << 40).to_bytes(8, "little") + b"{"), "header"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_of_strangers(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, write, says = FOREIGN[name]
+    write(tmp_path / file)
+    assert main(["compare", str(tmp_path / file), str(tmp_path / file)]) == 2
+    error = capsys.readouterr().err
+    assert f"{file} cannot be read as weights, tensors by name: " in error and says in error
+    assert error[:-1].isprintable()
+
+
+def test_what_training_scripts_save(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {"w": torch.randn(3, 2), "none": torch.empty(0, 4), "steps": torch.tensor(5)}
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": t for name, t in tensors.items()}}, tmp_path / "a.pth")
+    torch.save(tensors, tmp_path / "b.pt")
+    assert main(["compare", str(tmp_path / "a.pth"), str(tmp_path / "b.pt")]) == 0
+    assert "3 of 3 tensors are equal" in capsys.readouterr().out
 
 
 def test_post_processing_changes_late_layers_only(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

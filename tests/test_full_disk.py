@@ -21,8 +21,11 @@ COMMANDS = {
     "graph test_resnet -o FOLDER/x.svg": ["x.svg"],
     "graph test_resnet -o FOLDER/x.dot": ["x.dot"],
     "analyze correlations test_resnet --source rand orth -o FOLDER/x.json": ["x.json"],
+    "analyze signal test_resnet --sources rand -o FOLDER/x.svg": ["x.json"],
+    "push test_resnet --source ghn2-formula --repo me/x": [],
     f"train-ghn --data formula {TRAIN} -o FOLDER": [],
     f"finetune test_resnet --data digits {TUNE} -o FOLDER/runs.jsonl": ["runs.jsonl"],
+    f"finetune resnet10t --data digits {TUNE} -o FOLDER/runs.jsonl": [],
 }
 LEFT = (".lock", "log.csv")  # a lock, which nobody may remove, and a log of nothing but its header
 
@@ -39,7 +42,10 @@ def full_disk() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command.split()[:2]))
-def test_a_full_disk(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)  # which is not used: the files for the Hub cannot be written
     if "digits" in command:
         pytest.importorskip("sklearn")
     for name in COMMANDS[command]:

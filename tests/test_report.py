@@ -209,6 +209,8 @@ UNSOUND: dict[str, Callable[[dict[str, Any]], Any]] = {
     "accuracy is text": lambda r: r.update(test_accuracy="0.5"),
     "accuracy in percent": lambda r: r.update(test_accuracy=50),
     "no curves": lambda r: r.pop("curves"),
+    "a number of 400 digits": lambda r: r["trial"].update(epochs=10**400),
+    "a curve beyond all shares": lambda r: r["curves"].update(train_accuracy=[1e308]),
     "words in a curve": lambda r: r["curves"].update(train_accuracy=["x"]),
     "no images": lambda r: r.update(images=None),
     "command is text": lambda r: r.update(command="rm"),
@@ -222,6 +224,11 @@ def test_what_is_no_run_is_left_out(name: str) -> None:
     found, left_out = experiments([a_run(), wrong, {"kind": "other"}])
     assert left_out == 1
     assert [len(row.runs) for e in found for row in e.rows] == [1]
+
+
+def test_a_run_without_a_curve_of_accuracies(report: Callable[..., tuple[int, str, str]]) -> None:
+    status, page, _ = report([{**a_run(), "curves": {"loss": [1.0]}}])
+    assert status == 0 and "accuracy by epoch" not in page
 
 
 def test_runs_are_sorted() -> None:

@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written, the disk is full for instance; then all is as it was. It names `path`.
     """
-    with _named(path), own_folder(path.parent) as own:
+    with named(path), own_folder(path.parent) as own:
         yield own / path.name
         _to_disk(own / path.name)
         os.replace(own / path.name, path)
@@ -99,7 +99,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     target = path.resolve()
     movable = not target.is_dir() or (os.access(target.parent, os.W_OK) and not _is_working_directory(target))
     remove_abandoned(target)
-    with _named(path), own_folder(target.parent if movable else target) as own:
+    with named(path), own_folder(target.parent if movable else target) as own:
         new = own / "new"
         new.mkdir()
         yield new
@@ -123,7 +123,8 @@ def append(path: Path, line: bytes) -> None:
         path: of a file that nobody else writes to at the moment.
         line: without its end. It begins a new line also where the last one was cut off when a machine went down.
     """
-    with _named(path), open(path, "ab+", buffering=0) as file:
+    is_new = not path.exists()
+    with named(path), open(path, "ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
         rest = (b"" if file.read(1) in (b"", b"\n") else b"\n") + line + b"\n"
@@ -133,6 +134,8 @@ def append(path: Path, line: bytes) -> None:
             os.fsync(file.fileno())
         except BaseException:
             file.truncate(end)
+            if is_new and not end:
+                path.unlink()
             raise
 
 
@@ -334,8 +337,8 @@ def _swap(a: Path, b: Path) -> bool:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """What cannot be written is the file that was asked for, not the one under a temporary name."""
+def named(path: Path) -> Iterator[None]:
+    """Have errors of the disk name the file that was asked for, not one under a temporary name, or none."""
     try:
         yield
     except OSError as error:

@@ -195,7 +195,7 @@ def curves(axes: Axes, series: Sequence[Curve], looks: Mapping[str, Line], title
 
 def same_scale(*panels: Axes) -> None:
     """The same limits for all, those of what any of them shows."""
-    for limits in ("xlim", "ylim"):
+    for limits in ("xlim", "ylim") if panels else ():
         bounds = [getattr(axes, f"get_{limits}")() for axes in panels]
         low, high = min(b[0] for b in bounds), max(b[1] for b in bounds)
         for axes in panels:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..checks import FINITE, SEED, number
 from ..finetune.results import Record, mean_and_std, settings
 from .figures import Curve
 
@@ -131,28 +132,24 @@ def _label(trial: Mapping[str, Any], trials: list[Mapping[str, Any]]) -> str:
 # -- what a run must have ----------------------------------------------------------------------------------------------
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
+_is_share = number("a share", lambda value: 0 <= value <= 1).valid
 
 
 def _is_count(value: Any) -> bool:
     return value is None or (type(value) is int and value > 0)
 
 
-def _is_curve(value: Any) -> bool:
-    return isinstance(value, list) and all(v is None or _is_number(v) for v in value)
+def _is_curve(name: str, value: Any) -> bool:
+    is_one = _is_share if name.endswith("accuracy") else FINITE.valid
+    return isinstance(value, list) and all(v is None or is_one(v) for v in value)
 
 
 def _is_trial(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and all(isinstance(value.get(name), str) for name in ("arch", "init", "data", "stage"))
-        and type(value.get("seed")) is int
-        and all(v is None or isinstance(v, str | bool) or _is_number(v) for v in value.values())
+        and SEED.valid(value.get("seed"))
+        and all(v is None or isinstance(v, str | bool) or FINITE.valid(v) for v in value.values())
     )
 
 
@@ -160,7 +157,7 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     "trial": _is_trial,
     "test_accuracy": _is_share,
     "validation_accuracy": lambda v: v is None or _is_share(v),
-    "curves": lambda v: isinstance(v, dict) and all(map(_is_curve, v.values())),
+    "curves": lambda v: isinstance(v, dict) and all(_is_curve(*curve) for curve in v.items()),
     "images": lambda v: isinstance(v, dict) and type(v.get("train")) is int and _is_count(v.get("test")),
     "classes": _is_count,
     "finished": lambda v: v is None or isinstance(v, str),

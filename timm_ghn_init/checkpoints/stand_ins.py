@@ -60,7 +60,9 @@ class Storage:
 
             name, block = self.find()
             name = dtype or name
-            extent = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) if math.prod(shape) else 0
+            if not math.prod(shape):
+                return torch.empty(shape, dtype=getattr(torch, name))
+            extent = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
             values = torch.from_numpy(block.read(start * SIZES[name], extent * SIZES[name]))
             # as_strided() checks that all of the view lies inside
             return values.view(getattr(torch, name)).as_strided(shape, strides)

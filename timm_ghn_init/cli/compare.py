@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..checks import shown
 from .arguments import Command, add_model_options, whole
 from .messages import UserError, mistakes, one_line, table
 from .results import show
@@ -74,17 +75,35 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> _Weights:
-    import pickle
-
-    from safetensors import SafetensorError
-    from timm.models import load_state_dict
-
     try:
-        tensors = load_state_dict(str(path), use_ema=False, weights_only=True)
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as weights, tensors by name: {one_line(error)[:200]}") from error
+        tensors = _tensors(path)
+    except Exception as error:  # each format, and each way in which a file can be damaged, has its own
+        reason = one_line(error)[:200] or type(error).__name__
+        raise UserError(f"{path} cannot be read as weights, tensors by name: {reason}") from error
     predicted = _about(path).get("predicted")
     return _Weights(tensors, None if predicted is None else frozenset(predicted))
+
+
+def _tensors(path: Path) -> "dict[str, Tensor]":
+    """The tensors of a file, which may be anybody's, in bounded memory and without running anything of it."""
+    from safetensors.torch import load_file
+
+    from ..checkpoints.safetensors_header import check_size
+    from ..checkpoints.stand_ins import LazyTensor
+    from ..checkpoints.torch_files import read_torch
+
+    if path.suffix == ".safetensors":
+        check_size(path)
+        return load_file(path)
+    with read_torch(path) as loaded:
+        if isinstance(loaded, dict):  # as training scripts save them, timm's for one
+            loaded = loaded.get("state_dict", loaded.get("model", loaded))
+        if not isinstance(loaded, dict):
+            raise ValueError(f"it holds {type(loaded).__name__}")
+        for name, tensor in loaded.items():
+            if not isinstance(name, str) or not isinstance(tensor, LazyTensor):
+                raise ValueError(f"{shown(name)} is no tensor's name, or no tensor")
+        return {name.removeprefix("module."): tensor.load() for name, tensor in loaded.items()}
 
 
 def _made(init: str, args: argparse.Namespace, about: dict[str, Any]) -> _Weights:

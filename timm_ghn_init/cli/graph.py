@@ -33,7 +33,7 @@ def graph(args: argparse.Namespace) -> int:
 
     output = output_path(args.output, tuple(FORMATS))
     _, traced = trace_model(args, read_ghn(args.source).dialect)
-    with mistakes(OSError, ImportError):
+    with mistakes(ImportError):
         folded = len(traced.nodes) > MOST_LABELLED_NODES if args.fold is None else args.fold
         draw(traced, output, title=args.arch, labels=args.labels, folded=folded)
     show(args, {"output": output, "nodes": len(traced.nodes), "edges": len(traced.edges)}, str(output))

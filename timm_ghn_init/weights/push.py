@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ..atomic import named
 from ..checks import InputError
 from ..report import InitReport
 from ..sources import Source, parse_source
@@ -206,7 +207,7 @@ def _upload(
     revision = target()
     if revision is None:
         return ""
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory() as name, named(Path(name)):
         folder = Path(name)
         write(folder, _place(repo_id, revision))  # whatever is wrong with the model, nothing was touched
         try:
