@@ -84,9 +84,9 @@ def small() -> nn.Module:
 OPTIONS: list[tuple[str, list[Any]]] = [
     ("source", [5, None, b"ghn2"]),
     ("ghn", ["ghn2", small]),
-    ("input_size", [True, 0, -1, NAN, (3, 224, True), "224", (), (1,) * 5, [[3, 0, 8]]]),
+    ("input_size", [True, 0, -1, NAN, (3, 224, True), "224", (), (1,) * 5, [[3, 0, 8]], 10**9]),
     ("seed", [NAN, "1", -1, True, 1.0, 2**63]),
-    ("device", ["meta", "quantum", "", 5.5, "\udcff"]),
+    ("device", ["meta", "quantum", "", 5.5, "\udcff", 99]),
     ("progress", ["yes", 1]),
     ("cache", ["yes", 1]),
     ("init_rest", ["yes", 0]),
@@ -107,6 +107,19 @@ def test_init_model(
         with pytest.raises(ValueError, match=f"{name} must be"):
             timm_ghn_init.init_model(model, **options)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_other_functions() -> None:
+    for call in (
+        lambda: timm_ghn_init.postprocess(5, layer=1),  # type: ignore[arg-type]
+        lambda: timm_ghn_init.trace(small(), 32, "ghn4"),  # type: ignore[arg-type]
+        lambda: timm_ghn_init.load_ghn("ghn2-formula", "meta"),
+        lambda: timm_ghn_init.save_ghn(5, "x.safetensors"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(checks.InputError, match="must be"):
+            call()
+    with pytest.raises(timm_ghn_init.CheckpointError, match="no such file"):
+        timm_ghn_init.load_ghn("file:a\0b.pt")
 
 
 def test_init_model_of_something_else() -> None:

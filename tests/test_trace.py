@@ -1241,3 +1241,11 @@ def test_distances(seed: int, cutoff: int) -> None:
 def test_distances_without_edges() -> None:
     graph = Graph((Node("input", "", None),), np.empty((0, 2), dtype=np.int64), {}, {})
     assert graph.distances().tolist() == [[0]]
+
+
+def test_a_norm_whose_weight_is_its_bias() -> None:
+    model: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10))
+    model[1].bias = model[1].weight
+    graph = trace(model, (3, 3, 3))
+    assert graph.targets["1.weight"].role == "norm"
+    assert [node.primitive for node in graph.nodes].count("bn") == 1

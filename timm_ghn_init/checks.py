@@ -126,6 +126,20 @@ def instance(wanted: str, *types: type) -> Kind:
     return Kind(wanted, lambda value: isinstance(value, types))
 
 
+def check_device(device: Any) -> None:
+    """Raise an InputError unless this machine has a device, and it can compute."""
+    import torch
+
+    try:
+        usable, why = not torch.empty(0, device=device).is_meta, ""  # where nothing has a value
+    except Exception as error:  # unknown, or not in this machine or build; the types have nothing in common
+        usable, why = False, str(error).partition("\n")[0]
+    if not usable:
+        raise InputError(
+            f"device must be one that can compute, e.g. cpu or cuda:0, not {shown(device)}{why and f': {why}'}."
+        )
+
+
 def shown(value: object) -> str:
     """A value as errors show it: short, and with nothing in it that steers a terminal."""
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from ..atomic import own_folder, replacing, resumable
-from ..checks import InputError
+from ..checks import InputError, check_device, instance
 from ..progress import Progress
 from ..ranks import agree
 from ..sources import DEFAULT, KNOWN, SHIPPED, SUFFIXES, KnownGHN, Source, parse_source
@@ -74,6 +74,8 @@ def load_ghn(name_or_path: str | Path | Source, device: "torch.device | str | No
     """
     import torch
 
+    if device is not None:
+        check_device(device)
     path, depth, fetched = _own_path(name_or_path), None, False
     if path is None:
         source = resolve_default(cast("str | Source", name_or_path))
@@ -99,6 +101,9 @@ def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = 
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: a GHN is saved as .safetensors.")
+    from ..ghn import GHN
+
+    instance("a GHN", GHN).check("ghn", ghn)
     metadata = ({} if ghn.depth is None else {"depth": str(ghn.depth)}) | dict(metadata or {})
     if not all(isinstance(text, str) for item in metadata.items() for text in item):
         raise InputError(f"{path}: metadata must be strings, names and values.")
@@ -254,7 +259,7 @@ class _Stamp(NamedTuple):
 def _stamp(path: Path) -> _Stamp:
     try:
         stat = path.stat()
-    except OSError:  # opening it will say what is wrong
+    except (OSError, ValueError):  # opening it will say what is wrong
         return _Stamp(path, 0, 0, 0)
     return _Stamp(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
 

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from .nested import named_tensors
 
 BATCH = 2
 _SIDE = whole_number(1)
+_MOST_VALUES = 2**40  # of an input; beyond them sizes overflow
 # Sizes to try where a model says nothing of itself, by the number of dimensions of its first layer.
 USUAL: dict[int, tuple[tuple[int, ...], ...]] = {
     0: ((),),
@@ -278,7 +280,7 @@ def _parse(size: int | Sequence[Any], stem: Stem) -> Iterator[list[tuple[int, ..
     whole = not isinstance(size, Sequence)
     extents: tuple[Any, ...] = tuple(size) if isinstance(size, Sequence) else (size,) * max(stem.dims, 1)
     n = len(extents)
-    if not all(map(_SIDE.valid, extents)) or not 0 < n < 5:
+    if not all(map(_SIDE.valid, extents)) or not 0 < n < 5 or math.prod(extents) > _MOST_VALUES:
         raise InputError(
             f"input_size must be an int, (H, W), (C, H, W), (features,) or a list of those, not {shown(size)}."
         )

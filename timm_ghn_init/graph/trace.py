@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checks import one_of
 from .adapters import leave_adapters
 from .classifier import Output, by_place, declared_classifier, last_of
 from .graph import Dialect, Graph, Node, Target
@@ -20,6 +21,9 @@ from .tape import PICKED, Use
 from .unsupported import refuse_unsupported
 
 UNUSED = "not used by the forward pass in eval mode"
+
+
+_DIALECT = one_of("ghn2", "ghn3")
 
 
 def trace(
@@ -61,6 +65,7 @@ def trace(
     """
     name = model_name(model)
     refuse_unsupported(model, name)
+    _DIALECT.check("dialect", dialect)
     if next(model.parameters(), None) is None:
         raise TraceError(f"{name} has no parameters: there is nothing to initialise.")
     with torch.inference_mode(False):  # in which operators are not seen

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..checks import FLAG, POSITIVE, SEED, InputError, Kind, check_all, instance, or_none, shown
+from ..checks import FLAG, POSITIVE, SEED, Kind, check_all, check_device, instance, or_none
 from ..ghn import GHN
 
 _KINDS: dict[str, Kind] = {
@@ -38,13 +38,4 @@ class Options:
     def __post_init__(self) -> None:
         check_all(_KINDS, vars(self))
         if self.device is not None:
-            _check_device(self.device)
-
-
-def _check_device(device: str | torch.device) -> None:
-    try:
-        kind = torch.device(device).type
-    except (RuntimeError, TypeError, UnicodeError):
-        kind = ""
-    if kind in ("", "meta"):  # where nothing has a value
-        raise InputError(f"device must be one that can compute, e.g. cpu or cuda:0, not {shown(device)}.")
+            check_device(self.device)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..checks import FLAG, InputError, number, whole
+from ..checks import FLAG, InputError, instance, number, whole
 from ..progress import Progress
 from ..threads import one_thread_each
 from .assign import PredictionError, uninterrupted, unwritable, write_results
@@ -29,6 +29,7 @@ from .pending import Pending
 from .wrappers import bare
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_MODULE = instance("a torch.nn.Module", nn.Module)
 _MAX_BETA = 1000.0  # noise of this scale is finite in every dtype
 _BETA = number(f"from 0 to {_MAX_BETA:g}", lambda beta: 0 <= beta <= _MAX_BETA)
 _MAX_WORKERS = 3  # each holds one float32 copy of its layer: memory stays within three times the largest layer
@@ -173,6 +174,7 @@ def postprocess(
         RuntimeError: a result is not finite.
         The model is then as it was.
     """
+    _MODULE.check("model", model)
     FLAG.check("orthogonal", orthogonal)
     whole(-(2**63)).check("seed", seed)
     with bare(model) as (inner, given), Pending() as results:

@@ -153,7 +153,7 @@ def write_folder(
     Raises:
         ValueError, TypeError: not a model of timm's, a baseline's report, or options that JSON cannot hold.
     """
-    if "architecture" not in (model.__dict__.get("pretrained_cfg") or {}):
+    if "architecture" not in (getattr(model, "__dict__", {}).get("pretrained_cfg") or {}):
         raise InputError(
             f"{type(model).__name__} is not a model that timm.create_model returns, so timm cannot load it."
         )

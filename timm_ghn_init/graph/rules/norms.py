@@ -59,6 +59,7 @@ def add_norm_bias(tape: Tape, x: Value, bias: Value, used: Tensor) -> Value:
     """A norm's bias: it has no node of its own."""
     assert isinstance(x.norm, Normed)
     bias = bias._replace(leaves=bias.leaves - {tape.ops[x.norm.op].param})
-    main = tape.main_leaf(bias, used.numel())
-    tape.use(bias, x.norm.op, "bias", tuple(tape.parameters[main].shape), main)
+    if bias.leaves:  # else it is the weight, used twice
+        main = tape.main_leaf(bias, used.numel())
+        tape.use(bias, x.norm.op, "bias", tuple(tape.parameters[main].shape), main)
     return x._replace(norm=x.norm._replace(biased=True))
