@@ -181,6 +181,8 @@ The bounds, each kept by a test above:
 * A safetensors header has at most {header} MiB.
 * A download brings something every {timeout:.0f} seconds and at least {slowest:.0f} bytes a second over {window:.0f}
   seconds, and is whole after {longest:.0f} minutes and within {largest} GiB.
+* Of finished weights on the Hub, config.json has at most {config} MiB and the weights 16 times the size of what is
+  predicted and {rest} GiB. How long huggingface_hub waits for them is its own affair (`HF_HUB_DOWNLOAD_TIMEOUT`).
 """
 
 
@@ -219,6 +221,7 @@ def run() -> dict[tuple[str, str], Counter[str]]:
 
 def page(counts: dict[tuple[str, str], Counter[str]]) -> str:
     from timm_ghn_init.checkpoints import download, safetensors_header, unpickle
+    from timm_ghn_init.weights import hub
 
     totals: dict[str, Counter[str]] = defaultdict(Counter)
     lines = ["| kind | what | tried | held | shown by |", "|---|---|---|---|---|"]
@@ -241,6 +244,8 @@ def page(counts: dict[tuple[str, str], Counter[str]]) -> str:
         window=download.WINDOW,
         longest=download.LONGEST / 60,
         largest=download.LARGEST >> 30,
+        config=hub.MAX_CONFIG >> 20,
+        rest=hub.MAX_REST >> 30,
     )
 
 

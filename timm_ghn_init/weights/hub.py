@@ -32,8 +32,8 @@ _logger = logger(__name__)
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MAIN = "main"
 
-_MAX_CONFIG = 1 << 20  # bytes
-_MAX_REST = 1 << 30  # bytes of what is not predicted, beside 16 times as much as what is
+MAX_CONFIG = 1 << 20  # bytes
+MAX_REST = 1 << 30  # bytes of what is not predicted, beside 16 times as much as what is
 _warned: set[tuple[str, int | None]] = set()  # (organisation, HTTP status): said once in a process
 _unreachable: dict[str, Exception] = {}  # endpoint -> why: nobody waits for a network a second time
 
@@ -97,7 +97,7 @@ def find(
         if about is None:
             _logger.info("%s@%s has no weights with key %s.", repo, revision, key)
             return None
-        most = _MAX_REST + 16 * sum(math.prod(targets[name].shape) * part.itemsize for name, part in parts.items())
+        most = MAX_REST + 16 * sum(math.prod(targets[name].shape) * part.itemsize for name, part in parts.items())
         tensors = _cut(_download(repo, revision, about, most), targets, parts, f"{repo}@{revision}")
     except HubError as error:
         kind = (repo.split("/")[0], error.status)
@@ -149,7 +149,7 @@ def look(repo: str, revision: str) -> dict[str, Any] | None:
     Raises:
         HubError: the Hub cannot be reached or refuses.
     """
-    path = _fetch(repo, CONFIG, revision, _MAX_CONFIG)
+    path = _fetch(repo, CONFIG, revision, MAX_CONFIG)
     return None if path is None else read_config(path)
 
 
@@ -157,7 +157,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """What a config.json says of weights of ours: their key and digest. {} if it says nothing."""
     try:
         with open(path, "rb") as f:
-            about = json.loads(f.read(_MAX_CONFIG))[METADATA_KEY]
+            about = json.loads(f.read(MAX_CONFIG))[METADATA_KEY]
     except (ValueError, RecursionError, LookupError, TypeError):  # somebody else's, or damaged
         return {}
     return about if isinstance(about, dict) else {}
