@@ -131,8 +131,9 @@ ROWS = (
         "a_view_beyond_its_storage",
         "checkpoints": "other_objects_are_named_and_can_be_passed_over a_wrong_file_from_the_hub",
     }),
-    Row(ATTACK, "small files that would take much memory or time", {
+    Row(ATTACK, "small files that would take much memory or time, and downloads without end", {
         "unpickle": "bounds_of_memory_and_time what_unpacks_to_too_much",
+        "hub": "more_than_can_be_needed_is_not_downloaded",
     }),
     Row(ATTACK, "files with random instructions, bytes and headers (fuzzing)", {
         "fuzz": "hostile_files",
