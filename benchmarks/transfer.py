@@ -210,7 +210,7 @@ def report(found: dict[Group, list[Record]], args: argparse.Namespace) -> str:
         machine(found),
         protocol(args),
         "![Validation accuracy by epoch](transfer.svg)",
-        "Lines are means over seeds, bands the range from the worst to the best of them.",
+        "Lines are means over seeds, bands the range from the worst to the best of them. Chance is 10 %.",
         "Test accuracy in percent, mean and standard deviation over seeds:",
         grid(rows, inits, lambda group: percent(scores.get(group))),
         "Epochs until the mean accuracy on the validation images is 90 % of what RAND has after the last one, of all:",
