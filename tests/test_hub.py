@@ -757,7 +757,7 @@ def test_variables_of_huggingface_hub(hub: HubServer, source: str, tmp_path: Pat
         )
     ]
     for process in processes:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=300)
         assert f"Took finished weights from {repo}@main" in output, output
         assert "WARNING" not in output
     paths = [path for _, path in hub.requests[asked:]]
