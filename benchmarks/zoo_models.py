@@ -85,7 +85,7 @@ _PYTORCHCV: dict[str, Callable[[], Any]] = {
     "voca8flame": lambda: (torch.rand(2, 1, 16, 29), torch.tensor([1, 2])),
     "nvpattexp116bazel76": lambda: (torch.rand(2, 8, 16, 29), torch.tensor([1, 2])),
     "visemenet20": lambda: (torch.rand(34, 8, 195), torch.full((34, 76), 3)),
-    "superpointnet": lambda: torch.rand(1, 1, 224, 224),
+    "superpointnet": lambda: torch.rand(1, 1, 64, 64),
     "raft_things": lambda: (image(128), image(128)),
 }
 
