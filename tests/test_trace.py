@@ -1141,6 +1141,12 @@ def test_what_eval_mode_does_not_use_is_said_so() -> None:
     assert model.training
 
 
+def test_what_is_an_output_itself_is_said_so() -> None:
+    """As CLIP has its scale."""
+    graph = trace(Net(lambda m, x: (m.c(x), m.scale.exp()), c=conv(), scale=param(1)), SIZE)
+    assert graph.skipped == {"scale": "an output of the model by itself (the scale of logits, say)"}
+
+
 def test_what_does_not_reach_the_output_is_not_used() -> None:
     graph = trace(Net(lambda m, x: (m.b(x), m.c(x))[1], b=conv(), c=conv()), SIZE)
     assert_graph(graph, C)

@@ -21,6 +21,7 @@ from .tape import PICKED, Use
 from .unsupported import refuse_unsupported
 
 UNUSED = "not used by the forward pass in eval mode"
+PUT_OUT = "an output of the model by itself (the scale of logits, say)"
 
 
 _DIALECT = one_of("ghn2", "ghn3")
@@ -112,6 +113,8 @@ def _build(recorder: Recorder, inputs: Inputs, dialect: Dialect, declared: set[s
     for name in parameters:
         if name not in targets and any(use.op in picked for use in tape.uses.get(name, ())):
             tape.explain(name, PICKED)
+    for name in frozenset[str]().union(*(value.leaves for _, _, value in recorder.outputs if not value.origin)):
+        tape.explain(name, PUT_OUT)
     skipped = {name: tape.reasons.get(name, UNUSED) for name in parameters if name not in targets}
     return Graph(nodes, pairs, targets, skipped, dialect, inputs.size)
 
