@@ -88,7 +88,7 @@ def ghn_file(seeded_ghn2: GHN, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A Hub of our own that `huggingface_hub` uses, with an empty cache; the user's token may write to "me"."""
-    import huggingface_hub
+    import huggingface_hub.utils
 
     import timm_ghn_init.weights.hub
 
@@ -106,7 +106,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         monkeypatch.setattr(timm_ghn_init.weights.hub, "_warned", set())
         monkeypatch.setattr(timm_ghn_init.weights.hub, "_unreachable", {})
         monkeypatch.setenv("HF_TOKEN", "hf_mytoken")
-        monkeypatch.delenv("TIMM_GHN_HUB", raising=False)
+        for name in ("TIMM_GHN_HUB", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
         huggingface_hub.utils.disable_progress_bars()
         server.tokens["hf_mytoken"] = {"me"}
         yield server

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -51,6 +52,8 @@ USED = {"a.weight", "a.bias", "norm.g", "scale", "b.bias"} | {f"b.parametrizatio
 def test_used_is_what_gets_a_gradient(zoos: ModuleType, read: Callable[[Tensor], Any], device: str) -> None:
     """Not a frozen layer, one that chooses an index, or one that is not called."""
     model = Net(read)
+    if Version(torch.__version__) < Version("2.14"):  # 2.5 cannot go back through this model without values
+        device = "cpu"
     assert zoos.judge(model, torch.rand(2, 3, 8, 8)) == (USED, device)
     assert all(p.grad is None and not p.is_meta for p in model.parameters())
 
