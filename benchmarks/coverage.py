@@ -472,11 +472,17 @@ def failures(measured: list[Record], good: list[Record]) -> list[str]:
     lines = [f"* {r['key'][2]} fails: {r['error']}" for r in measured if "error" in r]
     for r in sorted(good, key=share):
         if share(r) < SHARE:
-            reason, parameters = max(r["unpredicted"].items(), key=lambda item: sum(item[1].values()))
-            largest = max(parameters, key=parameters.__getitem__)
-            lines.append(f"* {r['key'][2]}: {share(r):.2%}; `{largest}` is {reason}")
+            lines.append(f"* {r['key'][2]}: {share(r):.2%}; {_most(r)}")
         lines += [f"* {r['key'][2]}: `{name}` is used and not predicted" for name in r["violations"]]
     return ["Below the bars:", "", *lines, ""] if lines else []
+
+
+def _most(r: Record) -> str:
+    """What most of the values are that are not predicted."""
+    if not r["unpredicted"]:
+        return "rows of a position embedding that are not used"  # of a parameter that is predicted
+    reason, parameters = max(r["unpredicted"].items(), key=lambda item: sum(item[1].values()))
+    return f"`{max(parameters, key=parameters.__getitem__)}` is {reason}"
 
 
 def real_section(real: list[Record]) -> list[str]:
