@@ -219,13 +219,7 @@ def process(
             return _process_at_once(layers, equations, where, read, results, progress)
 
     def one(layer: Layer) -> tuple[str, float]:
-        whole = empty_for(layer.weight, where[layer.name])
-        read(layer, whole)
-        sigma = process_weight(whole, layer.stream, *equations, where[layer.name])
-        check_result(whole, layer.name)
-        for name, tensor in ({layer.name: whole} if layer.by is None else layer.by.inverse(whole)).items():
-            results.put(name, tensor.to(layer.weight.device))
-        return layer.name, sigma
+        return layer.name, _process_alone(layer, equations, where[layer.name], read, results)
 
     ordered = sorted(layers, key=lambda layer: cost(layer.weight), reverse=True)  # else the longest might end up alone
     with one_thread_each(_MAX_WORKERS) as map_, progress_bar(progress, len(ordered)) as advance:
@@ -234,6 +228,33 @@ def process(
             sigmas[name] = sigma
             advance()
     return sigmas
+
+
+def _process_alone(
+    layer: Layer,
+    equations: Equations,
+    device: torch.device,
+    read: Callable[[Layer, Tensor], object],
+    results: Pending,
+) -> float:
+    """`process` for one layer."""
+    whole = _begin(layer, device, read)
+    sigma = process_weight(whole, layer.stream, *equations, device)
+    check_result(whole, layer.name)
+    _end(layer, whole, results)
+    return sigma
+
+
+def _begin(layer: Layer, device: torch.device, read: Callable[[Layer, Tensor], object]) -> Tensor:
+    whole = empty_for(layer.weight, device)
+    read(layer, whole)
+    return whole
+
+
+def _end(layer: Layer, whole: Tensor, results: Pending) -> None:
+    written = {layer.name: whole} if layer.by is None else layer.by.inverse(whole.to(layer.weight.device))
+    for name, tensor in written.items():
+        results.put(name, tensor)
 
 
 def _process_at_once(
@@ -247,38 +268,25 @@ def _process_at_once(
     """`process` on GPUs: layers of one shape together, all of them launched before anything is looked at."""
     by_name, looks = {layer.name: layer for layer in layers}, []
 
-    def begin(name: str) -> Tensor:
-        whole = empty_for(by_name[name].weight, where[name])
-        read(by_name[name], whole)
-        return whole
-
-    def end(name: str, whole: Tensor) -> None:
-        weight, by = by_name[name].weight, by_name[name].by
-        for written, tensor in ({name: whole} if by is None else by.inverse(whole.to(weight.device))).items():
-            results.put(written, tensor)
-
     kinds = {n: (x.weight.shape, x.weight.dtype, where[n]) for n, x in by_name.items()}
     sizes = {n: x.weight.numel() for n, x in by_name.items()}
     done: list[str] = []
     with progress_bar(progress, len(layers)) as advance:
         for names in batches(kinds, sizes):
-            wholes = [begin(name) for name in names]
+            wholes = [_begin(by_name[name], where[name], read) for name in names]
             batch = process_batch(wholes, [by_name[n].stream for n in names], *equations, where[names[0]])
             finite = []
             for name, whole, columns in zip(names, wholes, batch.columns, strict=True):
                 write_back(columns, whole)
                 finite.append(_dense(whole).isfinite().all())
-                end(name, whole)
+                _end(by_name[name], whole, results)
                 advance()
             done += names
             looks.append(torch.stack((batch.sigma, batch.good.double(), torch.stack(finite).double())))
         sigma, good, finite_ = torch.cat([look.to(looks[0].device) for look in looks], 1).tolist()
         for name, was_good, is_finite in zip(done, good, finite_, strict=True):
             if not was_good:
-                whole = begin(name)
-                process_weight(whole, by_name[name].stream, *equations, where[name])
-                check_result(whole, name)
-                end(name, whole)
+                _process_alone(by_name[name], equations, where[name], read, results)
             elif not is_finite:
                 raise _not_finite(name, by_name[name].weight.dtype)
     return dict(zip(done, sigma, strict=True))
