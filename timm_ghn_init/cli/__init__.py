@@ -1,10 +1,9 @@
 """The command line, `timm-ghn-init COMMAND`; `timm-ghn-init --help` lists the commands.
 
 Exit status: 0; 1 where a check finds a difference; 2 with one line on stderr for a mistake of the user or a fault of
-disk, memory or network; 130 for an interrupt. Results go to stdout, all else to stderr; with `--json` they are
-one JSON value. One module here for each
-command or family of commands; each has an `add`, which declares options and no more, and what is slow to import is
-imported when a command runs.
+disk, memory or network; 130 for an interrupt. Results go to stdout, all else to stderr; with `--json` they are one JSON
+value. One module here for each command or family of commands; each has an `add`, which declares options and no more,
+and what is slow to import is imported when a command runs.
 """
 
 import argparse
