@@ -72,6 +72,12 @@ def isolated(
 
 
 def _eval(modules: Sequence[nn.Module]) -> None:
+    classes = {type(m) for m in modules}
+    own = any(c.eval is not nn.Module.eval or c.train is not nn.Module.train for c in classes)
+    if not own and not any("eval" in m.__dict__ or "train" in m.__dict__ for m in modules):  # ten times as fast
+        for m in modules:
+            m.__dict__["training"] = False
+        return
     try:
         modules[0].eval()
     except Exception:  # of its own, with another meaning or other arguments
@@ -81,6 +87,10 @@ def _eval(modules: Sequence[nn.Module]) -> None:
 
 def _stand_in(tensor: Tensor, device: str) -> Tensor:
     if device == "meta":
+        if (
+            type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+        ):  # ten times as fast as `empty_like`
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         return torch.empty_like(tensor, device="meta")
     if tensor.is_meta:
         return torch.zeros_like(tensor, device=device)

@@ -123,10 +123,14 @@ def _coordinates(
 
 def _row_and_column(numbers: Tensor, across: int) -> list[Tensor]:
     """Of the numbers of elements those in one channel and those at one position, where there are any."""
-    there = numbers.isnan().logical_not_()
-    if across < 0 or not there.any():
+    one = [0] * numbers.dim()
+    if across < 0 or not numbers.numel():
         return []
-    one = there.nonzero()[0].tolist()
+    if numbers[tuple(one)].isnan():
+        there = numbers.isnan().logical_not_()
+        if not there.any():
+            return []
+        one = there.nonzero()[0].tolist()
     row = numbers
     for dim, index in enumerate(one):
         row = row if dim == across else row.narrow(dim, index, 1)

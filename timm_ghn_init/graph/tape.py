@@ -55,6 +55,9 @@ class Tape:
 
     # -- values --------------------------------------------------------------------------------------------------
 
+    def see(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """What an operation is called with, before it is written down."""
+
     def assign(self, tensor: Tensor, value: Value) -> None:
         self._time += 1
         if id(tensor) not in self._values:
@@ -116,7 +119,7 @@ class Tape:
 
     def add(self, op: Op) -> frozenset[int]:
         if op.channels is None or op.grid is None:
-            known = [self.ops[s] for s in op.sources]
+            known = [self.ops[s] for s in sorted(op.sources)]
             if op.channels is None and known:
                 channels = [k.channels for k in known]
                 if op.kind == "concat":
@@ -139,6 +142,10 @@ class Tape:
             self.uses.setdefault(name, []).append(Use(op, role, shape, offset, **kwargs))
         for name in value.leaves.difference(n for n, _ in parts):
             self.explain(name, f"folded into a {role} that is predicted without it")
+
+    def withdraw(self, name: str) -> None:
+        """What a parameter was used as is no layer."""
+        self.uses.pop(name, None)
 
     def main_leaf(self, value: Value, numel: int) -> str:
         """Of the parameters that a weight is computed from, the one that is the weight.

@@ -97,7 +97,7 @@ class Undo:
 
 
 def _hooks(module: nn.Module) -> list[Any]:
-    named = [held for name, held in vars(module).items() if name.endswith("_hooks") and isinstance(held, dict)]
+    named = [held for name, held in vars(module).items() if isinstance(held, dict) and name.endswith("_hooks")]
     return [hook for hooks in named for hook in hooks.values()]
 
 

@@ -85,7 +85,11 @@ def _parts(model: Any) -> Iterator[tuple[str, Any]]:
     """The model, its modules and the tensors that they hold, by name."""
     yield "", model
     if isinstance(model, nn.Module):
-        yield from chain(model.named_modules(), model.named_parameters(), model.named_buffers())
+        for path, module in model.named_modules():
+            yield path, module
+            for name, tensor in chain(module._parameters.items(), module._buffers.items()):
+                if tensor is not None:
+                    yield f"{path}.{name}" if path else name, tensor
 
 
 def _kind_of(cls: type) -> _Kind | None:

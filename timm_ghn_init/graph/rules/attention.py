@@ -70,7 +70,7 @@ def lookup(tape: Tape, weights: Value, rows: Value) -> Value | None:
         return None
     for op in keys:
         op.contracted = True
-        tape.uses.pop(op.param, None)
+        tape.withdraw(op.param)
     return tape.merge((weights, rows), "rows that attention looks up")
 
 
@@ -118,5 +118,5 @@ def _contract_table(tape: Tape, index: int) -> None:
         for source in op.sources:
             _contract_table(tape, source)
     else:
-        tape.uses.pop(op.param, None)
+        tape.withdraw(op.param)
         tape.explain(op.param, "a relative-position table")
