@@ -5,7 +5,7 @@ with hooks, with a forward or a function of their own, with shared or frozen par
 attributes that is not a plain value are like no other.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
@@ -30,6 +30,7 @@ _HELD = frozenset(
         *("_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook", "_non_persistent_buffers_set"),
     )
 )
+_HOOKS = frozenset(name for name, held in vars(nn.Module()).items() if isinstance(held, dict)) - _HELD
 _ATOMS = frozenset(
     (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device, torch.memory_format)
 )
@@ -106,7 +107,7 @@ class _Kinds:
             tuple([self._parameter(name, p) for name, p in held["_parameters"].items()]),
             tuple([self._buffer(module, name, b) for name, b in held["_buffers"].items()]),
             tuple([(name, self._child(m)) for name, m in held["_modules"].items()]),
-            tuple([(name, plain(value)) for name, value in held.items() if name not in skipped]),
+            tuple([(k, plain(v)) for k, v in held.items() if k not in skipped and not (k in _HOOKS and not v)]),
         )
 
     def _parameter(self, name: str, p: Tensor | None) -> Hashable:
@@ -155,15 +156,17 @@ def _is_of_packages(thing: Any) -> bool:
 
 
 def plain(value: Any) -> Hashable:
-    """Equal for equal plain values of the same type."""
+    """Equal for equal plain values of the same type. What is empty may be there to be filled.
+
+    Raises:
+        Unlike: it is none.
+    """
     cls = type(value)
     if cls in _ATOMS:
         return cls, value
-    if cls is tuple or cls is list:
+    if cls is tuple or (cls is list and value):
         return cls, tuple([plain(v) for v in value])
-    if cls in (dict, OrderedDict, set, frozenset) and not value:
-        return cls
-    if cls is dict:
+    if cls is dict and value:
         return cls, tuple([(plain(k), plain(v)) for k, v in value.items()])
     if cls is partial and not value.__dict__:
         return cls, plain(value.func), plain(value.args), plain(value.keywords)
