@@ -30,7 +30,12 @@ from timm_ghn_init.finetune import Runs, Trial, work
 from timm_ghn_init.finetune.plans import Plan, Results, one_after_another, ranked, searched
 from timm_ghn_init.finetune.results import mean_and_std
 
-DATA = {"digits": "scikit-learn's digits", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+DATA = {
+    "digits": "scikit-learn's digits",
+    "letters": "letters",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+}
 MODELS = ("resnet18", "resnet50", "convnext_atto")
 LABELS = (100, 1000)
 INITS = ("rand", "orth", "ghn", "ghn-orth")
@@ -369,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ghn", default="ghn2-formula", metavar="SOURCE", help="which GHN (default: %(default)s)")
     parser.add_argument("--data", nargs="+", default=["digits"], choices=DATA, help="default: digits")
-    parser.add_argument("--data-dir", metavar="DIR", help="of Fashion-MNIST and CIFAR-10 (default: data)")
+    parser.add_argument("--data-dir", metavar="DIR", help="of all but digits (default: data)")
     parser.add_argument("--times", nargs="+", type=int, default=[1], metavar="N", help="as many epochs (default: 1)")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="default: all")
     parser.add_argument("--labels", nargs="+", type=int, default=list(LABELS), choices=LABELS, help="default: both")

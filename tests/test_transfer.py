@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from timm_ghn_init.finetune.results import read
+from timm_ghn_init.images import DatasetError
+from timm_ghn_init.images.datasets import load
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -159,3 +162,19 @@ def test_protocol_is_complete() -> None:
         assert len(set(rates)) == len(rates) >= 2
     groups = [module.Group("digits", m, n, 1, "rand") for m in module.MODELS for n in module.LABELS]
     assert len({module.trial(group, "ghn2-formula").key for group in groups}) == len(groups)
+
+
+@pytest.mark.usefixtures("transfer")
+def test_letters_are_drawn_from_fonts_and_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fonts = Path(pytest.importorskip("matplotlib").get_data_path(), "fonts", "ttf")
+    with pytest.raises(DatasetError, match=r"benchmarks/letters.py FONTS -o .*letters, in a checkout"):
+        load("letters", 32, tmp_path)
+    importlib.import_module("letters").main([str(fonts), "-o", str(tmp_path / "letters")])
+    data = load("letters", 32, tmp_path)
+    used, of_all = map(int, re.findall(r"(\d+) of (\d+) fonts", capsys.readouterr().out)[0])
+    assert 20 < used < of_all  # some have no letters, or the same sign for all
+    assert len(data.train) + len(data.test) == 10 * used and data.train.images.shape[1:] == (3, 32, 32)
+    assert data.classes == tuple("ABCDEFGHIJ") and not data.flip
+    assert data.train.labels.bincount().unique().numel() == 1
+    first = [data.train.images[data.train.labels == label].float().mean(0) for label in range(10)]
+    assert (first[8][0].sum(0) > 0).sum() < (first[7][0].sum(0) > 0).sum()  # an I is narrower than an H

@@ -109,7 +109,9 @@ def _numbers(text: str) -> list[int]:
 def _add_signal(sub: argparse.ArgumentParser) -> None:
     _add_sources(sub)
     sub.add_argument(
-        "--data", default="noise", help="noise, digits, cifar10, fashion-mnist or a folder (default: %(default)s)"
+        "--data",
+        default="noise",
+        help="noise, digits, cifar10, fashion-mnist, letters or a folder (default: %(default)s)",
     )
     sub.add_argument("--data-dir", metavar="DIR", help="where named data sets are, or go to (default: data)")
     sub.add_argument("-b", "--batch-size", type=whole(2), default=8, metavar="N", help="default: %(default)s")

@@ -31,7 +31,7 @@ def add(command: Command) -> None:
     add_sources(sub, (), what, "--init")
     sub.add_argument("--preset", metavar="ARCH/INIT", help="hyper-parameters of the paper's Table 2; options go first")
     sub.add_argument(
-        "--data", default="digits", help="digits, cifar10, fashion-mnist or a folder (default: %(default)s)"
+        "--data", default="digits", help="digits, cifar10, fashion-mnist, letters or a folder (default: %(default)s)"
     )
     sub.add_argument("--data-dir", metavar="DIR", help="where cifar10 and fashion-mnist are, or go to (default: data)")
     sub.add_argument("--seeds", type=whole(1), default=5, metavar="K", help="runs of each (default: %(default)s)")

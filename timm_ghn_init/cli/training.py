@@ -16,7 +16,9 @@ def add(command: Command) -> None:
     sub = command("train-ghn", train_ghn, go_on="run the same command with --resume to go on")
     sub.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the run: checkpoint, log, GHN")
     sub.add_argument(
-        "--data", default="formula", help="formula, digits, cifar10, fashion-mnist or a folder (default: %(default)s)"
+        "--data",
+        default="formula",
+        help="formula, digits, cifar10, fashion-mnist, letters or a folder (default: %(default)s)",
     )
     sub.add_argument("--data-dir", metavar="DIR", help="where cifar10 and fashion-mnist lie or go to (default: data)")
     sub.add_argument(
@@ -43,7 +45,9 @@ def add(command: Command) -> None:
     sub = command("eval-ghn", eval_ghn)
     add_needed_source(sub, "which GHN: its name or file")
     sub.add_argument(
-        "--data", default="formula", help="formula, digits, cifar10, fashion-mnist or a folder (default: %(default)s)"
+        "--data",
+        default="formula",
+        help="formula, digits, cifar10, fashion-mnist, letters or a folder (default: %(default)s)",
     )
     sub.add_argument("--data-dir", metavar="DIR", help="where cifar10 and fashion-mnist lie or go to (default: data)")
     sub.add_argument("--networks", type=whole(8), default=40, help="held out ones (default: %(default)s)")

@@ -21,7 +21,7 @@ def add(command: Command) -> None:
     sub.add_argument("arch", metavar="ARCH", help="an architecture of timm")
     add_source(sub, "ghn-orth")
     sub.add_argument(
-        "--data", default="digits", help="digits, cifar10, fashion-mnist or a folder (default: %(default)s)"
+        "--data", default="digits", help="digits, cifar10, fashion-mnist, letters or a folder (default: %(default)s)"
     )
     sub.add_argument("--data-dir", metavar="DIR", help="where cifar10 and fashion-mnist are, or go to (default: data)")
     sub.add_argument("--time-budget", type=seconds, metavar="TIME", help="of training, e.g. 20m (default: any)")

@@ -141,4 +141,5 @@ _KNOWN = {
     # images, values and augmentation of the authors' code
     "cifar10": _Known((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 5000, True, False),
     "fashion-mnist": _Known((0.285,) * 3, (0.338,) * 3, 5000, True, False),
+    "letters": _Known((0.210,) * 3, (0.377,) * 3, 500, True, True),
 }

@@ -25,10 +25,10 @@ class Trial:
         init: a source ("rand", "orth?layer=37", "ghn2-orth"), "pretrained" for timm's weights or "timm" for timm's own
             initialisation. A source that names no seed gets that of the trial.
         seed: of the model's own initialisation, the source, the order of the images and their augmentation.
-        data: "digits", "cifar10", "fashion-mnist" or a folder of images.
+        data: "digits", "cifar10", "fashion-mnist", "letters" or a folder of images.
         labels: training images, as many of each class; 0 for all there are.
-        validation: images held out from the training images, for choosing hyper-parameters. None: 200 of digits, 5000
-            of CIFAR-10 and Fashion-MNIST, a tenth of a folder.
+        validation: images held out from the training images, for choosing hyper-parameters. None: 200 of digits, 500
+            of letters, 5000 of CIFAR-10 and Fashion-MNIST, a tenth of a folder.
         data_seed: of the choice of images; the same for all runs to be compared.
         image_size: height and width in pixels. Stems are adapted up to 32, see `stem`.
         keep_stem: leave the stem as it is.

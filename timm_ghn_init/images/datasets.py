@@ -1,4 +1,4 @@
-"""Labelled images in memory: scikit-learn's digits, CIFAR-10, Fashion-MNIST, or a folder of images.
+"""Labelled images in memory: scikit-learn's digits, CIFAR-10, Fashion-MNIST, letters, or a folder of images.
 
 All of them small images by today's standards, held as one uint8 tensor: there is nothing to wait for after the start.
 """
@@ -24,7 +24,7 @@ _INSTALL = "pip install 'timm-ghn-init[finetune]'"
 @dataclass(frozen=True)
 class Dataset:
     """Attributes:
-    name: "digits", "cifar10", "fashion-mnist" or the name of the folder.
+    name: "digits", "cifar10", "fashion-mnist", "letters" or the name of the folder.
     train, test: see `Split`. Images to test on come in an order that mixes the classes.
     classes: names, in the order of the labels.
     flip: whether an image and its mirror image show the same thing.
@@ -44,8 +44,8 @@ def load(name: str, size: int = 32, folder: str | Path | None = None) -> Dataset
         name: "digits", "cifar10", "fashion-mnist", or the path of a folder that holds train/CLASS/*.png and
             test/CLASS/*.png (or validation/, or val/), or CLASS/*.png, of which every fifth image is then held out.
         size: height and width to which images are brought, in pixels.
-        folder: where CIFAR-10 and Fashion-MNIST lie or are downloaded to, as torchvision lays them. Default: `data`.
-            Fashion-MNIST is also found where Debian's package dataset-fashion-mnist puts it.
+        folder: where CIFAR-10 and Fashion-MNIST lie or are downloaded to, as torchvision lays them, and where letters
+            lie. Default: `data`. Fashion-MNIST is also found where Debian's package dataset-fashion-mnist puts it.
 
     Raises:
         DatasetError: a package is missing, a download fails, or there are no images.
@@ -126,14 +126,30 @@ def _fashion_mnist(size: int, folder: Path) -> Dataset:
     if found is None:
         _download_fashion_mnist(folder)
         found = raw
+    return Dataset("fashion-mnist", *_read_idx(found, size), _FASHION, True)
+
+
+def _letters(size: int, folder: Path) -> Dataset:
+    """A to J in many fonts, 32 x 32 pixels, in the manner of notMNIST."""
+    found = next((place for place in (folder / "letters", folder) if idx_file(place, "train-images")), None)
+    if found is None:
+        raise DatasetError(
+            f"The letters are not in {folder}. They are drawn from the fonts of a machine: "
+            f"python benchmarks/letters.py FONTS -o {folder / 'letters'}, in a checkout of timm-ghn-init."
+        )
+    return Dataset("letters", *_read_idx(found, size), tuple("ABCDEFGHIJ"), False)
+
+
+def _read_idx(folder: Path, size: int) -> list[Split]:
+    """Grey images of MNIST's format, to train and to test on."""
     splits = []
     for part in ("train", "t10k"):
-        pixels, labels = (read_idx(found, f"{part}-{what}") for what in ("images", "labels"))
+        pixels, labels = (read_idx(folder, f"{part}-{what}") for what in ("images", "labels"))
         if pixels.ndim != 3 or labels.ndim != 1 or len(pixels) != len(labels):
-            raise DatasetError(f"{found}: the images and labels of {part} do not belong together. Remove them.")
+            raise DatasetError(f"{folder}: the images and labels of {part} do not belong together. Remove them.")
         images = _resize(torch.from_numpy(pixels)[:, None], size).expand(-1, 3, -1, -1).contiguous()
         splits.append(Split(images, torch.from_numpy(labels).long()))
-    return Dataset("fashion-mnist", splits[0], splits[1], _FASHION, True)
+    return splits
 
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
@@ -176,4 +192,5 @@ _NAMED: dict[str, Callable[[int, Path], Dataset]] = {
     "digits": _digits,
     "cifar10": _cifar10,
     "fashion-mnist": _fashion_mnist,
+    "letters": _letters,
 }

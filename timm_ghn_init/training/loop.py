@@ -50,7 +50,7 @@ class TrainConfig:
     """All that a training run depends on.
 
     Attributes:
-        data: "formula", "digits", "cifar10", "fashion-mnist" or a folder, see `open_images`.
+        data: "formula", "digits", "cifar10", "fashion-mnist", "letters" or a folder, see `open_images`.
         num_classes: of the formulas.
         steps: of the optimiser; the learning rate follows a cosine to their end.
         networks: sampled networks in a step, in each process.
