@@ -176,5 +176,5 @@ def test_letters_are_drawn_from_fonts_and_read(tmp_path: Path, capsys: pytest.Ca
     assert len(data.train) + len(data.test) == 10 * used and data.train.images.shape[1:] == (3, 32, 32)
     assert data.classes == tuple("ABCDEFGHIJ") and not data.flip
     assert data.train.labels.bincount().unique().numel() == 1
-    first = [data.train.images[data.train.labels == label].float().mean(0) for label in range(10)]
-    assert (first[8][0].sum(0) > 0).sum() < (first[7][0].sum(0) > 0).sum()  # an I is narrower than an H
+    ink = [data.train.images[data.train.labels == label].float().mean() for label in range(10)]
+    assert ink[8] < ink[7]  # an I takes less than an H

@@ -140,16 +140,17 @@ def _letters(size: int, folder: Path) -> Dataset:
     return Dataset("letters", *_read_idx(found, size), tuple("ABCDEFGHIJ"), False)
 
 
-def _read_idx(folder: Path, size: int) -> list[Split]:
+def _read_idx(folder: Path, size: int) -> tuple[Split, Split]:
     """Grey images of MNIST's format, to train and to test on."""
-    splits = []
-    for part in ("train", "t10k"):
+
+    def read(part: str) -> Split:
         pixels, labels = (read_idx(folder, f"{part}-{what}") for what in ("images", "labels"))
         if pixels.ndim != 3 or labels.ndim != 1 or len(pixels) != len(labels):
             raise DatasetError(f"{folder}: the images and labels of {part} do not belong together. Remove them.")
         images = _resize(torch.from_numpy(pixels)[:, None], size).expand(-1, 3, -1, -1).contiguous()
-        splits.append(Split(images, torch.from_numpy(labels).long()))
-    return splits
+        return Split(images, torch.from_numpy(labels).long())
+
+    return read("train"), read("t10k")
 
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
