@@ -180,6 +180,16 @@ def test_a_class_that_was_changed_is_not_trusted() -> None:
         assert replayed(Tower(), input_size=SIZE) == 0
 
 
+def test_a_hook_of_all_modules() -> None:
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, args, out: out + args[0] if isinstance(module, nn.ReLU) else out
+    )
+    try:
+        assert replayed(Tower(), input_size=SIZE) == 0
+    finally:
+        hook.remove()
+
+
 def test_a_block_that_is_called_twice() -> None:
     class Twice(Tower):
         def step(self, x: Tensor, b: nn.Module) -> Tensor:
