@@ -80,7 +80,7 @@ class GatedGNN(nn.Module):
         return graph.distances(CUTOFF if self.ve else 1)
 
     def _weights(self, distances: np.ndarray) -> np.ndarray:
-        """Weights of the messages over such distances, (N, N) -> (N, N, 1 or 2): along edges, along virtual edges."""
+        """Weights of the messages over such distances, (...) -> (..., 1 or 2): along edges, along virtual edges."""
         table = np.zeros((CUTOFF + 1, len(self.senders)), dtype=np.float32)
         table[1, 0] = 1
         if self.ve:
@@ -99,9 +99,25 @@ class GatedGNN(nn.Module):
         """The same for one graph, without PyTorch's overhead per operation: a node is a few matrix-vector products."""
         step = _Step(self)
         h = x.detach().float().cpu().numpy().copy()
-        h = step.sweep(h, range(len(h)), self._weights(distances.T))
-        h = step.sweep(h, range(len(h) - 1, -1, -1), self._weights(distances))
+        h = step.sweep(h, range(len(h)), self._heard(distances.T))
+        h = step.sweep(h, range(len(h) - 1, -1, -1), self._heard(distances))
         return torch.from_numpy(h).to(x)
+
+    def _heard(self, distances: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
+        """For each node v the range of nodes that are near enough to it, and the weights of what it hears from them.
+
+        Args:
+            distances: [v, u] is that from u to v, 0 for none.
+        """
+        nearby = np.ascontiguousarray(distances != 0)
+        first, last = nearby.argmax(1), len(nearby) - nearby[:, ::-1].argmax(1)
+        count = np.where(nearby.any(1), last - first, 0)
+        end = count.cumsum()
+        v = np.repeat(np.arange(len(count)), count)
+        u = np.arange(len(v)) + (first - end + count)[v]
+        kinds = len(self.senders)
+        weights = np.split(self._weights(distances[v, u]).reshape(-1), kinds * end[:-1])
+        return list(zip((kinds * first).tolist(), (kinds * (first + count)).tolist(), weights, strict=True))
 
 
 def _joined(mlps: Sequence[MLP]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -185,22 +201,21 @@ class _Step:
         self.w_ih, self.w_hh = (array(w) * half[:, None] for w in (gnn.gru.weight_ih, gnn.gru.weight_hh))
         self.b_ih, self.b_hh = (array(b) * half for b in (gnn.gru.bias_ih, gnn.gru.bias_hh))
 
-    def sweep(self, h: np.ndarray, order: range, weights: np.ndarray) -> np.ndarray:
-        """One sweep; weights[v], (N, kinds), are those of the messages that v receives. Overwrites and returns `h`."""
+    def sweep(self, h: np.ndarray, order: range, heard: list[tuple[int, int, np.ndarray]]) -> np.ndarray:
+        """One sweep over the nodes, with what each of them hears (`GatedGNN._heard`). Overwrites and returns `h`."""
         hid, w0, b0, w2, b2, w_ih, b_ih = self.hid, self.w0, self.b0, self.w2, self.b2, self.w_ih, self.b_ih
         recurrent = h @ self.w_hh.T + self.b_hh  # depends on the state before the sweep only
         to_gates, to_new = recurrent[:, : 2 * hid].copy(), recurrent[:, 2 * hid :].copy()
-        weights = weights.reshape(len(h), -1)
         rows = np.zeros((len(h), len(b2)), dtype=np.float32)  # what each node sends
         sent = rows.reshape(-1, hid)
         message, new, hidden, i = (np.empty(n, dtype=np.float32) for n in (hid, hid, len(b0), 3 * hid))
         gates, reset, update, candidate = i[: 2 * hid], i[:hid], i[hid : 2 * hid], i[2 * hid :]
         zero, half = np.zeros_like(b2), np.full_like(gates, 0.5)  # arrays: NumPy takes longer to convert a scalar
         zero_hidden = np.zeros_like(hidden)
-        first, last = _extent(weights)  # nobody outside of it is near enough
-        for v, start, stop in zip(order, first[order].tolist(), last[order].tolist(), strict=True):
+        for v in order:
             state, out = h[v], rows[v]
-            np.dot(w_ih, np.dot(weights[v, start:stop], sent[start:stop], message), i)
+            start, stop, weights = heard[v]
+            np.dot(w_ih, np.dot(weights, sent[start:stop], message), i)
             i += b_ih
             gates += to_gates[v]
             np.tanh(gates, gates)
@@ -219,9 +234,3 @@ class _Step:
             out += b2
             np.maximum(out, zero, out=out)
         return h
-
-
-def _extent(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each row where its non-zero entries begin and end."""
-    nonzero = matrix != 0
-    return nonzero.argmax(1), matrix.shape[1] - nonzero[:, ::-1].argmax(1)
