@@ -86,10 +86,9 @@ def test_alike() -> None:
 
 def test_all_of_timms_test_models_in_both_dialects() -> None:
     names, total = timm.list_models("test_*"), 0
-    assert len(names) > 8
+    assert names
     for name in names:
-        with torch.device("meta"):
-            model = timm.create_model(name)
+        model = timm.create_model(name)
         total += sum(replayed(model, dialect=dialect) for dialect in ("ghn2", "ghn3"))  # type: ignore[arg-type]
     assert total > 0
 
