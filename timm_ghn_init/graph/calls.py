@@ -58,8 +58,10 @@ def _outline(thing: Any, tensors: list[Tensor]) -> Hashable:
                 return i
         tensors.append(thing)
         return type(thing), thing.shape, thing.stride(), thing.dtype
-    if type(thing) in (tuple, list):
-        return type(thing), tuple([_outline(part, tensors) for part in thing])
+    if type(thing) is tuple:
+        return tuple([_outline(part, tensors) for part in thing])
+    if type(thing) is list:  # a module might write to it
+        raise Unlike
     return plain(thing)
 
 
