@@ -29,10 +29,11 @@ from timm_ghn_init.analysis.figures import PALETTE
 from timm_ghn_init.finetune import Runs, Trial, work
 from timm_ghn_init.finetune.plans import Plan, Results, one_after_another, ranked, searched
 from timm_ghn_init.finetune.results import mean_and_std
+from timm_ghn_init.sources import SHIPPED
 
 DATA = {
     "digits": "scikit-learn's digits",
-    "letters": "letters",
+    "letters": "letters A to J in many fonts (`benchmarks/letters.py`)",
     "fashion-mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
 }
@@ -372,7 +373,7 @@ def draw(ax: Any, runs: list[Record] | None, init: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ghn", default="ghn2-formula", metavar="SOURCE", help="which GHN (default: %(default)s)")
+    parser.add_argument("--ghn", default=SHIPPED, metavar="SOURCE", help="which GHN (default: %(default)s)")
     parser.add_argument("--data", nargs="+", default=["digits"], choices=DATA, help="default: digits")
     parser.add_argument("--data-dir", metavar="DIR", help="of all but digits (default: data)")
     parser.add_argument("--times", nargs="+", type=int, default=[1], metavar="N", help="as many epochs (default: 1)")

@@ -1166,11 +1166,11 @@ def test_default_without_network_is_the_shipped_one(
     server.status = 503
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert resolve_default("ghn-orth?layer=3") == Source("ghn2-formula", orth=True, layer=3)
+            assert resolve_default("ghn-orth?layer=3") == Source(sources.SHIPPED, orth=True, layer=3)
             assert same(load_ghn("ghn"), small("ghn1"))
     assert len(server.requests) == 1  # nobody waits a second time
     (warning,) = caplog.records
-    assert "503" in warning.getMessage() and "ghn2-formula" in warning.getMessage()
+    assert "503" in warning.getMessage() and sources.SHIPPED in warning.getMessage()
     server.status = 0
     with pytest.raises(CheckpointError):  # the official one by name is still the official one
         server.status = 503
@@ -1190,9 +1190,9 @@ def test_default_with_neither(server: FileServer, monkeypatch: pytest.MonkeyPatc
         ):
             load_ghn("ghn-orth")
     assert len(server.requests) == 1
-    with pytest.raises(CheckpointError, match="ghn2-formula: this installation has no"):
-        load_ghn("ghn2-formula")
-    assert not is_cached("ghn2-formula")
+    with pytest.raises(CheckpointError, match=f"{sources.SHIPPED}: this installation has no"):
+        load_ghn(sources.SHIPPED)
+    assert not is_cached(sources.SHIPPED)
 
 
 def test_unknown_names() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from timm_ghn_init import enabling, timm_hooks
 from timm_ghn_init.cli import doctor, main
-from timm_ghn_init.sources import KNOWN
+from timm_ghn_init.sources import KNOWN, SHIPPED
 
 SECTIONS = ["installation", "versions", "registered", "devices", "cache", "Hugging Face Hub", "default GHN"]
 
@@ -47,7 +47,7 @@ def test_a_sound_installation(asked: Any, capsys: pytest.CaptureFixture[str]) ->
     assert found["versions"]["timm"] == timm.__version__
     assert found["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert found["registered"]["by import timm_ghn_init"] is True
-    assert found["cache"]["GHNs"] == ["ghn2-formula"]
+    assert found["cache"]["GHNs"] == [SHIPPED, "ghn2-formula"]
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert [line for line in text.splitlines() if line and not line.startswith("  ")] == [
@@ -170,4 +170,4 @@ def test_the_default_is_what_it_will_be(asked: Any, monkeypatch: pytest.MonkeyPa
     assert asked()[1]["default GHN"]["because"] == "it is on this machine"
     monkeypatch.setattr(load, "_find", lambda ghn: None)
     monkeypatch.setattr(load, "_failed", {(load._home(), load._url(KNOWN["ghn2"])): "no network"})
-    assert asked()[1]["default GHN"]["ghn"] == load.resolve_default("ghn").name == "ghn2-formula"
+    assert asked()[1]["default GHN"]["ghn"] == load.resolve_default("ghn").name == SHIPPED

@@ -23,6 +23,7 @@ from timm_ghn_init.sources import KNOWN, SHIPPED
 from timm_ghn_init.training import evaluate as evaluation
 
 FILE = KNOWN[SHIPPED].local_path
+IMAGES = Path(__file__).parent / "fashion_mnist"
 PAGE = Path(__file__).parents[1] / "docs" / "shipped-ghn.md"
 
 
@@ -47,9 +48,10 @@ def test_it_is_a_small_ghn2(metadata: dict[str, str]) -> None:
     ghn = load_ghn(SHIPPED)
     assert ghn.dialect == "ghn2" and ghn.config["hid"] == 32 and ghn.config["ve"]
     assert metadata["license"] == "apache-2.0"
-    assert metadata["command"].startswith("timm-ghn-init train-ghn")
+    assert " train-ghn " in metadata["command"]
     training = json.loads(metadata["training"])
-    assert training["data"] == "formula" and training["num_classes"] == ghn.num_classes >= 100
+    assert training["data"] == "fashion-mnist" and ghn.num_classes == 10
+    assert not any(part.startswith(("/", "~")) for part in metadata["command"].split())  # no path of a machine
     assert metadata["log"].splitlines()[-1].split(",")[0] == str(training["step"] // 50 * 50)
 
 
@@ -58,17 +60,17 @@ def test_the_page_tells_what_the_file_holds(metadata: dict[str, str]) -> None:
     text = PAGE.read_text()
     for name, n, predicted, random in evaluation.summary(scores):
         assert f"| {name} | {n} | {predicted:.3f} |" in text
-        assert random < 0.05
+        assert random < 0.2
     mean = np.mean([s.predicted for s in scores if s.group.startswith("test")])
-    assert mean >= 10 / load_ghn(SHIPPED).num_classes
+    assert mean > 0.5
     assert metadata["command"] in text
 
 
 def test_it_is_worth_what_its_metadata_say(monkeypatch: pytest.MonkeyPatch, metadata: dict[str, str]) -> None:
-    """Some of the recorded accuracies, measured again on other images."""
+    """Some of the recorded accuracies, measured again on fewer images."""
     monkeypatch.setattr(evaluation, "BATCHES", 2)
     ghn = load_ghn(SHIPPED)
-    scores = evaluation.evaluate(ghn, open_images("formula", ghn.num_classes), networks=8, timm_models=())
+    scores = evaluation.evaluate(ghn, open_images("fashion-mnist", folder=IMAGES), networks=8, timm_models=())
     recorded = {s["name"]: s["predicted"] for s in json.loads(metadata["evaluation"])}
     ours = [s for s in scores if s.name.startswith("test ")]
     assert np.mean([s.predicted for s in ours]) == pytest.approx(np.mean([recorded[s.name] for s in ours]), abs=0.04)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from timm_ghn_init.cli import main
+from timm_ghn_init.sources import SHIPPED
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -47,7 +48,7 @@ def check(printed: str, page: str) -> None:
 @pytest.fixture
 def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine without a network, and an empty folder to work in."""
-    monkeypatch.setenv("TIMM_GHN_DEFAULT", "ghn2-formula")
+    monkeypatch.setenv("TIMM_GHN_DEFAULT", SHIPPED)
     monkeypatch.setenv("TIMM_GHN_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
 

@@ -21,15 +21,15 @@ from typing import Any, Literal, NamedTuple
 from .checks import FLAG, NAMESPACE, NOT_NEGATIVE, SEED, InputError, Kind, either, instance, one_of, whole
 
 DEFAULT = "ghn"
-SHIPPED = "ghn2-formula"
+SHIPPED = "ghn2-fashion"
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # of the file of a GHN; what is in it tells the format
 _SUFFIXES_OR = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
 _PPUDA = "https://raw.githubusercontent.com/facebookresearch/ppuda/4673a42507a9dcd0a5ae04e74599e8c92af689b9/checkpoints"
 _GHN3_HUB = "SamsungSAILMontreal/ghn3"
 
-Dataset = Literal["imagenet-1k", "cifar-10", "formula"]
-_CLASSES: dict[Dataset, int] = {"imagenet-1k": 1000, "cifar-10": 10, "formula": 100}
+Dataset = Literal["imagenet-1k", "cifar-10", "fashion-mnist", "formula"]
+_CLASSES: dict[Dataset, int] = {"imagenet-1k": 1000, "cifar-10": 10, "fashion-mnist": 10, "formula": 100}
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,16 @@ def _ghn3(size: str, file: str, description: str) -> KnownGHN:
     return KnownGHN(f"ghn3-{size}", file, description, paper, "2303.04143", hub=_GHN3_HUB)
 
 
+def _ours(name: str, trained: str, dataset: Dataset) -> KnownGHN:
+    """Trained by this project, in the package."""
+    description, paper = (
+        f"GHN-2 trained by this project {trained}",
+        "Parameter Prediction for Unseen Deep Architectures",
+    )
+    file = f"{name}.safetensors"
+    return KnownGHN(name, file, description, paper, "2110.13100", "apache-2.0", dataset, local="data")
+
+
 _GHN2_CIFAR, _GHN1_CIFAR = "4f290e0fad1b73066eeabb50be52e0c377d0b15b", "0c97a283aefc0445dd357c08f1b36698149b8013"
 _MLP_CIFAR = "3a987c98b437fd2dfc603668a846f2b632ed28a3"
 
@@ -127,15 +137,11 @@ KNOWN: dict[str, KnownGHN] = {
         _ghn3("s", "ghn3sm8.pt", "GHN-3 for ImageNet, small"),
         _ghn3("l", "ghn3lm8.pt", "GHN-3 for ImageNet, large"),
         _ghn3("xl", "ghn3xlm16.pt", "GHN-3 for ImageNet, extra large: 654 M parameters, 2.5 GB"),
-        KnownGHN(
-            SHIPPED,
-            f"{SHIPPED}.safetensors",
-            "GHN-2 trained by this project on images made by formula; ships with the package",
-            "Parameter Prediction for Unseen Deep Architectures",
-            "2110.13100",
-            license="apache-2.0",
-            dataset="formula",
-            local="data",
+        _ours(SHIPPED, "on Fashion-MNIST; ships with the package", "fashion-mnist"),
+        _ours(
+            "ghn2-formula",
+            f"on images made by formula; superseded by {SHIPPED}, the next version is without it",
+            "formula",
         ),
     )
 }
