@@ -1,6 +1,8 @@
 """The same architecture, the same bits: whatever is around it, whatever PyTorch is set to, wherever the GHN lies."""
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from timm_ghn_init import InitReport, init_model, load_ghn, parse_source, postprocess, trace
 from timm_ghn_init.ghn import GHN
+from timm_ghn_init.recipe.exact import exact
 from timm_ghn_init.recipe.plan import make_plan
 from timm_ghn_init.recipe.resolved import Resolved
 from timm_ghn_init.sources import KNOWN, SHIPPED
@@ -193,3 +196,31 @@ def test_the_last_convolution_of_squeezenet_is_its_classifier() -> None:
     with torch.device("meta"):
         model = torchvision.models.squeezenet1_1()
     assert begins(model, 0.0)[1][-1] == "features.12.expand3x3.weight"
+
+
+def test_threads_leave_the_settings_of_the_process() -> None:
+    """One thread begins, another one begins and goes on when the first has ended."""
+
+    def settings() -> tuple[Any, ...]:
+        return torch.get_default_dtype(), torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+
+    before, inside, ended = settings(), threading.Event(), threading.Event()
+
+    def second() -> None:
+        with exact(torch.device("cpu")):
+            inside.set()
+            ended.wait(10)
+            assert torch.get_default_dtype() == torch.float32
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            with exact(torch.device("cpu")):
+                running = pool.submit(second)
+                assert inside.wait(10)
+            ended.set()
+            running.result()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(before[0])
+    assert settings() == before

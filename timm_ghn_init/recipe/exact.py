@@ -1,5 +1,6 @@
 """Arithmetic that does not depend on what the caller has set: the same model, the same bits."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,9 +21,32 @@ def exact(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if torch.get_default_device() != torch.device("cpu"):
             stack.enter_context(torch.device("cpu"))
-        stack.enter_context(_float32_by_default())
-        stack.enter_context(_whole_float32())
+        stack.enter_context(_settings_of_the_process())
         yield
+
+
+_lock = threading.Lock()
+_inside = 0  # how many blocks there are, in all threads
+_outside: ExitStack  # puts back what was set before the first of them
+
+
+@contextmanager
+def _settings_of_the_process() -> Iterator[None]:
+    """Of several threads the first sets them, and the last puts back what that has found."""
+    global _inside, _outside
+    with _lock:
+        if not _inside:
+            _outside = ExitStack()
+            _outside.enter_context(_float32_by_default())
+            _outside.enter_context(_whole_float32())
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _outside.close()
 
 
 @contextmanager
