@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..sources import DEFAULT, parse_source
 from ..text import logger
 from ..version import __version__
-from .arguments import Command, add_architecture, add_source, add_sources, nested, whole
+from .arguments import Command, add_architecture, add_data, add_source, add_sources, nested, whole
 from .files import output_path, writing
 from .finetune import INITS
 from .messages import UserError, mistakes, one_line, table
@@ -108,12 +108,7 @@ def _numbers(text: str) -> list[int]:
 
 def _add_signal(sub: argparse.ArgumentParser) -> None:
     _add_sources(sub)
-    sub.add_argument(
-        "--data",
-        default="noise",
-        help="noise, digits, cifar10, fashion-mnist, letters or a folder (default: %(default)s)",
-    )
-    sub.add_argument("--data-dir", metavar="DIR", help="where named data sets are, or go to (default: data)")
+    add_data(sub, "noise")
     sub.add_argument("-b", "--batch-size", type=whole(2), default=8, metavar="N", help="default: %(default)s")
     sub.add_argument("--seed", type=whole(0), default=0, help="of what is random (default: %(default)s)")
     sub.add_argument("-o", "--output", metavar="FILE.svg|png|json", help=_OUTPUT)

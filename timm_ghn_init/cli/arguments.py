@@ -146,6 +146,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 # stand one after the other, as in timm's --mean. Commands of 0.1 had names of their own for it, which still work.
 
 
+def add_data(sub: argparse.ArgumentParser, default: str) -> None:
+    """Images by name or folder. What only some commands have ("formula", "noise") is their default."""
+    names = dict.fromkeys((default, "digits", "cifar10", "fashion-mnist", "letters"))
+    sub.add_argument("--data", default=default, help=f"{', '.join(names)} or a folder (default: %(default)s)")
+    sub.add_argument("--data-dir", metavar="DIR", help="where named data sets are, or go to (default: data)")
+
+
 def add_source(parser: argparse.ArgumentParser, default: str, what: str = "which GHN, see list", *old: str) -> None:
     """One source; `old` are other spellings of the option."""
     parser.add_argument("--source", type=as_source, default=default, help=f"{what} (default: %(default)s)")

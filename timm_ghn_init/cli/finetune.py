@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ..checks import PROCESSES
-from .arguments import AGAIN, Command, add_sources, number, option, seconds, whole
+from .arguments import AGAIN, Command, add_data, add_sources, number, option, seconds, whole
 from .files import output_path
 from .messages import UserError, mistakes, one_line, table
 from .models import read_device
@@ -30,10 +30,7 @@ def add(command: Command) -> None:
     what = f"which to compare; also pretrained, timm (default: {' '.join(INITS)}, or the preset's)"
     add_sources(sub, (), what, "--init")
     sub.add_argument("--preset", metavar="ARCH/INIT", help="hyper-parameters of the paper's Table 2; options go first")
-    sub.add_argument(
-        "--data", default="digits", help="digits, cifar10, fashion-mnist, letters or a folder (default: %(default)s)"
-    )
-    sub.add_argument("--data-dir", metavar="DIR", help="where cifar10 and fashion-mnist are, or go to (default: data)")
+    add_data(sub, "digits")
     sub.add_argument("--seeds", type=whole(1), default=5, metavar="K", help="runs of each (default: %(default)s)")
     sub.add_argument("-o", "--output", required=True, metavar="RUNS.jsonl", help="results, added to those there are")
     sub.add_argument("--device", help="default: CUDA if there is one, else CPU")

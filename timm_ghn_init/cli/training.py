@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import CLASSES, PROCESSES, WIDTH
-from .arguments import Command, add_needed_source, as_source, number, option, seconds, whole
+from .arguments import Command, add_data, add_needed_source, as_source, number, option, seconds, whole
 from .messages import mistakes, table
 from .models import read_device
 from .results import show
@@ -15,12 +15,7 @@ from .results import show
 def add(command: Command) -> None:
     sub = command("train-ghn", train_ghn, go_on="run the same command with --resume to go on")
     sub.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the run: checkpoint, log, GHN")
-    sub.add_argument(
-        "--data",
-        default="formula",
-        help="formula, digits, cifar10, fashion-mnist, letters or a folder (default: %(default)s)",
-    )
-    sub.add_argument("--data-dir", metavar="DIR", help="where cifar10 and fashion-mnist lie or go to (default: data)")
+    add_data(sub, "formula")
     sub.add_argument(
         "--classes", type=option(CLASSES), default=100, metavar="N", help="of formula (default: %(default)s)"
     )
@@ -44,12 +39,7 @@ def add(command: Command) -> None:
 
     sub = command("eval-ghn", eval_ghn)
     add_needed_source(sub, "which GHN: its name or file")
-    sub.add_argument(
-        "--data",
-        default="formula",
-        help="formula, digits, cifar10, fashion-mnist, letters or a folder (default: %(default)s)",
-    )
-    sub.add_argument("--data-dir", metavar="DIR", help="where cifar10 and fashion-mnist lie or go to (default: data)")
+    add_data(sub, "formula")
     sub.add_argument("--networks", type=whole(8), default=40, help="held out ones (default: %(default)s)")
     sub.add_argument("--seed", type=whole(0), default=0)
     sub.add_argument("--device", help="default: CPU")

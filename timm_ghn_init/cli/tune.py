@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ..checks import PROCESSES, InputError
 from ..sources import parse_source
 from .analyze import picture_path, present
-from .arguments import AGAIN, Command, add_source, option, seconds, whole
+from .arguments import AGAIN, Command, add_data, add_source, option, seconds, whole
 from .finetune import add_trial_options, given, less_messages
 from .messages import UserError, mistakes, table
 from .models import read_device
@@ -20,10 +20,7 @@ def add(command: Command) -> None:
     sub = command("tune", tune, go_on=AGAIN)
     sub.add_argument("arch", metavar="ARCH", help="an architecture of timm")
     add_source(sub, "ghn-orth")
-    sub.add_argument(
-        "--data", default="digits", help="digits, cifar10, fashion-mnist, letters or a folder (default: %(default)s)"
-    )
-    sub.add_argument("--data-dir", metavar="DIR", help="where cifar10 and fashion-mnist are, or go to (default: data)")
+    add_data(sub, "digits")
     sub.add_argument("--time-budget", type=seconds, metavar="TIME", help="of training, e.g. 20m (default: any)")
     sub.add_argument("--seeds", type=whole(1), default=3, metavar="K", help="of the comparison (default: %(default)s)")
     sub.add_argument(

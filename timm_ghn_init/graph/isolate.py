@@ -72,17 +72,21 @@ def isolated(
 
 
 def _eval(modules: Sequence[nn.Module]) -> None:
+    if _has_own_modes(modules):
+        try:
+            modules[0].eval()
+            return
+        except Exception:  # with another meaning or other arguments
+            pass
+    for m in modules:  # what PyTorch's own does, ten times as fast
+        m.__dict__["training"] = False
+
+
+def _has_own_modes(modules: Sequence[nn.Module]) -> bool:
+    """Whether a module has an `eval` or a `train` that is not PyTorch's."""
     classes = {type(m) for m in modules}
     own = any(c.eval is not nn.Module.eval or c.train is not nn.Module.train for c in classes)
-    if not own and not any("eval" in m.__dict__ or "train" in m.__dict__ for m in modules):  # ten times as fast
-        for m in modules:
-            m.__dict__["training"] = False
-        return
-    try:
-        modules[0].eval()
-    except Exception:  # of its own, with another meaning or other arguments
-        for m in modules:
-            m.__dict__["training"] = False
+    return own or any("eval" in m.__dict__ or "train" in m.__dict__ for m in modules)
 
 
 def _stand_in(tensor: Tensor, device: str) -> Tensor:

@@ -41,7 +41,7 @@ class _Piece(NamedTuple):
     spec: TreeSpec
 
 
-_NONE_YET, _BY_OPERATIONS = object(), object()
+_BY_OPERATIONS = object()  # in the place of a piece: a rule asks what the operations before it are
 
 
 class Replay:
@@ -85,17 +85,15 @@ class Replay:
 
     def _piece(self, module: nn.Module, names: list[str], call: Call, run: Callable[[], Any]) -> _Piece | None:
         """What a module like this one has written down; if there was none yet, what this one does."""
-        for key in (call.key, (call.key, call.operations)):
-            found = self._pieces.get(key, _NONE_YET)
-            if found is _NONE_YET:
-                piece, has_asked = self._record(module, names, call, run)
-                if has_asked:
-                    self._pieces[call.key], key = _BY_OPERATIONS, (call.key, call.operations)
-                self._pieces[key] = piece
-                return piece
-            if found is not _BY_OPERATIONS:
-                return found
-        raise AssertionError
+        key, by_operations = call.key, (call.key, call.operations)
+        if self._pieces.get(key) is _BY_OPERATIONS:
+            key = by_operations
+        if key not in self._pieces:
+            piece, has_asked = self._record(module, names, call, run)
+            if has_asked:
+                self._pieces[call.key], key = _BY_OPERATIONS, by_operations
+            self._pieces[key] = piece
+        return self._pieces[key]
 
     def _record(
         self, module: nn.Module, names: list[str], call: Call, run: Callable[[], Any]

@@ -36,9 +36,10 @@ def _settings_of_the_process() -> Iterator[None]:
     global _inside, _outside
     with _lock:
         if not _inside:
-            _outside = ExitStack()
-            _outside.enter_context(_float32_by_default())
-            _outside.enter_context(_whole_float32())
+            with ExitStack() as stack:
+                stack.enter_context(_float32_by_default())
+                stack.enter_context(_whole_float32())
+                _outside = stack.pop_all()
         _inside += 1
     try:
         yield
