@@ -22,6 +22,7 @@ from .checks import FLAG, NAMESPACE, NOT_NEGATIVE, SEED, InputError, Kind, eithe
 
 DEFAULT = "ghn"
 SHIPPED = "ghn2-fashion"
+SHIPPED_BEFORE = "ghn2-formula"  # there for one more version
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # of the file of a GHN; what is in it tells the format
 _SUFFIXES_OR = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
@@ -139,7 +140,7 @@ KNOWN: dict[str, KnownGHN] = {
         _ghn3("xl", "ghn3xlm16.pt", "GHN-3 for ImageNet, extra large: 654 M parameters, 2.5 GB"),
         _ours(SHIPPED, "on Fashion-MNIST; ships with the package", "fashion-mnist"),
         _ours(
-            "ghn2-formula",
+            SHIPPED_BEFORE,
             f"on images made by formula; superseded by {SHIPPED}, the next version is without it",
             "formula",
         ),

@@ -20,7 +20,7 @@ from ..atomic import own_folder, replacing, resumable
 from ..checks import InputError, check_device, instance
 from ..progress import Progress
 from ..ranks import agree
-from ..sources import DEFAULT, KNOWN, SHIPPED, SUFFIXES, KnownGHN, Source, parse_source
+from ..sources import DEFAULT, KNOWN, SHIPPED, SHIPPED_BEFORE, SUFFIXES, KnownGHN, Source, parse_source
 from ..text import as_cause, clean_logs_of, logger
 from .download import DownloadError, download
 from .formats import CheckpointError, GHNFile, build, check_finite, open_ghn, write_ghn
@@ -236,7 +236,12 @@ def _official_or_shipped(progress: bool | None) -> str:
         except CheckpointError as error:
             _failed[place] = str(error)
             if has_shipped:
-                _logger.warning("%s Using %s, the GHN that ships with this package, instead.", error, shipped.name)
+                _logger.warning(
+                    "%s Using %s, the GHN that ships with this package (%s before), instead.",
+                    error,
+                    shipped.name,
+                    SHIPPED_BEFORE,
+                )
     if not has_shipped:
         raise CheckpointError(f"{_failed[place]} This installation ships no GHN to use instead. {_WAYS_OUT}")
     return shipped.name
