@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.func import functional_call
 
-from timm_ghn_init import load_ghn, trace
+from timm_ghn_init import load_ghn, save_ghn, trace
 from timm_ghn_init.cli import main
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.images.batches import DatasetImages, open_images
@@ -513,3 +513,16 @@ def test_mistakes(arguments: list[str], message: str, tmp_path: Path, capsys: py
     captured = capsys.readouterr()
     assert status == 2
     assert re.fullmatch(r"timm-ghn-init: error: .*\n", captured.err) and message in captured.err
+
+
+@pytest.mark.parametrize(("data", "said"), [(None, "nothing"), ("photos\x1b[2J", "photos")])
+def test_images_that_a_ghn_was_trained_on_and_that_have_no_name(
+    data: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ghn, file = GHN(num_classes=4, **{**TINY, "max_shape": (8, 8, 3, 3)}), tmp_path / "ghn.safetensors"
+    ghn.trained_on = data
+    save_ghn(ghn, file)
+    assert load_ghn(file).trained_on == data
+    assert main(["eval-ghn", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "--data" in error and "\x1b" not in error

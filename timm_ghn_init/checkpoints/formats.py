@@ -101,7 +101,7 @@ def build(file: GHNFile, device: Any = "cpu") -> "GHN":
     """The GHN of an open file: eval mode, float32, no gradients. Memory is taken once, the random state left alone."""
     ghn = _empty_ghn(file.config, file.path)
     ghn.load_state_dict({name: file.load(name).to(device) for name in file.tensors}, assign=True)
-    ghn.depth = _depth(file)
+    ghn.depth, ghn.trained_on = _depth(file), file.metadata.get("data")
     return ghn.eval().requires_grad_(False)
 
 

@@ -91,7 +91,8 @@ def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = 
     Args:
         ghn: on any device; saved as float32.
         path: must end in .safetensors. An older file there is replaced when the new one is complete.
-        metadata: more entries for the file's metadata, e.g. how the GHN was trained. `ghn.depth` is added.
+        metadata: more entries for the file's metadata, e.g. how the GHN was trained. `ghn.depth` and
+            `ghn.trained_on` are added.
 
     Raises:
         ValueError: another suffix, or metadata that are not strings.
@@ -104,7 +105,8 @@ def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = 
     from ..ghn import GHN
 
     instance("a GHN", GHN).check("ghn", ghn)
-    metadata = ({} if ghn.depth is None else {"depth": str(ghn.depth)}) | dict(metadata or {})
+    known = {"depth": ghn.depth, "data": ghn.trained_on}
+    metadata = {k: str(v) for k, v in known.items() if v is not None} | dict(metadata or {})
     if not all(isinstance(text, str) for item in metadata.items() for text in item):
         raise InputError(f"{path}: metadata must be strings, names and values.")
 

@@ -146,10 +146,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 # stand one after the other, as in timm's --mean. Commands of 0.1 had names of their own for it, which still work.
 
 
-def add_data(sub: argparse.ArgumentParser, default: str) -> None:
-    """Images by name or folder. What only some commands have ("formula", "noise") is their default."""
-    names = dict.fromkeys((default, "digits", "cifar10", "fashion-mnist", "letters"))
-    sub.add_argument("--data", default=default, help=f"{', '.join(names)} or a folder (default: %(default)s)")
+def add_data(sub: argparse.ArgumentParser, first: str, default: str = "") -> None:
+    """Images by name or folder. What only some commands have ("formula", "noise") comes `first`.
+
+    It is the default, or the command finds one when it runs: then `default` says which.
+    """
+    names = dict.fromkeys((first, "digits", "cifar10", "fashion-mnist", "letters"))
+    text = f"{', '.join(names)} or a folder (default: {default or first})"
+    sub.add_argument("--data", default=None if default else first, help=text)
     sub.add_argument("--data-dir", metavar="DIR", help="where named data sets are, or go to (default: data)")
 
 

@@ -3,13 +3,16 @@
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checks import CLASSES, PROCESSES, WIDTH
 from .arguments import Command, add_data, add_needed_source, as_source, number, option, seconds, whole
-from .messages import mistakes, table
+from .messages import UserError, mistakes, table
 from .models import read_device
 from .results import show
+
+if TYPE_CHECKING:
+    from ..ghn import GHN
 
 
 def add(command: Command) -> None:
@@ -39,7 +42,7 @@ def add(command: Command) -> None:
 
     sub = command("eval-ghn", eval_ghn)
     add_needed_source(sub, "which GHN: its name or file")
-    add_data(sub, "formula")
+    add_data(sub, "formula", "the ones that it was trained on")
     sub.add_argument("--networks", type=whole(8), default=40, help="held out ones (default: %(default)s)")
     sub.add_argument("--seed", type=whole(0), default=0)
     sub.add_argument("--device", help="default: CPU")
@@ -88,7 +91,7 @@ def eval_ghn(args: argparse.Namespace) -> int:
 
     ghn = load_ghn(args.source, read_device(args.device) or "cpu")
     with mistakes(ValueError):
-        images = open_images(args.data, ghn.num_classes, args.data_dir)
+        images = open_images(args.data or _trained_on(ghn, args.source), ghn.num_classes, args.data_dir)
         scores = evaluate(ghn, images, networks=args.networks, seed=args.seed)
     chance = 1 / images.num_classes
     rows = list(summary(scores))
@@ -96,6 +99,16 @@ def eval_ghn(args: argparse.Namespace) -> int:
     data = {"data": images.name, "chance": chance, "groups": groups, "scores": [asdict(s) for s in scores]}
     show(args, data, lambda: _as_text(rows, data))
     return 0
+
+
+def _trained_on(ghn: "GHN", source: str) -> str:
+    """The name of the images, in the GHN's file; a folder is kept there without its place."""
+    from ..images.batches import NAMES
+
+    if ghn.trained_on is None or ghn.trained_on not in NAMES:
+        said = "nothing" if ghn.trained_on is None else repr(ghn.trained_on[:80])
+        raise UserError(f"{source}: its file says {said} about the images it was trained on. Name some with --data.")
+    return ghn.trained_on
 
 
 def _as_text(rows: list[tuple[str, int, float, float]], data: dict[str, Any]) -> str:

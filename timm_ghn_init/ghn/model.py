@@ -39,6 +39,7 @@ class GHN(nn.Module):
     Attributes:
         depth: the part of a network's layers, from 0 up to 1, before its post-processing begins, where that was chosen
             for this GHN by measuring (see `recipe.postprocessing.auto_layer`); else None. Kept in its file's metadata.
+        trained_on: name of the images it was trained on, where its file says so; else None. From a file, so any text.
 
     Example:
         >>> ghn = GHN(max_shape=(64, 64, 16, 16), num_classes=1000, weight_norm=True, ve=True, layernorm=True)
@@ -62,6 +63,7 @@ class GHN(nn.Module):
         self.max_shape = m = tuple(max_shape)
         self.num_classes, self.weight_norm = num_classes, weight_norm
         self.depth: float | None = None
+        self.trained_on: str | None = None
         self.config: dict[str, Any] = {
             "max_shape": m,
             "num_classes": num_classes,

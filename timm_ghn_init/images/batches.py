@@ -7,9 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .datasets import Dataset, load
+from .datasets import NAMED, Dataset, load
 from .formula import FormulaImages
 
+NAMES = ("formula", *NAMED)  # see `open_images`
 SHIFT = 3  # pixels, at most, to each side
 
 

@@ -50,8 +50,8 @@ def load(name: str, size: int = 32, folder: str | Path | None = None) -> Dataset
     Raises:
         DatasetError: a package is missing, a download fails, or there are no images.
     """
-    if name in _NAMED:
-        return _NAMED[name](size, Path(folder or "data"))
+    if name in NAMED:
+        return NAMED[name](size, Path(folder or "data"))
     train, test = open_folder(name)
     held_out = _read(test, size, name)
     held_out = held_out.take(mixed(len(held_out)))
@@ -69,7 +69,7 @@ def some_images(name: str, n: int, size: int, folder: str | Path | None = None) 
     Raises:
         DatasetError: as `load`.
     """
-    if name in _NAMED:
+    if name in NAMED:
         few = load(name, folder=folder).test.take(torch.arange(n))
         return Split(_resize(few.images, size), few.labels)
     _, test = open_folder(name)
@@ -83,7 +83,7 @@ def open_folder(name: str) -> tuple[Files, Files]:
         DatasetError: there is neither a folder nor a data set of that name, or it holds no images.
     """
     if not Path(name).is_dir():
-        raise DatasetError(f"There is no data set or folder {name!r}. Data sets: {', '.join(_NAMED)}, or a folder.")
+        raise DatasetError(f"There is no data set or folder {name!r}. Data sets: {', '.join(NAMED)}, or a folder.")
     return find_images(name)
 
 
@@ -189,7 +189,7 @@ def _resize(images: Tensor, size: int) -> Tensor:
     return torch.cat([p.round().clamp(0, 255).to(torch.uint8) for p in parts])
 
 
-_NAMED: dict[str, Callable[[int, Path], Dataset]] = {
+NAMED: dict[str, Callable[[int, Path], Dataset]] = {
     "digits": _digits,
     "cifar10": _cifar10,
     "fashion-mnist": _fashion_mnist,
