@@ -5,6 +5,7 @@ of what is computed from them, and refuses what mixes devices.
 """
 
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from conftest import GHN2_CONFIG, GHN3_CONFIG
 from packaging.version import Version
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,6 +35,7 @@ from timm_ghn_init.graph import Target
 from timm_ghn_init.recipe import assign, baselines, noise
 from timm_ghn_init.recipe import whole as recipe_whole
 from timm_ghn_init.recipe.postprocessing import _compute_device
+from timm_ghn_init.sharded.meeting import Meeting
 from timm_ghn_init.training.loop import TrainConfig, Trainer
 
 pytestmark = [
@@ -111,15 +116,18 @@ def on_cuda(kind: str) -> GHN:
         return GHN(**KINDS[kind]).eval().requires_grad_(False)
 
 
-def chain(depth: int, device: str | torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Layers of three shapes, one of them computed from other tensors, and a classifier."""
+def chain(
+    depth: int, device: str | torch.device, dtype: torch.dtype = torch.float32, plain: bool = False
+) -> nn.Module:
+    """Layers of three shapes, one of them computed from other tensors unless `plain`, and a classifier."""
     like: Any = {"device": device, "dtype": dtype}
     blocks = [
         nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, **like), nn.BatchNorm2d(16, **like), nn.Conv2d(16, 16, 1, **like))
         for _ in range(depth)
     ]
     head = nn.Linear(16, 1000, **like)
-    stem = weight_norm(nn.Conv2d(3, 16, 3, **like))
+    stem = nn.Conv2d(3, 16, 3, **like)
+    stem = stem if plain else weight_norm(stem)
     return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 
 
@@ -193,6 +201,41 @@ def test_create_model_predicts_on_a_gpu_for_a_model_on_the_cpu(
     assert {str(p.device) for p in model.parameters()} == {"cpu"}
     assert "on cuda:0" in caplog.text
     assert asked == [CUDA]
+
+
+@pytest.fixture
+def mesh(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceMesh]:
+    """Two GPUs, of which this process has the first. What the other one says is taken to be the same."""
+    monkeypatch.setattr(torch.cuda, "set_device", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(Meeting, "__call__", lambda meeting, topic, work: [json.loads(json.dumps(work()))] * 2)
+    dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=2)
+    mesh = DeviceMesh("cuda", [0, 1])
+    monkeypatch.setattr(DeviceMesh, "mesh", np.array([0, 1]))  # a tensor would have no values here
+    yield mesh
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_sharded_models(own: bool, mesh: DeviceMesh, seen: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initialize, "load_ghn", lambda *_: on_cuda("ghn2"))
+    waits = []
+    for depth in (1, 3):
+        model = chain(depth, CUDA, plain=True)
+        for module in model.modules():
+            for name, p in module._parameters.items():
+                half = p.detach()[: len(p) // 2]
+                module._parameters[name] = nn.Parameter(DTensor.from_local(half, mesh, [Shard(0)], run_check=False))
+        seen.clear()
+        report = init_model(model, "ghn2-orth?layer=1", ghn=on_cuda("ghn2") if own else None, input_size=32)
+        assert report.device == "cuda:0"
+        assert {str(p.to_local().device) for p in model.parameters()} == {"cuda:0"}
+        assert len(report.postprocessed) == 1 + 2 * depth
+        waits.append(dict(seen))
+        waits[-1]["looks"] -= 2 * (len(report.postprocessed) // 2)  # in each round, which waits for the other GPU too
+    assert waits[0] == waits[1]
+    assert waits[0]["looks"] == 1  # whether predictions are finite
 
 
 @pytest.fixture

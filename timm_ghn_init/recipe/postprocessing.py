@@ -302,7 +302,7 @@ def empty_for(weight: Tensor, device: torch.device) -> Tensor:
 
 def check_result(whole: Tensor, name: str) -> None:
     """Raise a RuntimeError unless all values of a result, which lies as `empty_for` has it, are finite."""
-    if whole.numel() and not all(math.isfinite(x) for x in torch.aminmax(_dense(whole))):
+    if whole.numel() and not torch.stack(torch.aminmax(_dense(whole))).isfinite().all():
         raise _not_finite(name, whole.dtype)
 
 
@@ -339,10 +339,11 @@ def _process_one(weight: Tensor, name: str, beta: float, orthogonal: bool, seed:
     """`process_weight` on a GPU."""
     batch = process_batch([weight], [name], beta, orthogonal, seed, device)
     columns = batch.columns[0]
-    if not bool(batch.good):
+    sigma, good = torch.cat((batch.sigma, batch.good.double())).tolist()  # one look, for which the CPU waits
+    if not good:
         columns = orthogonal_alone(process_batch([weight], [name], beta, False, seed, device).columns[0])
     write_back(columns, weight)
-    return batch.sigma.item()
+    return float(sigma)
 
 
 def _float32_buffer(x: Tensor) -> Tensor:
