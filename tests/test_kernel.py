@@ -57,6 +57,21 @@ def test_the_same_bits_as_copies(kernel: Any, dtype: torch.dtype) -> None:
         assert torch.equal(found[name], wanted), name
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_found_in_its_place(kernel: Any, value: float) -> None:
+    blocks = {name: t.block.clone() for name, t in TILES.items()}
+    assert kernel.finite(list(blocks.values())) == [True] * len(blocks)
+    large = torch.full((100, 100), 3e38)  # the sum of which is not finite
+    for name, block in blocks.items():
+        blocks[name] = block.clone()
+        blocks[name][(-1,) * block.dim()] = value
+        around = torch.full((3, 5), value)
+        around[1:, :4] = 1.0
+        found = kernel.finite([*blocks.values(), large, around[1:, :4]])
+        assert found == [n != name for n in blocks] + [True, True]
+        blocks[name] = block
+
+
 def test_what_is_left_to_copies(kernel: Any) -> None:
     block = tile((4, 4, 3, 3), randn(4, 4, 3, 3))
     assert not kernel.can_write(block, torch.empty(4, 4, 3, 3).to(memory_format=torch.channels_last))

@@ -1,4 +1,4 @@
-"""All blocks into their parameters by one kernel for each dtype, in Triton, which comes with PyTorch's CUDA builds.
+"""All blocks looked at, and written into their parameters, by one kernel each, in Triton of PyTorch's CUDA builds.
 
 A GPU writes hundreds of parameters in less time than it takes to launch two or three copies for each.
 """
@@ -26,9 +26,27 @@ def _write(table, rows, starts, dtype: tl.constexpr, chunk: tl.constexpr):  # ty
     """out[i0, i1, ...] = block[(i0 + offset) mod p0, i1 mod p1, ...] for `chunk` values of one row of the table."""
     program = tl.program_id(0)
     row = table + tl.load(rows + program) * _ROW
-    out = tl.load(row).to(tl.pointer_type(dtype))
-    block = tl.load(row + 1).to(tl.pointer_type(tl.float32))
     i = tl.load(starts + program) + tl.arange(0, chunk)
+    inside = i < tl.load(row + 2)
+    values = _values(row, i, inside)
+    tl.store(tl.load(row).to(tl.pointer_type(dtype)) + i, values.to(dtype), mask=inside)
+
+
+@triton.jit
+def _look(table, rows, starts, wrong, chunk: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Note the row where one of `chunk` values of it is NaN or infinite."""
+    program = tl.program_id(0)
+    number = tl.load(rows + program)
+    row = table + number * _ROW
+    i = tl.load(starts + program) + tl.arange(0, chunk)
+    values = _values(row, i, i < tl.load(row + 2))
+    tl.store(wrong + number + i * 0, 1, mask=~(tl.abs(values) < float("inf")))  # NaN as well
+
+
+@triton.jit
+def _values(row, i, inside):  # type: ignore[no-untyped-def]
+    """What values `i` of a row's parameter are, from its block."""
+    block = tl.load(row + 1).to(tl.pointer_type(tl.float32))
     rest, source = i, i * 0
     for dim in tl.static_range(4, -1, -1):
         column = row + 4 + 3 * dim
@@ -38,8 +56,7 @@ def _write(table, rows, starts, dtype: tl.constexpr, chunk: tl.constexpr):  # ty
             place += tl.load(row + 3)
         source += place % tl.load(column + 1) * tl.load(column + 2)
         rest = rest // size
-    inside = i < tl.load(row + 2)
-    tl.store(out + i, tl.load(block + source, mask=inside).to(dtype), mask=inside)
+    return tl.load(block + source, mask=inside, other=0.0)
 
 
 def can_write(tile: Tile, parameter: Tensor) -> bool:
@@ -58,13 +75,25 @@ def write_all(pairs: Sequence[tuple[Tile, Tensor]]) -> None:
     by_dtype = defaultdict[torch.dtype, list[tuple[int, ...]]](list)
     for tile, parameter in pairs:
         by_dtype[parameter.dtype] += _rows(tile, parameter)
-    device = pairs[0][1].device
     for dtype, table in by_dtype.items():
-        chunks = np.array([-(-row[2] // _CHUNK) for row in table])
-        rows = np.repeat(np.arange(len(table)), chunks)
-        starts = (np.arange(len(rows)) - np.repeat(np.cumsum(chunks) - chunks, chunks)) * _CHUNK
-        arguments = [torch.from_numpy(np.asarray(a, dtype=np.int64)).to(device) for a in (table, rows, starts)]
-        _write[(len(rows),)](*arguments, dtype=_DTYPES[dtype], chunk=_CHUNK)
+        arguments = _programs(table, pairs[0][1].device)
+        _write[(len(arguments[1]),)](*arguments, dtype=_DTYPES[dtype], chunk=_CHUNK)
+
+
+def finite(blocks: Sequence[Tensor]) -> list[bool]:
+    """Which blocks hold neither NaN nor infinity; all float32 of one to five dimensions, and on one device."""
+    arguments = _programs([_row(block, block, 0) for block in blocks], blocks[0].device)
+    wrong = torch.zeros(len(blocks), dtype=torch.int32, device=blocks[0].device)
+    _look[(len(arguments[1]),)](*arguments, wrong, chunk=_CHUNK)
+    return (wrong == 0).tolist()
+
+
+def _programs(table: Sequence[tuple[int, ...]], device: torch.device) -> list[Tensor]:
+    """The table, and for each program its row and its first value."""
+    chunks = np.array([-(-row[2] // _CHUNK) for row in table])
+    rows = np.repeat(np.arange(len(table)), chunks)
+    starts = (np.arange(len(rows)) - np.repeat(np.cumsum(chunks) - chunks, chunks)) * _CHUNK
+    return [torch.from_numpy(np.asarray(a, dtype=np.int64)).to(device) for a in (table, rows, starts)]
 
 
 def _rows(tile: Tile, parameter: Tensor) -> Iterator[tuple[int, ...]]:

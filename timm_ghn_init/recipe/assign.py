@@ -37,14 +37,26 @@ def check_finite(tiles: Mapping[str, Tile], what: str) -> None:
     """
     if not tiles:
         return
-    with one_thread():  # small sums, for which threads would wait longer than they work
-        sums = torch.stack([tile.block.sum() for tile in tiles.values()])  # NaN and infinity survive a sum
-    bad = [name for name, finite in zip(tiles, sums.isfinite().tolist(), strict=True) if not finite]
+    bad = [n for n, finite in zip(tiles, _finite([t.block for t in tiles.values()]), strict=True) if not finite]
     if bad:
         raise PredictionError(
             f"{what}: {len(bad)} predicted parameters are not finite ({', '.join(bad[:3])} ...). The GHN or its "
             "checkpoint is damaged; fetch it again or name another source. The model is unchanged."
         )
+
+
+def _finite(blocks: list[Tensor]) -> list[bool]:
+    """Which are without NaN and infinity. All are on the device of the GHN."""
+    if blocks[0].is_cuda and find_spec("triton") is not None:
+        from ..ghn import kernel
+
+        try:
+            with torch.cuda.device(blocks[0].device):
+                return kernel.finite(blocks)
+        except Exception as error:  # as in `_write_by_kernel`
+            _logger.info("Triton cannot look at the predictions, so they are summed one by one: %s", error)
+    with one_thread():  # small sums, for which threads would wait longer than they work
+        return torch.stack([block.sum() for block in blocks]).isfinite().tolist()  # NaN and infinity survive a sum
 
 
 def unwritable(parameter: Tensor) -> str | None:
