@@ -19,24 +19,26 @@ import torch.distributed as dist
 from conftest import GHN2_CONFIG, GHN3_CONFIG
 from packaging.version import Version
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from timm_ghn_init import init_model, initialize
+from timm_ghn_init import init_model, initialize, save_ghn
 from timm_ghn_init.finetune.data import Data
 from timm_ghn_init.finetune.in_memory import InMemory
 from timm_ghn_init.finetune.protocol import Trial
 from timm_ghn_init.finetune.train import _Session
 from timm_ghn_init.ghn import GHN, Tile
 from timm_ghn_init.graph import Target
-from timm_ghn_init.recipe import assign, baselines, noise
+from timm_ghn_init.recipe import assign, baselines, finished, noise
 from timm_ghn_init.recipe import whole as recipe_whole
+from timm_ghn_init.recipe.plan import Plan
 from timm_ghn_init.recipe.postprocessing import _compute_device
 from timm_ghn_init.sharded.meeting import Meeting
 from timm_ghn_init.training.loop import TrainConfig, Trainer
+from timm_ghn_init.weights import cache, files
 
 pytestmark = [
     pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a build of PyTorch with CUDA"),
@@ -116,9 +118,7 @@ def on_cuda(kind: str) -> GHN:
         return GHN(**KINDS[kind]).eval().requires_grad_(False)
 
 
-def chain(
-    depth: int, device: str | torch.device, dtype: torch.dtype = torch.float32, plain: bool = False
-) -> nn.Module:
+def chain(depth: int, device: str | torch.device, dtype: torch.dtype = torch.float32, plain: bool = False) -> nn.Module:
     """Layers of three shapes, one of them computed from other tensors unless `plain`, and a classifier."""
     like: Any = {"device": device, "dtype": dtype}
     blocks = [
@@ -201,6 +201,31 @@ def test_create_model_predicts_on_a_gpu_for_a_model_on_the_cpu(
     assert {str(p.device) for p in model.parameters()} == {"cpu"}
     assert "on cuda:0" in caplog.text
     assert asked == [CUDA]
+
+
+def test_cached_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Written by the CPU, because a file needs values, under a name that the GPU's would have."""
+    monkeypatch.setenv("TIMM_GHN_HOME", str(tmp_path))
+    monkeypatch.setattr(finished, "arithmetic", lambda device: "here")
+    monkeypatch.setattr(Plan, "key", lambda *_: "key")
+    options: dict[str, Any] = {"input_size": 32, "cache": True}
+    file = tmp_path / "ghn.safetensors"
+    save_ghn(GHN(**KINDS["ghn2"]), file)
+    assert not init_model(chain(1, "cpu", plain=True), f"file:{file}-orth?layer=1", **options).cached
+    seen = request.getfixturevalue("seen")
+
+    def read(path: Path) -> Any:
+        with unset_fake_temporarily():
+            return files.read(path)
+
+    monkeypatch.setattr(cache, "read", read)
+    monkeypatch.setattr(initialize, "load_ghn", lambda *_: on_cuda("ghn2"))
+    model = chain(1, CUDA, plain=True)
+    seen.clear()
+    report = init_model(model, f"file:{file}-orth?layer=1", **options)
+    assert report.cached and report.device == "cuda:0"
+    assert {p.device for p in model.parameters()} == {CUDA}
+    assert not seen["looks"]
 
 
 @pytest.fixture
