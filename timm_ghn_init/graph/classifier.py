@@ -30,11 +30,14 @@ class Output(NamedTuple):
     attention: str  # "scores" if it compares features with features
 
 
-def declared_classifier(model: nn.Module, names: Iterable[str] | None) -> set[str] | None:
+def declared_classifier(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], names: Iterable[str] | None
+) -> set[str] | None:
     """Parameters of the classification layers as far as the model (or the caller) declares them; None: not at all.
 
     Args:
         model: with timm's `get_classifier()`, or a wrapper of such a model.
+        parameters: all of the model's, by name.
         names: of the modules that the caller declares.
     """
     if names is not None:
@@ -45,7 +48,7 @@ def declared_classifier(model: nn.Module, names: Iterable[str] | None) -> set[st
             return None
         heads = [h for h in tree_leaves(getters[0]()) if isinstance(h, nn.Module)]
     owned = {id(p) for head in heads for p in head.parameters()}
-    return {name for name, p in model.named_parameters() if id(p) in owned}
+    return {name for name, p in parameters.items() if id(p) in owned}
 
 
 def last_of(heads: Collection[str], nodes: Sequence[Node], edges: np.ndarray) -> set[str]:

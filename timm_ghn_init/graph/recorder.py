@@ -68,8 +68,9 @@ class Recorder(TorchDispatchMode):
         self.pauses = False
         self._replays = replays
         self._replay: Replay | None = None
-        self.modules = list(model.modules())
-        self.tape = Tape(model)
+        named = list(model.named_modules())
+        self.modules = [module for _, module in named]
+        self.tape = Tape(named)
         self._fault: Exception | None = None
         self._steps = 0
 

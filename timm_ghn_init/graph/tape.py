@@ -30,7 +30,7 @@ class Tape:
 
     Attributes:
         ops: the operations; 0 is the input.
-        parameters: of the model, by name.
+        parameters: of the model, by name; a shared one by its first.
         uses: of each parameter, the operations that predict it.
         reasons: of parameters that were seen in a place that is not predicted.
         picks: operations that indices or masks were computed from.
@@ -38,16 +38,22 @@ class Tape:
         provenance: of tensors that are computed from parameters and constants.
     """
 
-    def __init__(self, model: nn.Module, batch: int = 2) -> None:
+    def __init__(self, modules: Sequence[tuple[str, nn.Module]], batch: int = 2) -> None:
         self.ops = [Op("input", NO_OPS)]
-        self.parameters = dict(model.named_parameters())
+        self.parameters: dict[str, nn.Parameter] = {}
+        self._owners: dict[int, nn.Module] = {}
+        for path, module in modules:
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    if id(parameter) not in self._owners:
+                        self.parameters[f"{path}.{key}" if path else key] = parameter
+                    self._owners[id(parameter)] = module
         self.batch = batch
         self.uses: dict[str, list[Use]] = {}
         self.reasons: dict[str, str] = {}
         self.picks: frozenset[int] = NO_OPS
         self.provenance = Provenance()
         self.stand_ins: dict[str, Tensor] = {}
-        self._owners = {id(p): m for m in model.modules() for p in m._parameters.values() if p is not None}
         self._values: dict[int, tuple[int, Value]] = {}  # by id of the tensor: (time, value)
         self._writes: dict[int, tuple[int, Value]] = {}  # by id of the storage: what was last written in place
         self._alive: list[Any] = []  # an id is unique as long as what it names is alive

@@ -71,7 +71,7 @@ def trace(
         raise TraceError(f"{name} has no parameters: there is nothing to initialise.")
     with torch.inference_mode(False):  # in which operators are not seen
         recorder, inputs = record(model, name, input_size, example_inputs, prepare, real)
-    return _build(recorder, inputs, dialect, declared_classifier(model, classifier))
+    return _build(recorder, inputs, dialect, declared_classifier(model, recorder.tape.parameters, classifier))
 
 
 def model_name(model: nn.Module) -> str:

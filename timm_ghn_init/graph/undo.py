@@ -45,14 +45,9 @@ class Undo:
         kinds: dict[type, tuple[_Kind, ...]] = {}
         while things:
             thing = things.pop()
-            cls = type(thing)
-            if cls in _ATOMS:
-                continue
-            if cls in _PLAIN and not thing:
-                self._empty.append(thing)
-                continue
             if id(thing) in seen:
                 continue
+            cls = type(thing)
             seen.add(id(thing))
             if id(thing) not in known and isinstance(thing, nn.Module):
                 self.hidden.append(thing)
@@ -61,7 +56,9 @@ class Undo:
             for kind in kinds[cls]:
                 content = kind.content(thing)
                 self._saved.append((kind, thing, content))
-                things.extend(kind.held(content))
+                held = [h for h in kind.held(content) if type(h) not in _ATOMS]
+                self._empty += [h for h in held if type(h) in _PLAIN and not h]
+                things += [h for h in held if type(h) not in _PLAIN or h]
 
     def made(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
         """Note memory that an operation has newly made, so that nobody else's values are in it."""

@@ -164,7 +164,7 @@ def _kept(model: nn.Module, graph: Graph, layers: Sequence[Layer]) -> set[str]:
     but for a pooling (SqueezeNet's convolution).
     """
     heads = {target.param for target in graph.targets.values() if target.classifier}
-    if heads or declared_classifier(model, None) is not None or hasattr(model, "feature_info"):
+    if heads or declared_classifier(model, {}, None) is not None or hasattr(model, "feature_info"):
         return heads
     before = {v: u for u, v in graph.edges.tolist()}
     for node in set(range(len(graph.nodes))) - {u for u, _ in graph.edges.tolist()}:
