@@ -68,7 +68,9 @@ MODELS = [
     "convnext_base",
     "efficientnetv2_l",
     "vit_base_patch16_224",
+    "vit_large_patch16_224",
     "vit_giant_patch14_clip_224",
+    "resnet152",
     "swin_base_patch4_window7_224",
     "densenet201",
     "tv:resnet50",
@@ -96,7 +98,13 @@ RATIOS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "trace / forward on meta": (("trace",), ("forward on meta",)),
     "decode + write / fill_": (("decode + write",), ("fill_",)),
     "post-process / bare QR": (("post-process",), ("bare QR",)),
+    "post-process / noise + QR": (("post-process",), ("noise + QR",)),
     "create_model with GHN / without": (("create_model with GHN",), ("create_model",)),
+    "create_model with GHN-orth / without": (("create_model with GHN-orth",), ("create_model",)),
+    "create_model with GHN-orth / bare QR + prediction": (
+        ("create_model with GHN-orth",),
+        ("bare QR", "graph + prediction"),
+    ),
     "peer / ours, graph + prediction": (("peer graph", "peer predict"), ("graph + prediction",)),
     "peer / ours, post-process": (("peer post-process",), ("post-process",)),
     "ours / GHN-2": (("graph + prediction",), ("GHN-2 graph + prediction",)),
@@ -259,10 +267,13 @@ def contenders(case: Case, parts: Sequence[str], peer: Peer | None, other: GHN |
         matrices = processed_matrices(case)
         yield lambda: our_total(case)
         yield lambda: bare_qr(case, matrices)
+        yield lambda: noise_and_qr(case, matrices)
     if "create" in parts and case.device.type == "cpu":
         yield lambda: create(case.name)
         if ":" not in case.name:
-            yield lambda: create_with_ghn(case)
+            yield lambda: create_with_ghn(case, "create_model with GHN", "")
+            if "post" in parts:
+                yield lambda: create_with_ghn(case, "create_model with GHN-orth", "-orth")
     if peer is not None:
         untouched = build(case.name)
         yield lambda: run_peer(peer, untouched, case.layer, parts)
@@ -346,16 +357,28 @@ def bare_qr(case: Case, matrices: Sequence[Tensor]) -> Seconds:
     return clock.seconds
 
 
+def noise_and_qr(case: Case, matrices: Sequence[Tensor]) -> Seconds:
+    """What Eq. (1) and (2) cannot do without, one matrix after the other; the scale of the noise is not computed."""
+    clock = Clock(case.device)
+
+    def work() -> None:
+        for matrix in matrices:
+            torch.linalg.qr(matrix + 1e-5 * torch.randn_like(matrix))
+
+    clock("noise + QR", work)
+    return clock.seconds
+
+
 def create(name: str) -> Seconds:
     clock = Clock(torch.device("cpu"))
     clock("create_model", lambda: build(name))
     return clock.seconds
 
 
-def create_with_ghn(case: Case) -> Seconds:
+def create_with_ghn(case: Case, figure: str, suffix: str) -> Seconds:
     clock = Clock(torch.device("cpu"))
-    source: Any = f"file:{case.path}"  # timm says bool; the package makes it mean more
-    clock("create_model with GHN", lambda: timm.create_model(case.name, pretrained=source))
+    source: Any = f"file:{case.path}{suffix}"  # timm says bool; the package makes it mean more
+    clock(figure, lambda: timm.create_model(case.name, pretrained=source))
     return clock.seconds
 
 

@@ -81,6 +81,19 @@ def embed_of_3000_nodes(documents: Sequence[Record]) -> Iterator[Value]:
                 yield r["seconds"]["embed"]["median"], f"{r['model']}, {r['nodes']} nodes"
 
 
+def trace_of_a_further_block(documents: Sequence[Record]) -> Iterator[Value]:
+    """Between the two longest chains of blocks that are alike."""
+    for s in sweeps(documents, "nodes"):
+        chains = sorted(
+            (int(r["model"].removeprefix("chain:")), r["seconds"]["trace"]["median"])
+            for r in s["models"]
+            if r["model"].startswith("chain:")
+        )
+        if len(chains) > 1:
+            (fewer, before), (more, after) = chains[-2:]
+            yield 1e6 * (after - before) / (more - fewer), f"chain:{fewer} to chain:{more}"
+
+
 def memory_without(documents: Sequence[Record]) -> Iterator[Value]:
     for r in models(documents):
         if r["nodes"] <= 1000:
@@ -108,23 +121,34 @@ def import_early(documents: Sequence[Record]) -> Iterator[Value]:
             yield len(d["import"]["not yet"]), ", ".join(d["import"]["not yet"]) or "none"
 
 
+TRACE = "trace / forward on meta"
 PEER, PEER_POST = "peer / ours, graph + prediction", "peer / ours, post-process"
 CREATE = "create_model with GHN / without"
 BARS = [
-    Bar("graph + prediction, torchvision convnext_base, against ppuda", ratio(PEER, "tv:convnext_base"), 20, "x", True),
-    Bar("graph + prediction, torchvision resnet50, against ppuda", ratio(PEER, "tv:resnet50"), 5, "x", True),
+    Bar("trace / forward on meta, convnext_base", ratio(TRACE, "convnext_base"), 0.12),
+    Bar("trace / forward on meta, vit_large", ratio(TRACE, "vit_large_patch16_224"), 0.10),
+    Bar("trace / forward on meta, resnet152", ratio(TRACE, "resnet152"), 0.15),
+    Bar("trace of a further block that is like the others", trace_of_a_further_block, 20, "microseconds"),
+    Bar("graph + prediction, torchvision convnext_base, against ppuda", ratio(PEER, "tv:convnext_base"), 12, "x", True),
+    Bar("graph + prediction, torchvision resnet50, against ppuda", ratio(PEER, "tv:resnet50"), 8, "x", True),
     Bar(
         "decode + write / fill_, convnext_base and larger",
         ratio("decode + write / fill_", least_params=CONVNEXT_BASE),
-        4,
+        2,
     ),
     Bar("embed, per 300 nodes", embed_per_300_nodes, 20, "ms"),
     Bar("embed, exponent of its growth with the nodes", embed_growth, 2, ""),
-    Bar("embed, 3000 nodes", embed_of_3000_nodes, 0.5, "s"),
-    Bar("post-process / bare QR", ratio("post-process / bare QR"), 1.25),
+    Bar("embed, 3000 nodes", embed_of_3000_nodes, 0.25, "s"),
+    Bar("post-process / bare QR", ratio("post-process / bare QR"), 1.2),
+    Bar("post-process / noise + QR, one matrix after the other", ratio("post-process / noise + QR"), 1.2),
     Bar("post-process, torchvision convnext_base, against ppuda", ratio(PEER_POST, "tv:convnext_base"), 2.5, "x", True),
-    Bar("create_model with GHN / without, convnext_base", ratio(CREATE, "convnext_base"), 1.2),
-    Bar("the same, beyond the peers", ratio(CREATE, "convnext_base"), 1),
+    Bar("create_model with GHN / without, convnext_base", ratio(CREATE, "convnext_base"), 1),
+    Bar("create_model with GHN / without, densenet201", ratio(CREATE, "densenet201"), 1),
+    Bar(
+        "create_model with GHN-orth / bare QR + prediction, convnext_base",
+        ratio("create_model with GHN-orth / bare QR + prediction", "convnext_base"),
+        1,
+    ),
     Bar("peak memory without post-processing, up to 1000 nodes", memory_without, 128, "MB"),
     Bar("peak memory with it / largest layer, warmed up", memory_with_post_processing, 3),
     Bar("import timm_ghn_init above import timm", import_time, 50, "ms"),
@@ -132,7 +156,7 @@ BARS = [
     Bar(
         "GHN-3 T: graph + prediction, torchvision resnet50 and convnext_tiny, against ghn3",
         ratio(PEER, "tv:resnet50", "tv:convnext_tiny", ghn="ghn3-t"),
-        5,
+        8,
         "x",
         True,
     ),

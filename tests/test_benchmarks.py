@@ -17,7 +17,7 @@ from timm_models import skip_if_values_are_read
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 STAGES = {"trace", "embed", "decode + write", "graph + prediction", "post-process", "total"}
-FLOORS = {"forward on meta", "fill_", "bare QR", "create_model", "create_model with GHN"}
+FLOORS = {"forward on meta", "fill_", "bare QR", "noise + QR", "create_model", "create_model with GHN"}
 
 
 @pytest.fixture
@@ -44,12 +44,15 @@ def test_table(bench: ModuleType, tmp_path: Path, ghn_file: Path) -> None:
         "trace / forward on meta",
         "decode + write / fill_",
         "post-process / bare QR",
+        "post-process / noise + QR",
         "create_model with GHN / without",
+        "create_model with GHN-orth / without",
+        "create_model with GHN-orth / bare QR + prediction",
     }
     seconds = {figure: s["median"] for figure, s in record["seconds"].items()}
     assert seconds["total"] > seconds["post-process"]
     assert "| test_vit | 0.4 M | 86 |" in text
-    assert "post-process / bare QR | at most 1.25 x" in text
+    assert "post-process / bare QR | at most 1.2 x" in text
     assert "Not measured here" in text
 
 
@@ -61,6 +64,9 @@ def test_sweep_fits_growth(bench: ModuleType, tmp_path: Path, ghn_file: Path) ->
     assert nodes == [nodes[0] + 5 * (blocks - 1) for blocks in (1, 2, 4, 8)]
     assert sweep["growth"].keys() == {"trace", "embed", "decode + write"}
     assert "Exponent of growth with the nodes" in text
+    traces = {r["model"]: r["seconds"]["trace"]["median"] for r in sweep["models"]}
+    each = 1e6 * (traces["chain:8"] - traces["chain:4"]) / 4
+    assert f"| trace of a further block that is like the others | at most 20 microseconds | {each:.3g} micro" in text
 
 
 def test_exponent(bench: ModuleType) -> None:
