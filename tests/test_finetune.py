@@ -508,6 +508,19 @@ def test_a_finished_trial_is_not_run_twice(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "r.jsonl.unfinished").exists()
 
 
+def test_a_plan_need_not_spell_out_its_trials(tmp_path: Path, ghn_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Trial] = []
+
+    def noted(trial: Trial, **options: Any) -> dict[str, Any]:
+        assert not ran
+        ran.append(trial)
+        return run(trial, **options)
+
+    monkeypatch.setattr(plans, "run", noted)
+    work(lambda results: [replace(TINY, init=f"file:{ghn_file}")], Runs(tmp_path / "r.jsonl"))
+    assert ran[0].ghn
+
+
 def test_a_line_that_was_cut_off_costs_that_line_only(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     runs = Runs(path)

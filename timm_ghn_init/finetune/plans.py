@@ -31,7 +31,7 @@ def work(plan: Plan, runs: Runs, *, poll: float = 1.0, **options: Any) -> None:
     Raises:
         Exception: whatever `run` raises; what has been finished until then is in the file.
     """
-    while todo := [t for t in plan(runs.finished()) if t.key not in runs.finished()]:
+    while todo := [t for t in map(settled, plan(runs.finished())) if t.key not in runs.finished()]:
         if not any(_claimed(trial, runs, options) for trial in todo):
             time.sleep(poll)
 
