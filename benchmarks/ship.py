@@ -90,7 +90,6 @@ def main() -> None:
     parser.add_argument("--command", required=True, help="with which it was trained")
     parser.add_argument("--machine", default=f"{platform.machine()}, {os.cpu_count()} cores")
     parser.add_argument("--earlier", type=Path, metavar="GHN", help="the GHN that the training began from")
-    parser.add_argument("--average", action="store_true", help="ship the mean of the weights of --earlier and the run")
     parser.add_argument("--depth", type=float, help="where post-processing begins, of all layers")
     parser.add_argument("--depth-table", type=Path, metavar="FILE.md", help="what depth.py printed")
     parser.add_argument("--notes", type=Path, metavar="FILE.md", help="to append to the page")
@@ -99,9 +98,6 @@ def main() -> None:
     args = parser.parse_args()
 
     ghn = load_ghn(args.run / RESULT)
-    if args.average:
-        before = load_ghn(args.earlier).state_dict()
-        ghn.load_state_dict({name: (tensor + before[name]) / 2 for name, tensor in ghn.state_dict().items()})
     checkpoint = torch.load(args.run / CHECKPOINT, weights_only=True, map_location="cpu")
     training = json.loads(checkpoint["config"]) | checkpoint["state"] | {"processes": checkpoint["world"]}
     images = open_images(training["data"], ghn.num_classes, args.data_dir)
@@ -126,7 +122,6 @@ def metadata(args: argparse.Namespace, training: dict, scores: list[Score]) -> d
         "training": json.dumps(training | ({"start": args.earlier.name} if args.earlier else {})),
         "evaluation": json.dumps([asdict(s) for s in scores]),
         "log": (args.run / LOG).read_text(),
-        **({"weights": "mean of those of the earlier training and of this one"} if args.average else {}),
         **({"earlier": json.dumps(earlier_training(args.earlier))} if args.earlier else {}),
     }
 
@@ -174,10 +169,9 @@ def earlier_words(args: argparse.Namespace) -> str:
     before = earlier_training(args.earlier)
     count = before["networks"] * before["processes"]
     return (
-        f"\n\nThe last run began from the one before, on {before['data']}: {before['step']} steps in "
+        f"\n\nIt began from a GHN of the same shape, of an earlier run on {before['data']}: {before['step']} steps in "
         f"{before['seconds'] / 60:.0f} minutes,\n{count} networks of {before['batch_size']} images each in a step, "
         f"from a pool of {before['pool']}."
-        + (" What ships is the mean of the weights of both." if args.average else "")
     )
 
 
