@@ -358,7 +358,7 @@ def bare_qr(case: Case, matrices: Sequence[Tensor]) -> Seconds:
 
 
 def noise_and_qr(case: Case, matrices: Sequence[Tensor]) -> Seconds:
-    """What Eq. (1) and (2) cannot do without, one matrix after the other; the scale of the noise is not computed."""
+    """The plain way through Eq. (1) and (2), one matrix after the other; the scale of the noise is not computed."""
     clock = Clock(case.device)
 
     def work() -> None:

@@ -140,7 +140,6 @@ BARS = [
     Bar("embed, exponent of its growth with the nodes", embed_growth, 2, ""),
     Bar("embed, 3000 nodes", embed_of_3000_nodes, 0.25, "s"),
     Bar("post-process / bare QR", ratio("post-process / bare QR"), 1.2),
-    Bar("post-process / noise + QR, one matrix after the other", ratio("post-process / noise + QR"), 1.2),
     Bar("post-process, torchvision convnext_base, against ppuda", ratio(PEER_POST, "tv:convnext_base"), 2.5, "x", True),
     Bar("create_model with GHN / without, convnext_base", ratio(CREATE, "convnext_base"), 1),
     Bar("create_model with GHN / without, densenet201", ratio(CREATE, "densenet201"), 1),
