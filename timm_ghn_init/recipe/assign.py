@@ -3,10 +3,12 @@
 import signal
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from .parametrised import Parametrised, parametrised
 from .pending import Pending
 
 _logger = logger(__name__)
+T = TypeVar("T")
 
 
 class PredictionError(Told, RuntimeError):
@@ -47,16 +50,30 @@ def check_finite(tiles: Mapping[str, Tile], what: str) -> None:
 
 def _finite(blocks: list[Tensor]) -> list[bool]:
     """Which are without NaN and infinity. All are on the device of the GHN."""
-    if blocks[0].is_cuda and find_spec("triton") is not None:
-        from ..ghn import kernel
-
-        try:
-            with torch.cuda.device(blocks[0].device):
-                return kernel.finite(blocks)
-        except Exception as error:  # as in `_write_by_kernel`
-            _logger.info("Triton cannot look at the predictions, so they are summed one by one: %s", error)
+    device = blocks[0].device
+    if device.type == "cuda":
+        found = _by_kernel(device, lambda kernel: kernel.finite(blocks), "predictions are summed one by one")
+        if found is not None:
+            return found
     with one_thread():  # small sums, for which threads would wait longer than they work
         return torch.stack([block.sum() for block in blocks]).isfinite().tolist()  # NaN and infinity survive a sum
+
+
+def _by_kernel(device: torch.device, work: Callable[[Any], T], instead: str) -> T | None:
+    """What Triton's kernels do on a GPU; None where they cannot.
+
+    They are compiled here, and for that something may be missing. What is done `instead` needs no compiler.
+    """
+    if find_spec("triton") is None:
+        return None
+    from ..ghn import kernel
+
+    try:
+        with torch.cuda.device(device):
+            return work(kernel)
+    except Exception as error:
+        _logger.info("Triton does not work here, so %s: %s", instead, error)
+        return None
 
 
 def unwritable(parameter: Tensor) -> str | None:
@@ -101,23 +118,20 @@ def write(model: nn.Module, tiles: Mapping[str, Tile]) -> None:
 
 def _write_by_kernel(tiles: Mapping[str, Tile], parameters: Mapping[str, Tensor]) -> set[str]:
     """Write what lies on a GPU by one kernel instead of hundreds of copies. Names of what was written."""
-    on_gpu = [name for name in tiles if parameters[name].is_cuda]
-    if not on_gpu or find_spec("triton") is None:
-        return set()
-    from ..ghn import kernel
-
     by_device = defaultdict[torch.device, list[str]](list)
-    for name in on_gpu:
-        if kernel.can_write(tiles[name], parameters[name]):
+    for name in tiles:
+        if parameters[name].is_cuda:
             by_device[parameters[name].device].append(name)
-    try:
-        for device, names in by_device.items():
-            with torch.cuda.device(device):
-                kernel.write_all([(tiles[n], parameters[n]) for n in names])
-    except Exception as error:  # it is compiled here, and for that something may be missing; copies need no compiler
-        _logger.info("Triton cannot write the parameters, so they are copied one by one: %s", error)
-        return set()
-    return {name for names in by_device.values() for name in names}
+
+    def write_those(names: list[str], kernel: Any) -> list[str]:
+        names = [n for n in names if kernel.can_write(tiles[n], parameters[n])]
+        if names:
+            kernel.write_all([(tiles[n], parameters[n]) for n in names])
+        return names
+
+    instead = "parameters are copied one by one"
+    done = [_by_kernel(device, partial(write_those, names), instead) for device, names in by_device.items()]
+    return {name for names in done for name in names or ()}
 
 
 def brought(where: Mapping[str, torch.device], tiles: Mapping[str, Tile]) -> dict[str, Tile]:
