@@ -67,6 +67,11 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (last, meta(8), meta(8), None, None, True, 0.1, 1e-5),
     ),
     "roll": (aten.roll.default, (x, [1, 1], [2, 3])),
+    "cat": (aten.cat.default, ([x, meta(2, 3, 5, 5), x], 1)),
+    "cat along the first": (aten.cat.default, ([x, x],)),
+    "cat along the last, of integers": (aten.cat.default, ([meta(2, 3, dtype=torch.int64)] * 2, -1)),
+    "cat of pixels": (aten.cat.default, ([meta(2, 8, 1, 1), meta(2, 4, 1, 1)], 1)),
+    "cat of one": (aten.cat.default, ([half], 0)),
 }
 NOT_PLAIN: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "types differ": (aten.add.Tensor, (meta(2, 8), half)),
@@ -88,6 +93,13 @@ NOT_PLAIN: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "sizes do not fit": (aten.mm.default, (meta(3, 4), meta(5, 6))),
     "training": (aten.native_batch_norm.default, (x, meta(8), meta(8), meta(8), meta(8), True, 0.1, 1e-5)),
     "norm of another size": (aten.native_layer_norm.default, (meta(2, 7, 8), [9], None, None, 1e-5)),
+    "cat of channels last": (aten.cat.default, ([last, last], 1)),
+    "cat of another type": (aten.cat.default, ([meta(2, 8), half], 1)),
+    "cat of other sizes": (aten.cat.default, ([meta(2, 8), meta(3, 8)], 1)),
+    "cat of another number of dimensions": (aten.cat.default, ([meta(2, 8), meta(0)], 1)),
+    "cat along what is not there": (aten.cat.default, ([meta(2, 8)] * 2, 2)),
+    "cat of real memory": (aten.cat.default, ([torch.zeros(3)] * 2,)),
+    "cat of nothing": (aten.cat.default, ([],)),
     "integers": (aten.mul.Tensor, (meta(3, dtype=torch.int64), 0.5)),
     "real memory": (aten.gelu.default, (torch.zeros(3),)),
 }

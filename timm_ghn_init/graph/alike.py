@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
+from itertools import islice
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -54,23 +55,26 @@ def alike(modules: Sequence[nn.Module], originals: Mapping[int, Tensor]) -> Iter
     if _GLOBAL._global_forward_hooks or _GLOBAL._global_forward_pre_hooks:
         return
     kinds = _Kinds(modules, originals)
-    for module in reversed(modules):  # what a module holds comes after it
-        kinds.of(module)
     parents = [modules[0]]
     while parents:
-        children = list(parents.pop().children())
-        counts = Counter(map(kinds.of, children))
-        for child in children:
-            kind = kinds.of(child)
-            if kind is not None and counts[kind] > 1 and _is_block(child):
+        looks = [(child, _look(child)) for child in parents.pop().children()]
+        seen = Counter(look for _, look in looks)
+        found = [(child, kinds.of(child) if look and seen[look] > 1 else None) for child, look in looks]
+        counts = Counter(kind for _, kind in found)
+        for child, kind in found:
+            if kind is not None and counts[kind] > 1:
                 yield child, kind
             else:
                 parents.append(child)
 
 
-def _is_block(module: nn.Module) -> bool:
-    """Whether there are several layers in a module. A single one is recorded as fast as told."""
-    return sum(1 for m in module.modules() if m._parameters) > 1
+def _look(module: nn.Module) -> tuple[type, Any] | None:
+    """What is told at once, and is equal for modules that are alike: the class and the shape of the first parameter.
+
+    None for a single layer, which is recorded as fast as told.
+    """
+    layers = list(islice((m._parameters for m in module.modules() if m._parameters), 2))
+    return (type(module), getattr(next(iter(layers[0].values())), "shape", None)) if len(layers) == 2 else None
 
 
 class _Kinds:

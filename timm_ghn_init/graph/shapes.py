@@ -15,9 +15,10 @@ from torch import Tensor
 def infer(func: Any, args: Any) -> Any:
     """What `func(*args)` returns on the meta device, or None if that is not a plain case."""
     rule = _RULES.get(func)
-    if rule is None or not isinstance(args[0], Tensor) or args[0].device.type != "meta":
+    if rule is None:
         return None
-    return rule(*args)
+    x = args[0][0] if isinstance(args[0], (list, tuple)) and args[0] else args[0]
+    return rule(*args) if isinstance(x, Tensor) and x.device.type == "meta" else None
 
 
 def _new(x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -141,6 +142,25 @@ def _roll(x: Tensor, *others: Any) -> Tensor:
     return _new(x, x.shape)
 
 
+def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
+    x = tensors[0]
+    if not x.dim() or not -x.dim() <= dim < x.dim():
+        return None
+    kind, around = (x.dtype, x.device, True, x.dim()), _without(x.shape, dim)
+    for t in tensors:
+        if (t.dtype, t.device, t.is_contiguous(), t.dim()) != kind or _without(t.shape, dim) != around:
+            return None
+    shape = list(x.shape)
+    shape[dim] = sum(t.shape[dim] for t in tensors)
+    return _new(x, shape)
+
+
+def _without(shape: torch.Size, dim: int) -> list[int]:
+    sizes = list(shape)
+    del sizes[dim]
+    return sizes
+
+
 # By name, since not every PyTorch has them all.
 _NAMES: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("relu gelu silu hardswish hardsigmoid leaky_relu elu hardtanh mish", _elementwise),
@@ -154,6 +174,7 @@ _NAMES: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("native_layer_norm", _layer_norm),
     ("native_batch_norm", _batch_norm),
     ("roll", _roll),
+    ("cat", _cat),
 )
 
 

@@ -1,11 +1,12 @@
 """Arithmetic that does not depend on what the caller has set: the same model, the same bits."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+
+from ..threads import OfTheProcess
 
 
 @contextmanager
@@ -23,31 +24,6 @@ def exact(device: torch.device) -> Iterator[None]:
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(_settings_of_the_process())
         yield
-
-
-_lock = threading.Lock()
-_inside = 0  # how many blocks there are, in all threads
-_outside: ExitStack  # puts back what was set before the first of them
-
-
-@contextmanager
-def _settings_of_the_process() -> Iterator[None]:
-    """Of several threads the first sets them, and the last puts back what that has found."""
-    global _inside, _outside
-    with _lock:
-        if not _inside:
-            with ExitStack() as stack:
-                stack.enter_context(_float32_by_default())
-                stack.enter_context(_whole_float32())
-                _outside = stack.pop_all()
-        _inside += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if not _inside:
-                _outside.close()
 
 
 @contextmanager
@@ -81,3 +57,6 @@ def _whole_float32() -> Iterator[None]:
         if not settings:
             torch.set_float32_matmul_precision(old[0])
             b.cudnn.allow_tf32 = old[1]
+
+
+_settings_of_the_process = OfTheProcess(_float32_by_default, _whole_float32)

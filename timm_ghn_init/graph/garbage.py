@@ -1,0 +1,23 @@
+"""Python's collector of garbage, held back while much is made that stays."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..threads import OfTheProcess
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+# What a trace makes lives until its end, so that there is nothing to be found on the way; and each time that all which
+# PyTorch and timm hold is looked through as well takes longer than most traces.
+held_back = OfTheProcess(_held_back)
