@@ -25,7 +25,7 @@ COMMANDS = {
     "push test_resnet --source ghn2-formula --repo me/x": [],
     f"train-ghn --data formula {TRAIN} -o FOLDER": [],
     f"finetune test_resnet --data digits {TUNE} -o FOLDER/runs.jsonl": ["runs.jsonl"],
-    f"finetune resnet10t --data digits {TUNE} -o FOLDER/runs.jsonl": [],
+    f"finetune test_convnext --data digits {TUNE} -o FOLDER/runs.jsonl": [],
 }
 LEFT = (".lock", "log.csv")  # a lock, which nobody may remove, and a log of nothing but its header
 
