@@ -15,7 +15,7 @@ from pathlib import Path
 
 import timm
 import torch
-from transfer import LEARNING_RATES, MODELS, Group, optimizer, trial
+from transfer import DATA, LEARNING_RATES, MODELS, Group, optimizer, trial
 
 from timm_ghn_init.finetune import Runs, Trial, work
 from timm_ghn_init.finetune.plans import SEARCH_SEED, Results, ranked, searched
@@ -30,14 +30,15 @@ class Depths:
     """The plan for one network.
 
     Args:
+        data: a key of `transfer.DATA`.
         model: a timm architecture in `transfer.EPOCHS`.
         ghn: a source without post-processing.
         seeds: runs for each depth.
     """
 
-    def __init__(self, model: str, ghn: str, labels: int, seeds: int) -> None:
+    def __init__(self, data: str, model: str, ghn: str, labels: int, seeds: int) -> None:
         self.seeds = seeds
-        self.base = trial(Group("digits", model, labels, 1, "ghn-orth"), ghn)
+        self.base = trial(Group(data, model, labels, 1, "ghn-orth"), ghn)
         with torch.device("meta"):
             self.n_layers = len(list_layers(timm.create_model(model)))
         self.rates = searched(
@@ -65,6 +66,8 @@ class Depths:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ghn", required=True, metavar="SOURCE", help="which GHN")
+    parser.add_argument("--data", default="digits", choices=DATA, help="default: %(default)s")
+    parser.add_argument("--data-dir", metavar="DIR", help="of all but digits (default: data)")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="default: all")
     parser.add_argument("--labels", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=2, metavar="K", help="runs for each depth (default: %(default)s)")
@@ -79,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"| network | layers | {' | '.join(f'{depth:g}' for depth in DEPTHS)} |")
     print(f"|---|---:|{'---:|' * len(DEPTHS)}")
     for model in args.models:
-        plan = Depths(model, args.ghn, args.labels, args.seeds)
-        work(plan, runs, device="cpu", progress=False)
+        plan = Depths(args.data, model, args.ghn, args.labels, args.seeds)
+        work(plan, runs, data_dir=args.data_dir, device="cpu", progress=False)
         done = runs.finished()
         scores = {
             depth: mean_and_std([done[t.key]["validation_accuracy"] for t in trials])
