@@ -1,13 +1,12 @@
-"""Many small operations, one thread for each and several at once; and settings that all threads share.
+"""Many small operations: one thread for each, several at once.
 
 PyTorch splits an operation over all its threads and waits for the last of them. Where that takes microseconds and
 another process keeps a core busy, the wait is a thousand times longer than the work.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,34 +41,3 @@ def one_thread_each(most: int) -> Iterator[Callable[..., Iterable[Any]]]:
             yield pool.map
     finally:
         torch.set_num_threads(n_threads)  # new threads inherit what was set last, wherever it was
-
-
-class OfTheProcess:
-    """Settings while any thread is in a block: the first one sets them, the last puts back what that has found.
-
-    Args:
-        settings: each a block in which something is set.
-    """
-
-    def __init__(self, *settings: Callable[[], AbstractContextManager[None]]) -> None:
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._inside = 0  # how many blocks there are
-        self._outside = ExitStack()
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._lock:
-            if not self._inside:
-                with ExitStack() as stack:
-                    for setting in self._settings:
-                        stack.enter_context(setting())
-                    self._outside = stack.pop_all()
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if not self._inside:
-                    self._outside.close()

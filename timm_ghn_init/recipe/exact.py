@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..threads import OfTheProcess
+from ..process_settings import OfTheProcess
 
 
 @contextmanager
