@@ -350,7 +350,8 @@ def plot(found: dict[Group, list[Record]], path: Path) -> None:
             for init in INITS:
                 draw(ax, found.get(Group(data, model, labels, times, init)), init)
             ax.axhline(10, color="#4d4d4d", linewidth=0.8, linestyle=":", label="chance")
-            ax.set_title(f"{data}, {model}, {labels} labels", fontsize=9)
+            epochs = EPOCHS[model][labels] * times
+            ax.set_title(f"{data}, {model}, {labels} labels, {epochs} epochs", fontsize=9)
             ax.set_xlabel("epoch")
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.grid(alpha=0.25, linewidth=0.5)
