@@ -13,7 +13,7 @@ PACKAGE = Path(timm_ghn_init.__file__).parent
 
 # From the ground up. A room may import from its own floor and from those below.
 FLOORS = (
-    "version ranks threads checks text progress atomic notebook sources report enabling",
+    "version ranks threads process_settings checks text progress atomic notebook sources report enabling",
     "graph",  # model -> primitive graph
     "ghn",  # graph -> embeddings -> tensors
     "checkpoints weights own_init images",
