@@ -199,7 +199,6 @@ class Clock:
 def take_turns(contenders: Sequence[Contender], repeats: int) -> dict[str, list[float]]:
     """Run all contenders one after the other, `repeats` times and once before that counts. Figure -> all its runs."""
     runs: dict[str, list[float]] = {}
-    gc.freeze()  # what is there by now is no garbage, and need not be looked through
     for repetition in range(repeats + 1):
         for contender in contenders:
             gc.collect()  # so that nobody pays for the garbage of another
