@@ -18,6 +18,6 @@ def _held_back() -> Iterator[None]:
             gc.enable()
 
 
-# What a trace makes lives until its end, so that there is nothing to be found on the way; and each time that all which
-# PyTorch and timm hold is looked through as well takes longer than most traces.
+# Nearly all that a trace makes lives until its end, so that there is little to be found on the way; and to look through
+# all that PyTorch and timm hold, each time, takes longer than most traces.
 held_back = OfTheProcess(_held_back)

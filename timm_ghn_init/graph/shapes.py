@@ -144,21 +144,16 @@ def _roll(x: Tensor, *others: Any) -> Tensor:
 
 def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
     x = tensors[0]
-    if not x.dim() or not -x.dim() <= dim < x.dim():
+    kind = x.dtype, x.device, x.dim()
+    if not -x.dim() <= dim < x.dim() or any((t.dtype, t.device, t.dim()) != kind for t in tensors):
         return None
-    kind, around = (x.dtype, x.device, True, x.dim()), _without(x.shape, dim)
-    for t in tensors:
-        if (t.dtype, t.device, t.is_contiguous(), t.dim()) != kind or _without(t.shape, dim) != around:
-            return None
-    shape = list(x.shape)
-    shape[dim] = sum(t.shape[dim] for t in tensors)
-    return _new(x, shape)
-
-
-def _without(shape: torch.Size, dim: int) -> list[int]:
-    sizes = list(shape)
-    del sizes[dim]
-    return sizes
+    shapes = [list(t.shape) for t in tensors]
+    length = sum(shape.pop(dim) for shape in shapes)
+    if not all(shape == shapes[0] and t.is_contiguous() for shape, t in zip(shapes, tensors, strict=True)):
+        return None
+    whole = list(x.shape)
+    whole[dim] = length
+    return _new(x, whole)
 
 
 # By name, since not every PyTorch has them all.
