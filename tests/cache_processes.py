@@ -1,16 +1,8 @@
-"""What the processes of the cache tests do: they initialise the same model with the cache at the same time.
+"""What the processes of the cache tests do: they initialise the same model with the cache at the same time."""
 
-    python cache_processes.py GHN FOLDER
-
-prints JSON: scenario -> what its processes answered; each scenario's home is a subfolder. The processes are forked from
-one that has imported everything, which saves the time of importing it over and over.
-"""
-
-import json
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +11,6 @@ from typing import Any
 import filelock  # noqa: F401 (imported late otherwise, by each process)
 import safetensors.torch  # noqa: F401
 import timm
-import torch
 
 from timm_ghn_init import ghn, init_model
 from timm_ghn_init.weights import cache
@@ -29,7 +20,7 @@ fork = multiprocessing.get_context("fork")
 MOMENTS = ("predicting", "writing", "renaming")
 
 
-def initialise(path: str, answers: Any, ready: Callable[[], object]) -> None:
+def initialise(path: Path, answers: Any, ready: Callable[[], object]) -> None:
     model = timm.create_model("test_convnext")
     ready()
     report = init_model(model, f"file:{path}-orth", cache=True)
@@ -37,7 +28,7 @@ def initialise(path: str, answers: Any, ready: Callable[[], object]) -> None:
     answers.put({"cached": report.cached, "digest": weights.digest(predicted)})
 
 
-def together(path: str, count: int) -> list[Any]:
+def together(path: Path, count: int) -> list[Any]:
     answers, start = fork.Queue(), fork.Barrier(count)
     processes = [fork.Process(target=initialise, args=(path, answers, start.wait)) for _ in range(count)]
     for process in processes:
@@ -45,7 +36,7 @@ def together(path: str, count: int) -> list[Any]:
     return collect(processes, answers)
 
 
-def killed(path: str, moment: str) -> list[Any]:
+def killed(path: Path, moment: str) -> list[Any]:
     """One is killed at that moment, while two others wait for it."""
     answers, arrived = fork.Queue(), fork.Event()
     first = fork.Process(target=initialise, args=(path, answers, lambda: stop_at(moment, arrived.set)))
@@ -94,15 +85,11 @@ def collect(processes: list[Any], answers: Any) -> list[Any]:
     return found
 
 
-def main(path: str, folder: Path) -> None:
-    torch.set_num_threads(1)  # no other threads, so that forking is safe
+def scenarios(path: Path, folder: Path) -> dict[str, list[Any]]:
+    """What each scenario's processes answered; its home is a subfolder. To be called where there is no other thread."""
     scenarios = {"together": lambda: together(path, 4), **{m: lambda m=m: killed(path, m) for m in MOMENTS}}
     said = {}
     for name, scenario in scenarios.items():
         os.environ["TIMM_GHN_HOME"] = str(folder / name)
         said[name] = scenario()
-    print(json.dumps(said))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    return said

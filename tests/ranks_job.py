@@ -1,8 +1,6 @@
-"""What each rank of a job does in test_ranks.py: python ranks_job.py GHN FOLDER, under torchrun."""
+"""What each rank of a job does in test_ranks.py."""
 
-import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,10 @@ def default() -> str:
     return checkpoints.resolve_default("ghn").name
 
 
-def main(ghn: str, folder: Path) -> None:
+def on_a_rank(ghn: Path, home: Path) -> dict[str, Any]:
     rank = int(os.environ["RANK"])
     torch.manual_seed(rank)
-    os.environ["TIMM_GHN_HOME"] = str(folder / "home")
+    os.environ["TIMM_GHN_HOME"] = str(home)
     os.environ.pop("TIMM_GHN_DEFAULT", None)
     asked = []
 
@@ -52,9 +50,5 @@ def main(ghn: str, folder: Path) -> None:
     said["without"] = initialised(source, cache=False)
     dist.barrier()
     said["with"] = initialised(source, cache=True)
-    (folder / f"{rank}.json").write_text(json.dumps(said))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    return said

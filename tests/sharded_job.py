@@ -1,7 +1,7 @@
-"""What the ranks of test_sharded.py do: python sharded_job.py GHN FOLDER WORLD...
+"""What the ranks of test_sharded.py do.
 
-PyTorch and timm are imported once, then each rank is a fork. A check runs on all ranks of a world, one after the other,
-and what it raises is written to FOLDER/WORLD/RANK.json by its name.
+Each rank is a fork of a process that has imported PyTorch and timm. A check runs on all ranks of a world, one after the
+other, and what it raises is written to FOLDER/WORLD/RANK.json by its name.
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property, partial
@@ -39,12 +39,12 @@ from timm_ghn_init.weights import files as weights
 
 VIT = {"depth": 3, "img_size": 32, "patch_size": 8}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "convnext": ("convnext_atto", {"num_classes": 10}),
+    "convnext": ("test_convnext", {"num_classes": 10}),
     "vit": ("vit_tiny_patch16_224", {**VIT, "num_classes": 5}),
     "vit-1000": ("vit_tiny_patch16_224", VIT),
-    "resnet18": ("resnet18", {"num_classes": 10}),
+    "resnet": ("test_resnet", {"num_classes": 10}),
 }
-SIZES = {"convnext": 32, "vit": None, "vit-1000": None, "resnet18": 32}
+SIZES = {"convnext": 32, "vit": None, "vit-1000": None, "resnet": 32}
 ORTH = "file:{ghn}-orth?layer=2"
 PLAIN = "file:{ghn}"
 
@@ -161,13 +161,13 @@ def reference(job: Job) -> None:
     model = build("vit").bfloat16()
     job.init(model, "vit")
     torch.save(whole(model), job.folder / "vit-bf16.pt")
-    for kind in ("vit-1000", "resnet18"):
+    for kind in ("vit-1000", "resnet"):
         model = build(kind, "meta")
         report = job.init(model, kind)
         assert not report.unset, report.unset
         torch.save(whole(model), job.folder / f"{kind}-meta.pt")
     torch.manual_seed(3)
-    model = timm.create_model("convnext_atto", num_classes=10)
+    model = timm.create_model("test_convnext", num_classes=10)
     init_model(model, source_of(job.ghn, ORTH), seed=3)
     torch.save(whole(model), job.folder / "convnext-created.pt")
 
@@ -193,7 +193,7 @@ _PLACEMENTS: dict[str, tuple[tuple[int, ...], Callable[[Job], tuple[DeviceMesh, 
 }
 for _name, (_worlds, _placement) in _PLACEMENTS.items():
     check(*_worlds, name=f"vit {_name}")(placed("vit", _placement))
-for _kind in ("convnext", "resnet18"):
+for _kind in ("convnext", "resnet"):
     check(2, 4, name=f"{_kind} Shard(0)")(placed(_kind, _PLACEMENTS["Shard(0)"][1]))
 check(4, name="convnext Shard(0), Shard(1)")(placed("convnext", _PLACEMENTS["Shard(0), Shard(1)"][1]))
 check(2, 4, name="tied Shard(0)")(placed("tied", _PLACEMENTS["Shard(0)"][1]))
@@ -242,17 +242,17 @@ def meta_fsdp(job: Job) -> None:
 
 @check(2)
 def meta_after_to_empty(job: Job) -> None:
-    model = shard_fully(build("resnet18", "meta"), job.mesh)
+    model = shard_fully(build("resnet", "meta"), job.mesh)
     model.to_empty(device="cpu")
-    job.init(model, "resnet18", init_rest=True)
-    same(model, job.expected("resnet18-meta"))
+    job.init(model, "resnet", init_rest=True)
+    same(model, job.expected("resnet-meta"))
 
 
 @check(4)
 def meta_hsdp(job: Job) -> None:
-    model = shard_fully(build("resnet18", "meta"), job.mesh_2d)
-    job.init(model, "resnet18")
-    same(model, job.expected("resnet18-meta"))
+    model = shard_fully(build("resnet", "meta"), job.mesh_2d)
+    job.init(model, "resnet")
+    same(model, job.expected("resnet-meta"))
 
 
 @check(2, 4)
@@ -260,7 +260,7 @@ def create_and_save(job: Job) -> None:
     """Layer scale, which only the constructor knows, included; and the file is that of the unsharded model."""
     ghn, path = source_of(job.ghn, ORTH), job.folder / f"{job.world}.safetensors"
     options = {"fully_shard_kwargs": {"reshard_after_forward": True}, "seed": 3, "timeout": 60}
-    model = timm_ghn_init.create_sharded("convnext_atto", ghn, job.mesh, num_classes=10, **options)
+    model = timm_ghn_init.create_sharded("test_convnext", ghn, job.mesh, num_classes=10, **options)
     assert isinstance(model.stages[2].blocks[1], FSDPModule) and isinstance(model, FSDPModule)
     assert not model.ghn_report.unset and "stages.0.blocks.0.gamma" not in model.ghn_report.predicted
     same(model, job.expected("convnext-created"))
@@ -270,7 +270,7 @@ def create_and_save(job: Job) -> None:
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(t, expected[n]) for n, t in tensors.items())
     assert about["source"] == ghn and about["options"] == {"num_classes": 10}
-    plain = timm.create_model("convnext_atto", num_classes=10, checkpoint_path=str(path))
+    plain = timm.create_model("test_convnext", num_classes=10, checkpoint_path=str(path))
     assert torch.equal(plain.head.fc.weight, expected["head.fc.weight"])
 
 
@@ -432,7 +432,7 @@ def failing_at(name: str, error: Exception | None) -> Iterator[None]:
         post.process_weight = process_weight
 
 
-def main(ghn: str, folder: Path, worlds: list[int]) -> int:
+def on_ranks(ghn: str, folder: Path, worlds: Sequence[int]) -> None:
     status = launch(lambda: reference(Job(ghn, folder, 0, 1)))
     assert status == 0, "the reference failed"
     for world in worlds:
@@ -442,7 +442,6 @@ def main(ghn: str, folder: Path, worlds: list[int]) -> int:
         children = [fork(partial(run, job, store)) for job in jobs]
         for child in children:
             os.waitpid(child, 0)
-    return 0
 
 
 def run(job: Job, store: str) -> None:
@@ -480,8 +479,3 @@ def fork(work: Callable[[], None]) -> int:
 
 def launch(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    sys.exit(main(sys.argv[1], Path(sys.argv[2]), [int(w) for w in sys.argv[3:]]))

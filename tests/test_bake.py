@@ -1,10 +1,7 @@
 """`push` and `bake`: what they leave behind, go on from, and say."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import pytest
 import timm
 import torch
 from hub_server import Fault, HubServer
+from processes import cli, torchrun
 from timm_models import LOCAL_DIR
 
 from timm_ghn_init.cli import bake, main, models
@@ -250,21 +248,14 @@ def test_no_token(hub: HubServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_ranks_share_the_list(tmp_path: Path, ghn_file: Path) -> None:
     """Under torchrun; the failure of one model is everybody's exit status, after everybody's work."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", sys.executable]
     options = ["--models", "test_resnet,test_vit,test_convnext,test_efficientnet", "--out", str(tmp_path / "out")]
     options += ["--source", f"file:{ghn_file}", "--model-kwargs", "output_stride=16"]  # test_vit has no such option
-    done = subprocess.run(
-        [*command, "-m", "timm_ghn_init", "bake", *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 1
-    lines = [line.split() for line in done.stdout.splitlines()]
+    ranks = torchrun(cli, "bake", *options)
+    assert [status for status, *_ in ranks] == [1, 1]
+    lines = [line.split() for _, stdout, _ in ranks for line in stdout.splitlines()]
     table = {line[0]: line[1] for line in lines if line and line[0].startswith("test_")}
     baked = dict.fromkeys(("test_resnet", "test_convnext", "test_efficientnet"), "baked")
-    assert table == {**baked, "test_vit": "failed"}, done.stdout + done.stderr
+    assert table == {**baked, "test_vit": "failed"}, ranks
     assert len([line for line in lines if line and line[0] == "test_resnet"]) == 1
     assert len(list((tmp_path / "out").iterdir())) == 3
 

@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +16,9 @@ from typing import Any
 import pytest
 import timm
 import torch
+from cache_processes import scenarios
 from damages import DAMAGES
+from processes import aside
 from torch import Tensor, nn
 
 from timm_ghn_init import GHN, init_model
@@ -483,10 +483,7 @@ def test_threads_with_the_same_key(home: Path) -> None:
 def processes(ghn_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The scenarios of `cache_processes.py`: where each one's home is, and what its processes say."""
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, str(Path(__file__).with_name("cache_processes.py")), str(ghn_file), str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
-    return {name: (folder / name, answers) for name, answers in json.loads(result.stdout).items()}
+    return {name: (folder / name, answers) for name, answers in aside(scenarios, ghn_file, folder).items()}
 
 
 def test_processes_with_the_same_key(processes: dict[str, Any]) -> None:

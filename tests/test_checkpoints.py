@@ -4,7 +4,6 @@ import collections
 import copy
 import json
 import logging
-import multiprocessing
 import os
 import pickle
 import random
@@ -29,6 +28,7 @@ import torch
 from conftest import GHN2_CONFIG, seed_weights
 from fetching import fetch_and_say
 from file_server import FileServer, serving
+from processes import context
 from safetensors.torch import load_file, safe_open, save_file
 
 from timm_ghn_init import init_model, sources
@@ -917,20 +917,12 @@ def test_progress_bars(server: FileServer, tmp_path: Path, capsys: pytest.Captur
     assert "ghn2_imagenet.pt: 100%" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def processes() -> Any:
-    """Fresh processes that need not import everything again."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fetching", "timm_ghn_init.checkpoints.load", "timm_ghn_init.ghn"])
-    return context
-
-
 @contextmanager
-def fetchers(processes: Any, server: FileServer, tmp_path: Path, n: int) -> Iterator[tuple[list[Any], Any]]:
+def fetchers(server: FileServer, tmp_path: Path, n: int) -> Iterator[tuple[list[Any], Any]]:
     """n processes that fetch ghn2 at the same moment, and the queue of their answers."""
-    ready, answers = processes.Event(), processes.Queue()
+    ready, answers = context.Event(), context.Queue()
     arguments = (server.url, str(tmp_path / "home"), KNOWN["ghn2"].blob, ready, answers)
-    started = [processes.Process(target=fetch_and_say, args=arguments, daemon=True) for _ in range(n)]
+    started = [context.Process(target=fetch_and_say, args=arguments, daemon=True) for _ in range(n)]
     for process in started:
         process.start()
     ready.set()
@@ -940,8 +932,8 @@ def fetchers(processes: Any, server: FileServer, tmp_path: Path, n: int) -> Iter
         process.join(30)
 
 
-def test_eight_processes_fetch_one_file(processes: Any, server: FileServer, tmp_path: Path) -> None:
-    with fetchers(processes, server, tmp_path, 8) as (started, answers):
+def test_eight_processes_fetch_one_file(server: FileServer, tmp_path: Path) -> None:
+    with fetchers(server, tmp_path, 8) as (started, answers):
         paths = {answers.get(timeout=60) for _ in started}
         for process in started:
             process.join(30)
@@ -963,13 +955,13 @@ def test_eight_threads_fetch_one_file(server: FileServer, tmp_path: Path) -> Non
     assert kept(tmp_path) == [paths[0].name]
 
 
-def test_killed_in_the_middle_of_a_download(processes: Any, server: FileServer, tmp_path: Path, content: bytes) -> None:
+def test_killed_in_the_middle_of_a_download(server: FileServer, tmp_path: Path, content: bytes) -> None:
     server.gate = threading.Event()  # the second half does not come
 
     def arrived() -> int:
         return sum(part.stat().st_size for part in (tmp_path / "home").glob("*.part"))
 
-    with fetchers(processes, server, tmp_path, 1) as ((process,), _):
+    with fetchers(server, tmp_path, 1) as ((process,), _):
         deadline = time.monotonic() + 60
         while not arrived() and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -637,9 +637,9 @@ def test_help_is_cheap() -> None:
 
 
 def test_as_a_module_into_a_closed_pipe() -> None:
-    """`timm-ghn-init inspect ... | head` ends without a word."""
+    """`timm-ghn-init list | head` ends without a word."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "timm_ghn_init", "inspect", "resnet18"],
+        [sys.executable, "-m", "timm_ghn_init", "list"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

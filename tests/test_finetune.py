@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from processes import cli, context, torchrun
 from torch import nn
 
 from timm_ghn_init.cli import main
@@ -437,18 +437,14 @@ def test_a_run_that_was_stopped_gives_the_same_bits(
 def test_a_process_that_was_killed(tmp_path: Path) -> None:
     trial = replace(TINY, epochs=400)
     path = tmp_path / "state.pt"
-    code = f"""
-from timm_ghn_init.finetune import Trial, run
-import torch
-torch.set_num_threads({torch.get_num_threads()})
-run({trial!r}, device="cpu", checkpoint={str(path)!r}, checkpoint_seconds=0, progress=False)
-"""
-    process = subprocess.Popen([sys.executable, "-c", code])
+    options = {"device": "cpu", "checkpoint": path, "checkpoint_seconds": 0, "progress": False}
+    process = context.Process(target=run, args=(trial,), kwargs=options, daemon=True)
+    process.start()
     while not path.exists():
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     epochs = torch.load(path, weights_only=True)["epoch"]
     assert 1 <= epochs < 400
     # All 400 epochs would take a while: that it goes on from these bits is what is left to see.
@@ -783,19 +779,10 @@ def test_tune(tmp_path: Path, ghn_file: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_two_ranks_share_the_runs(tmp_path: Path) -> None:
-    """Two processes in the environment that torchrun gives them."""
     output = tmp_path / "runs.jsonl"
-    command = ["-m", "timm_ghn_init", "finetune", "test_resnet", "--init", "rand", "--seeds", "3", "-o", str(output)]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, *command, *OPTIONS],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
-        )
-        for rank in (0, 1)
-    ]
-    printed = [process.communicate()[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0]
+    options = ["--init", "rand", "--seeds", "3", "-o", str(output), *OPTIONS]
+    ranks = torchrun(cli, "finetune", "test_resnet", *options)
+    assert [status for status, *_ in ranks] == [0, 0]
+    printed = [stdout for _, stdout, _ in ranks]
     assert sorted(r["trial"]["seed"] for r in read(output)) == [0, 1, 2]
     assert "initialisation" in printed[0] and printed[1] == ""

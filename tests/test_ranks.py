@@ -1,9 +1,6 @@
 """Data-parallel jobs: all ranks get the same predicted parameters, and take the same GHN for the default one."""
 
-import json
 import logging
-import subprocess
-import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from processes import torchrun
+from ranks_job import on_a_rank
 
 from timm_ghn_init import ranks
 
@@ -18,12 +17,7 @@ from timm_ghn_init import ranks
 @pytest.fixture(scope="module")
 def job(ghn_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two ranks of a job say, see ranks_job.py."""
-    folder = tmp_path_factory.mktemp("job")
-    script = Path(__file__).with_name("ranks_job.py")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run([*torchrun, script, ghn_file, folder], capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    return torchrun(on_a_rank, ghn_file, tmp_path_factory.mktemp("home"))
 
 
 @pytest.mark.parametrize("when", ["before", "after", "group"])

@@ -2,16 +2,14 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from sharded_job import CHECKS, VIT
+from processes import aside
+from sharded_job import CHECKS, VIT, on_ranks
 from timm_models import on_meta, skip_if_values_are_read
 from torch import nn
 from torch.distributed.tensor import Replicate, Shard
@@ -37,17 +35,13 @@ POSITIONS = {
 def said(ghn_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], list[str]]:
     """What each rank of each world says of each check: "" or its error."""
     folder = tmp_path_factory.mktemp("sharded")
-    script = Path(__file__).with_name("sharded_job.py")
-    command = [sys.executable, script, ghn_file, folder, *map(str, WORLDS)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    aside(on_ranks, str(ghn_file), folder, WORLDS)
     errors = {}
     for world in WORLDS:
         files = [folder / str(world) / f"{rank}.json" for rank in range(abs(world))]
         ranks = [json.loads(f.read_text()) if f.exists() else {} for f in files]
         for name in CHECKS:
-            errors[world, name] = [r.get(name, f"not run:\n{result.stderr[-3000:]}") for r in ranks]
+            errors[world, name] = [r.get(name, "not run") for r in ranks]
     return errors
 
 
