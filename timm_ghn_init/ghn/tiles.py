@@ -5,7 +5,7 @@ the parameter's shape, so it is applied to the block, and the repetition is one 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,25 +120,27 @@ def normalise(block: Tensor, shape: tuple[int, ...], role: str) -> Tensor:
 
 
 def _repeat(out: Tensor, block: Tensor, offset: int = 0) -> None:
-    """out[k, c] = block[(k + offset) mod K0, c mod C0], in one pass.
-
-    The block's columns are repeated into the first rows only; those rows are then copied as long runs of memory.
-    """
+    """out[k, c] = block[(k + offset) mod K0, c mod C0]: a copy for all whole periods, and one for what is left over."""
     if offset % len(block):
         block = block.roll(-offset, 0)
-    rows = min(len(block), len(out))
-    first = out[:rows]
-    if out.dim() > 1:
-        _repeat_along(1, first, block[:rows])
-    else:
-        first.copy_(block[:rows])
-    _repeat_along(0, out[rows:], first)
+    if block.shape != out.shape:  # it is read more than once
+        block = block.contiguous() if block.dtype == out.dtype else block.to(out.dtype).contiguous()
+    for rows, k in _periods(out, 0, len(block)):
+        some = block if k == len(block) else block[:k]
+        if out.dim() == 1:
+            rows.copy_(some)
+            continue
+        for part, c in _periods(rows, 2, block.shape[1]):
+            part.copy_((some if c == block.shape[1] else some[:, :c]).unsqueeze(1))
 
 
-def _repeat_along(axis: int, out: Tensor, piece: Tensor) -> None:
-    size = piece.shape[axis]
+def _periods(out: Tensor, axis: int, size: int) -> Iterator[tuple[Tensor, int]]:
+    """Views with an axis split in two, (number of periods, their length): of all whole periods, and of the rest."""
+    before, after = out.shape[:axis], out.shape[axis + 1 :]
     whole, rest = divmod(out.shape[axis], size)
+    if not rest:
+        yield out.view(*before, whole, size, *after), size
+        return
     if whole:
-        out.narrow(axis, 0, whole * size).unflatten(axis, (whole, size)).copy_(piece.unsqueeze(axis))
-    if rest:
-        out.narrow(axis, whole * size, rest).copy_(piece.narrow(axis, 0, rest))
+        yield out.narrow(axis, 0, whole * size).view(*before, whole, size, *after), size
+    yield out.narrow(axis, whole * size, rest).view(*before, 1, rest, *after), rest
