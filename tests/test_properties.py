@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,12 @@ def build(name: str, device: str = "meta", **kwargs: Any) -> nn.Module:
         return timm.create_model(name, **kwargs)
 
 
+@cache
+def graph_of(name: str) -> Graph:
+    """Of the architecture as it is, on meta."""
+    return trace(build(name))
+
+
 def assert_same(a: Graph, b: Graph) -> None:
     assert a.nodes == b.nodes
     assert a.edges.tolist() == b.edges.tolist()
@@ -91,7 +98,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", MODELS)
 def test_how_it_is_created(name: str, variant: str) -> None:
-    assert_same(trace(build(name)), trace(build(name, **VARIANTS[variant])))
+    assert_same(graph_of(name), trace(build(name, **VARIANTS[variant])))
 
 
 STATES: dict[str, Callable[[nn.Module], nn.Module]] = {
@@ -108,7 +115,7 @@ STATES: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("name", MODELS)
 def test_how_it_is_kept(name: str, state: str) -> None:
-    assert_same(trace(build(name)), trace(STATES[state](build(name))))
+    assert_same(graph_of(name), trace(STATES[state](build(name))))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -117,7 +124,7 @@ def test_where_it_is(name: str, device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     model = build(name, device)
-    assert_same(trace(build(name)), trace(model))
+    assert_same(graph_of(name), trace(model))
     assert all(p.device.type == device for p in model.parameters())
 
 
@@ -154,11 +161,11 @@ def test_again(name: str) -> None:
 def test_under_any_grad_mode(mode: Any) -> None:
     model = build("test_vit", "cpu")
     with mode():
-        assert_same(trace(model), trace(build("test_vit")))
+        assert_same(trace(model), graph_of("test_vit"))
 
 
 def test_under_autocast_and_default_device() -> None:
-    model, expected = build("test_vit", "cpu"), trace(build("test_vit"))
+    model, expected = build("test_vit", "cpu"), graph_of("test_vit")
     with torch.autocast("cpu", torch.bfloat16):
         assert_same(trace(model), expected)
     with torch.device("meta"):
@@ -210,7 +217,7 @@ def snapshot(model: nn.Module) -> Any:
     tensors: dict[str, Tensor] = dict((*model.named_parameters(), *model.named_buffers()))
     return (
         {name: (id(t), t._version, t.requires_grad, t.dtype, t.device) for name, t in tensors.items()},
-        {name: t.detach().clone().view(torch.uint8).flatten().tolist() for name, t in tensors.items() if t.dim()},
+        {name: bytes(t.detach().contiguous().view(torch.uint8).numpy()) for name, t in tensors.items() if t.dim()},
         {name: held(vars(module)) for name, module in model.named_modules()},
     )
 
