@@ -10,14 +10,13 @@ from pickle import UnpicklingError
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..atomic import own_folder
 from .stand_ins import NAMES, LazyTensor, NumpyDType, Storage, whole
 from .torch_files import expansion_limit, read_legacy
 from .unpickle import Block, Machine, Name, Stream
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 _CHUNK = 2**20
@@ -119,7 +118,7 @@ class _Array:
         return LazyTensor(shape, lambda: _load_array(block, dtype, shape, order))
 
 
-def _load_array(block: Block, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> "Tensor":
+def _load_array(block: Block, dtype: "np.dtype", shape: tuple[int, ...], order: Any) -> "Tensor":
     import torch
 
     flat = block.read(0, block.size).view(dtype)

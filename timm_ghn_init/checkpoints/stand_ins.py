@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .unpickle import Block, Name, Stream
 
 if TYPE_CHECKING:
@@ -136,6 +134,8 @@ class NumpyDType:
     def __init__(self, code: Any = None, *_: Any) -> None:
         if type(code) is not str or not re.fullmatch(r"f[248]|[iu][1248]|b1|U\d{1,4}", code):
             raise UnpicklingError("an array must be of plain numbers")
+        import numpy as np
+
         self.value = np.dtype(code)
 
     def set_state(self, state: Any, stream: Stream) -> "NumpyDType":
@@ -149,6 +149,8 @@ def _scalar(dtype: Any, data: Any) -> Any:
     """`numpy.core.multiarray.scalar`: the number, or text, as Python has it."""
     if not isinstance(dtype, NumpyDType) or type(data) is not bytes or len(data) != dtype.value.itemsize:
         raise UnpicklingError("a scalar must have a dtype, and bytes of its size")
+    import numpy as np
+
     return np.frombuffer(data, dtype.value)[0].item()
 
 

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 MOST_INSTRUCTIONS = 2**18  # the largest GHN-3 has 12,000, with the state of an optimiser 40,000
 MOST_TEXT = 2**24  # bytes of strings, and of bytes that are kept in memory
@@ -36,8 +37,10 @@ class Block:
     offset: int
     size: int
 
-    def read(self, start: int, count: int) -> np.ndarray:
+    def read(self, start: int, count: int) -> "np.ndarray":
         """Some of them, fewer where it ends, as a new array."""
+        import numpy as np  # late: not everybody who asks for a GHN reads one
+
         count = max(0, min(count, self.size - start))
         if isinstance(self.place, bytes):
             return np.frombuffer(self.place, np.uint8, count, self.offset + start).copy()
