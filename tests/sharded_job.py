@@ -433,8 +433,7 @@ def failing_at(name: str, error: Exception | None) -> Iterator[None]:
 
 
 def on_ranks(ghn: str, folder: Path, worlds: Sequence[int]) -> None:
-    status = launch(lambda: reference(Job(ghn, folder, 0, 1)))
-    assert status == 0, "the reference failed"
+    reference(Job(ghn, folder, 0, 1))
     for world in worlds:
         (folder / str(world)).mkdir()
         store = str(folder / f"store-{world}")
@@ -475,7 +474,3 @@ def fork(work: Callable[[], None]) -> int:
     finally:
         sys.stderr.flush()
         os._exit(status)
-
-
-def launch(work: Callable[[], None]) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
