@@ -87,9 +87,9 @@ def collect(processes: list[Any], answers: Any) -> list[Any]:
 
 def scenarios(path: Path, folder: Path) -> dict[str, list[Any]]:
     """What each scenario's processes answered; its home is a subfolder. To be called where there is no other thread."""
-    scenarios = {"together": lambda: together(path, 4), **{m: lambda m=m: killed(path, m) for m in MOMENTS}}
+    runs = {"together": lambda: together(path, 4), **{m: lambda m=m: killed(path, m) for m in MOMENTS}}
     said = {}
-    for name, scenario in scenarios.items():
+    for name, run in runs.items():
         os.environ["TIMM_GHN_HOME"] = str(folder / name)
-        said[name] = scenario()
+        said[name] = run()
     return said

@@ -6,10 +6,11 @@ What they run is imported by its name. They have the environment in which the fi
 import multiprocessing
 import os
 import signal
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any
 
@@ -18,13 +19,14 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["timm", "timm_ghn_init.initialize", "timm_ghn_init.finetune", "timm_ghn_init.training"])
+_PATIENCE = 400  # seconds
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def aside(work: Callable[..., Any], *arguments: Any) -> Any:
     """What `work(*arguments)` returns, in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(on_one_core, work, *arguments).result(400)
+    with _patience(), ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(on_one_core, work, *arguments).result()
 
 
 def torchrun(work: Callable[..., Any], *arguments: Any, ranks: int = 2) -> list[Any]:
@@ -42,11 +44,23 @@ def torchrun(work: Callable[..., Any], *arguments: Any, ranks: int = 2) -> list[
         max_restarts=0,
     )
     try:
-        said = elastic_launch(config, on_one_core)(work, *arguments)
+        with _patience():
+            said = elastic_launch(config, on_one_core)(work, *arguments)
     finally:
         for number, handler in handlers.items():  # the launcher's would stay
             signal.signal(number, handler)
     return [said[rank] for rank in range(ranks)]
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Processes that have not ended by then are killed, which is an error for who waits for them."""
+    timer = threading.Timer(_PATIENCE, lambda: [process.kill() for process in multiprocessing.active_children()])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def on_one_core(work: Callable[..., Any], *arguments: Any) -> Any:

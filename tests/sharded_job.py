@@ -5,14 +5,14 @@ other, and what it raises is written to FOLDER/WORLD/RANK.json by its name.
 """
 
 import json
+import multiprocessing
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from timm_ghn_init.sharded.exchange import local
 from timm_ghn_init.weights import files as weights
 
 VIT = {"depth": 3, "img_size": 32, "patch_size": 8}
+fork = multiprocessing.get_context("fork")
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "convnext": ("test_convnext", {"num_classes": 10}),
     "vit": ("vit_tiny_patch16_224", {**VIT, "num_classes": 5}),
@@ -438,9 +439,11 @@ def on_ranks(ghn: str, folder: Path, worlds: Sequence[int]) -> None:
         (folder / str(world)).mkdir()
         store = str(folder / f"store-{world}")
         jobs = [Job(ghn, folder, rank, world) for rank in range(abs(world))]
-        children = [fork(partial(run, job, store)) for job in jobs]
+        children = [fork.Process(target=run, args=(job, store)) for job in jobs]
         for child in children:
-            os.waitpid(child, 0)
+            child.start()
+        for child in children:
+            child.join()
 
 
 def run(job: Job, store: str) -> None:
@@ -459,18 +462,3 @@ def run(job: Job, store: str) -> None:
             if job.world > 0:
                 dist.barrier()
     dist.destroy_process_group()
-
-
-def fork(work: Callable[[], None]) -> int:
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        work()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)

@@ -11,7 +11,8 @@ from timm_ghn_init.cli import main
 resource = pytest.importorskip("resource")
 
 TRAIN = "--classes 4 --steps 1 --networks 1 --batch-size 2 --pool 2 --hid 8 --device cpu"
-TUNE = "--source rand --seeds 1 --epochs 1 --labels 10 --validation 10 -b 5 --img-size 32 --keep-stem --device cpu"
+TUNE = "--source rand --seeds 1 --epochs 1 --labels 10 --validation 10 -b 5"
+TUNE += " --workers 0 --img-size 32 --keep-stem --device cpu"
 
 # Each command, and what it would replace.
 COMMANDS = {

@@ -45,7 +45,7 @@ def said(ghn_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple
         files = [folder / str(world) / f"{rank}.json" for rank in range(abs(world))]
         ranks = [json.loads(f.read_text()) if f.exists() else {} for f in files]
         for name in CHECKS:
-            errors[world, name] = [r.get(name, "not run") for r in ranks]
+            errors[world, name] = [r.get(name, "not run: see what was written to stderr") for r in ranks]
     return errors
 
 

@@ -389,9 +389,8 @@ def test_two_processes_train_one_ghn(tmp_path: Path) -> None:
     one.run()
     for name, p in one.ghn.named_parameters():
         assert np.array_equal(a[name], b[name])
-        torch.testing.assert_close(
-            torch.from_numpy(a[name]), p.data, rtol=1e-3, atol=1e-4
-        )  # Adam makes steps of 1e-3 of mere rounding
+        ours = torch.from_numpy(a[name])
+        torch.testing.assert_close(ours, p.data, rtol=1e-3, atol=1e-4)  # Adam makes steps of 1e-3 of mere rounding
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------

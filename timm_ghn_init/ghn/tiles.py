@@ -138,9 +138,8 @@ def _periods(out: Tensor, axis: int, size: int) -> Iterator[tuple[Tensor, int]]:
     """Views with an axis split in two, (number of periods, their length): of all whole periods, and of the rest."""
     before, after = out.shape[:axis], out.shape[axis + 1 :]
     whole, rest = divmod(out.shape[axis], size)
-    if not rest:
-        yield out.view(*before, whole, size, *after), size
-        return
     if whole:
-        yield out.narrow(axis, 0, whole * size).view(*before, whole, size, *after), size
-    yield out.narrow(axis, whole * size, rest).view(*before, 1, rest, *after), rest
+        part = out.narrow(axis, 0, whole * size) if rest else out
+        yield part.view(*before, whole, size, *after), size
+    if rest:
+        yield out.narrow(axis, whole * size, rest).view(*before, 1, rest, *after), rest
