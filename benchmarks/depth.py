@@ -17,9 +17,9 @@ import timm
 import torch
 from transfer import DATA, LEARNING_RATES, MODELS, Group, optimizer, trial
 
-from timm_ghn_init.finetune import Runs, Trial, work
-from timm_ghn_init.finetune.plans import SEARCH_SEED, Results, ranked, searched
-from timm_ghn_init.finetune.results import mean_and_std, percent
+from timm_ghn_init.lab.finetune import Runs, Trial, work
+from timm_ghn_init.lab.finetune.plans import SEARCH_SEED, Results, ranked, searched
+from timm_ghn_init.lab.finetune.results import mean_and_std, percent
 from timm_ghn_init.recipe.plan import auto_layer
 from timm_ghn_init.recipe.postprocessing import list_layers
 

@@ -30,8 +30,8 @@ from benchmarks.paper.__main__ import main as paper
 from timm_ghn_init import init_model
 from timm_ghn_init.checkpoints.load import CheckpointError, fetch
 from timm_ghn_init.cli.messages import table
-from timm_ghn_init.finetune.results import read, summary
-from timm_ghn_init.images import DatasetError, datasets
+from timm_ghn_init.lab.finetune.results import read, summary
+from timm_ghn_init.lab.images import DatasetError, datasets
 from timm_ghn_init.sources import parse_source
 
 # Of torchvision's models with 1000 classes; rounded there to four places.

@@ -22,10 +22,10 @@ import torch
 from safetensors import safe_open
 
 from timm_ghn_init import load_ghn, save_ghn
-from timm_ghn_init.images.batches import open_images
+from timm_ghn_init.lab.images.batches import open_images
+from timm_ghn_init.lab.training.evaluate import Score, evaluate, summary
+from timm_ghn_init.lab.training.loop import CHECKPOINT, LOG, RESULT
 from timm_ghn_init.sources import KNOWN, SHIPPED
-from timm_ghn_init.training.evaluate import Score, evaluate, summary
-from timm_ghn_init.training.loop import CHECKPOINT, LOG, RESULT
 
 ROOT = Path(__file__).parents[1]
 IMAGES = {

@@ -25,10 +25,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from tqdm import tqdm
 
-from timm_ghn_init.analysis.figures import PALETTE
-from timm_ghn_init.finetune import Runs, Trial, work
-from timm_ghn_init.finetune.plans import Plan, Results, one_after_another, ranked, searched
-from timm_ghn_init.finetune.results import mean_and_std
+from timm_ghn_init.lab.analysis.figures import PALETTE
+from timm_ghn_init.lab.finetune import Runs, Trial, work
+from timm_ghn_init.lab.finetune.plans import Plan, Results, one_after_another, ranked, searched
+from timm_ghn_init.lab.finetune.results import mean_and_std
 from timm_ghn_init.sources import SHIPPED
 
 DATA = {

@@ -18,7 +18,9 @@ import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["timm", "timm_ghn_init.initialize", "timm_ghn_init.finetune", "timm_ghn_init.training"])
+context.set_forkserver_preload(
+    ["timm", "timm_ghn_init.initialize", "timm_ghn_init.lab.finetune", "timm_ghn_init.lab.training"]
+)
 _PATIENCE = 400  # seconds
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 

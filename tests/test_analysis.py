@@ -13,7 +13,10 @@ import timm
 import torch
 from torch import nn
 
-from timm_ghn_init.analysis import (
+from timm_ghn_init.cli import main
+from timm_ghn_init.ghn import GHN
+from timm_ghn_init.graph import trace
+from timm_ghn_init.lab.analysis import (
     channel_correlations,
     check_correlations,
     compare,
@@ -26,11 +29,8 @@ from timm_ghn_init.analysis import (
     timm_architecture,
     timm_reference,
 )
-from timm_ghn_init.analysis.embeddings import Architecture
-from timm_ghn_init.analysis.figures import PALETTE, SERIES, correlation_figure, embedding_figure, lines, style
-from timm_ghn_init.cli import main
-from timm_ghn_init.ghn import GHN
-from timm_ghn_init.graph import trace
+from timm_ghn_init.lab.analysis.embeddings import Architecture
+from timm_ghn_init.lab.analysis.figures import PALETTE, SERIES, correlation_figure, embedding_figure, lines, style
 
 
 def create(pretrained: bool) -> nn.Module:

@@ -13,8 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from timm_ghn_init import atomic
-from timm_ghn_init.atomic import append, own_folder, remove_abandoned, replace_by_torch, replacing, replacing_folder
+from timm_ghn_init.utils import files as atomic
+from timm_ghn_init.utils.files import (
+    append,
+    own_folder,
+    remove_abandoned,
+    replace_by_torch,
+    replacing,
+    replacing_folder,
+)
 
 resource = pytest.importorskip("resource")
 

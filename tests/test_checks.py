@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import timm_ghn_init
-from timm_ghn_init import checks
-from timm_ghn_init.checks import Kind
-from timm_ghn_init.training.loop import TrainConfig
-from timm_ghn_init.training.networks import sample
+from timm_ghn_init.lab.training.loop import TrainConfig
+from timm_ghn_init.lab.training.networks import sample
+from timm_ghn_init.utils import checks
+from timm_ghn_init.utils.checks import Kind
 from timm_ghn_init.weights.cache import size_limit
 
 HUGE = 10**5000  # of more digits than Python shows

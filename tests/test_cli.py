@@ -629,7 +629,7 @@ def test_help_and_list_are_cheap() -> None:
         "try:\n    main(['predict', '--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'timm', 'numpy', 'torchvision', 'matplotlib', 'scipy', 'safetensors'}\n"
-        "heavy |= {'timm_ghn_init.draw', 'timm_ghn_init.ghn', 'timm_ghn_init.graph'}\n"
+        "heavy |= {'timm_ghn_init.lab.draw', 'timm_ghn_init.ghn', 'timm_ghn_init.graph'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

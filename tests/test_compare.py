@@ -9,8 +9,8 @@ import pytest
 import timm
 import torch
 
-from timm_ghn_init.analysis.difference import differences, summary
 from timm_ghn_init.cli import main
+from timm_ghn_init.lab.analysis.difference import differences, summary
 
 
 def test_numbers() -> None:

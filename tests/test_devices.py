@@ -26,18 +26,18 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_ghn_init import init_model, initialize, save_ghn
-from timm_ghn_init.finetune.data import Data
-from timm_ghn_init.finetune.in_memory import InMemory
-from timm_ghn_init.finetune.protocol import Trial
-from timm_ghn_init.finetune.train import _Session
 from timm_ghn_init.ghn import GHN, Tile
 from timm_ghn_init.graph import Target
+from timm_ghn_init.lab.finetune.data import Data
+from timm_ghn_init.lab.finetune.in_memory import InMemory
+from timm_ghn_init.lab.finetune.protocol import Trial
+from timm_ghn_init.lab.finetune.train import _Session
+from timm_ghn_init.lab.training.loop import TrainConfig, Trainer
 from timm_ghn_init.recipe import assign, baselines, finished, noise
 from timm_ghn_init.recipe import whole as recipe_whole
 from timm_ghn_init.recipe.plan import Plan
 from timm_ghn_init.recipe.postprocessing import _compute_device
 from timm_ghn_init.sharded.meeting import Meeting
-from timm_ghn_init.training.loop import TrainConfig, Trainer
 from timm_ghn_init.weights import cache, files
 
 pytestmark = [

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from timm_ghn_init import enabling, timm_hooks
 from timm_ghn_init.cli import doctor, main
+from timm_ghn_init.integration import enabling, timm_hooks
 from timm_ghn_init.sources import KNOWN, SHIPPED
 
 SECTIONS = ["installation", "versions", "registered", "devices", "cache", "Hugging Face Hub", "default GHN"]

@@ -15,10 +15,10 @@ import pytest
 from timm_models import on_meta
 
 from timm_ghn_init.cli import main
-from timm_ghn_init.draw import GROUPS, RADIUS, STYLES, TIMES, draw, layout
-from timm_ghn_init.draw.blocks import fold
-from timm_ghn_init.draw.words import LABEL_SIZE, NAME_SIZE
 from timm_ghn_init.graph import PRIMITIVES, Graph, Node, trace
+from timm_ghn_init.lab.draw import GROUPS, RADIUS, STYLES, TIMES, draw, layout
+from timm_ghn_init.lab.draw.blocks import fold
+from timm_ghn_init.lab.draw.words import LABEL_SIZE, NAME_SIZE
 
 SVG = "{http://www.w3.org/2000/svg}"
 # narrow, dense, branching and long

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import timm_ghn_init
-from timm_ghn_init.enabling import FILE
+from timm_ghn_init.integration.enabling import FILE
 
 ROOT = Path(timm_ghn_init.__file__).parents[1]
 KNOWN = "import timm, sys; print('timm_ghn_init' in sys.modules)"

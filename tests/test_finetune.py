@@ -19,19 +19,19 @@ from processes import cli, context, torchrun
 from torch import nn
 
 from timm_ghn_init.cli import main
-from timm_ghn_init.finetune import Each, Runs, Trial, Tuned, plans, run, summary, train, work
-from timm_ghn_init.finetune.build import build
-from timm_ghn_init.finetune.data import load
-from timm_ghn_init.finetune.in_memory import InMemory
-from timm_ghn_init.finetune.presets import GRID, PRESETS
-from timm_ghn_init.finetune.protocol import settled
-from timm_ghn_init.finetune.results import read
-from timm_ghn_init.finetune.search import Halving, grid, sample
-from timm_ghn_init.finetune.stem import adapt_stem
-from timm_ghn_init.finetune.tuning import Tuning, layers_at
-from timm_ghn_init.images import datasets
-from timm_ghn_init.images.datasets import DatasetError
-from timm_ghn_init.images.split import few, split_off
+from timm_ghn_init.lab.finetune import Each, Runs, Trial, Tuned, plans, run, summary, train, work
+from timm_ghn_init.lab.finetune.build import build
+from timm_ghn_init.lab.finetune.data import load
+from timm_ghn_init.lab.finetune.in_memory import InMemory
+from timm_ghn_init.lab.finetune.presets import GRID, PRESETS
+from timm_ghn_init.lab.finetune.protocol import settled
+from timm_ghn_init.lab.finetune.results import read
+from timm_ghn_init.lab.finetune.search import Halving, grid, sample
+from timm_ghn_init.lab.finetune.stem import adapt_stem
+from timm_ghn_init.lab.finetune.tuning import Tuning, layers_at
+from timm_ghn_init.lab.images import datasets
+from timm_ghn_init.lab.images.datasets import DatasetError
+from timm_ghn_init.lab.images.split import few, split_off
 from timm_ghn_init.sources import parse_source
 
 pytest.importorskip("sklearn")
@@ -161,7 +161,7 @@ def test_cifar10_is_cut_as_in_the_authors_code(monkeypatch: pytest.MonkeyPatch) 
     images = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
     part = datasets.Split(images, torch.arange(60) % 10)
     monkeypatch.setattr(datasets, "load", lambda *_: datasets.Dataset("cifar10", part, part, tuple("0123456789"), True))
-    from timm_ghn_init.finetune import data as module
+    from timm_ghn_init.lab.finetune import data as module
 
     module._read.cache_clear()
     try:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timm_ghn_init.images import DatasetError, datasets
-from timm_ghn_init.images.batches import DatasetImages
-from timm_ghn_init.images.datasets import load
-from timm_ghn_init.images.folder import check_images, find_images, read_image
+from timm_ghn_init.lab.images import DatasetError, datasets
+from timm_ghn_init.lab.images.batches import DatasetImages
+from timm_ghn_init.lab.images.datasets import load
+from timm_ghn_init.lab.images.folder import check_images, find_images, read_image
 
 DRAW = np.random.default_rng(0)
 GREY = DRAW.integers(0, 256, (6, 8), dtype=np.uint8)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import timm
 
-from timm_ghn_init import enabling, init_model
+from timm_ghn_init import init_model
 from timm_ghn_init.cli import commands, main
 from timm_ghn_init.cli.results import plain
-from timm_ghn_init.finetune import plans
+from timm_ghn_init.integration import enabling
+from timm_ghn_init.lab.finetune import plans
 
 TRAIN = "--classes 4 --steps 1 --networks 1 --batch-size 2 --pool 2 --hid 8 --max-macs 3e5 --device cpu"
 TRIAL = "--epochs 1 --labels 10 --validation 10 -b 5 --workers 0 --img-size 32 --device cpu"

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from timm_ghn_init.cli import main
-from timm_ghn_init.finetune.presets import PRESETS
+from timm_ghn_init.lab.finetune.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 

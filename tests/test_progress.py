@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from timm_ghn_init import progress
 from timm_ghn_init.cli.messages import logging_to_stderr
-from timm_ghn_init.progress import Progress, over
+from timm_ghn_init.utils import progress
+from timm_ghn_init.utils.progress import Progress, over
 
 ROOT = Path(progress.__file__).parent
 
@@ -32,8 +32,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Any:
-    caplog.set_level(logging.INFO, "timm_ghn_init.progress")
-    return lambda: [r.getMessage() for r in caplog.records if r.name == "timm_ghn_init.progress"]
+    caplog.set_level(logging.INFO, "timm_ghn_init.utils.progress")
+    return lambda: [r.getMessage() for r in caplog.records if r.name == "timm_ghn_init.utils.progress"]
 
 
 def test_a_line_a_minute(clock: list[float], lines: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from processes import torchrun
 from ranks_job import on_a_rank
 
-from timm_ghn_init import ranks
+from timm_ghn_init.utils import ranks
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_rank_0_that_never_asks_or_asks_late(
     store: dist.Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ranks, "_PATIENCE", timedelta(seconds=0.2))
-    with caplog.at_level(logging.INFO, "timm_ghn_init.ranks"):
+    with caplog.at_level(logging.INFO, "timm_ghn_init.utils.ranks"):
         first = ask(1, 2, answers={1: "b", 2: "c"})
     assert len(set(first.values())) == 1
     assert "Rank 0 has not decided" in caplog.text

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from timm_ghn_init import registration
-from timm_ghn_init.registration import WhenImported
+from timm_ghn_init.integration import registration
+from timm_ghn_init.integration.registration import WhenImported
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from file_server import serving
 
 from timm_ghn_init.checkpoints.load import git_blob_id
 from timm_ghn_init.ghn import GHN
-from timm_ghn_init.images import datasets
+from timm_ghn_init.lab.images import datasets
 from timm_ghn_init.sources import KNOWN
 
 pytest.importorskip("torchvision")

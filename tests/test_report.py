@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from timm_ghn_init.analysis import BINS, experiments
-from timm_ghn_init.analysis.page import _VARIABLES
-from timm_ghn_init.analysis.runs import curves
 from timm_ghn_init.cli import main
+from timm_ghn_init.lab.analysis import BINS, experiments
+from timm_ghn_init.lab.analysis.page import _VARIABLES
+from timm_ghn_init.lab.analysis.runs import curves
 
 pytest.importorskip("matplotlib")
 

@@ -14,7 +14,8 @@ import timm
 import torch
 from train_script import fingerprint
 
-from timm_ghn_init import cli, runner
+from timm_ghn_init.cli import program
+from timm_ghn_init.integration import runner
 
 TRAIN = Path(__file__).with_name("train_script.py")
 RUNNER = (sys.executable, "-m", "timm_ghn_init")
@@ -93,7 +94,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Co
     path = tmp_path_factory.mktemp("path")
     (path / "timm_ghn_init").mkdir()
     (path / "timm_ghn_init" / "__init__.py").write_text(
-        f"__path__, __version__ = [{str(Path(runner.__file__).parent)!r}], ''"
+        f"__path__, __version__ = [{str(Path(runner.__file__).parents[1])!r}], ''"
     )
 
     def run(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -165,7 +166,7 @@ def test_processes_that_a_script_starts(run: Callable, folder: Path, method: str
 def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple]:
     """What `main` chose to run, in a folder with a few files."""
     chosen: list[tuple] = []
-    monkeypatch.setattr(cli, "main", lambda argv: chosen.append(("command", *argv)) or 0)
+    monkeypatch.setattr(program, "run_command", lambda argv: chosen.append(("command", *argv)) or 0)
     monkeypatch.setattr(runner, "run_script", lambda path, rest: chosen.append(("script", path, *rest)) or 0)
     monkeypatch.setattr(runner, "run_module", lambda name, rest: chosen.append(("module", name, *rest)) or 0)
     for name in ("train", "predict", "train.txt"):
@@ -189,7 +190,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple]:
     ],
 )
 def test_commands_and_scripts(ran: list[tuple], argv: list[str], expected: tuple) -> None:
-    assert runner.main(argv) == 0
+    assert program.main(argv) == 0
     assert ran == [expected]
 
 
@@ -203,7 +204,7 @@ def test_commands_and_scripts(ran: list[tuple], argv: list[str], expected: tuple
     ],
 )
 def test_neither(ran: list[tuple], capsys: pytest.CaptureFixture[str], argv: list[str], words: tuple) -> None:
-    assert runner.main(argv) == 2
+    assert program.main(argv) == 2
     assert ran == []
     stdout, stderr = capsys.readouterr()
     assert stdout == ""

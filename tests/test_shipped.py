@@ -18,9 +18,9 @@ import timm_ghn_init
 from timm_ghn_init import load_ghn
 from timm_ghn_init.checkpoints import load as checkpoints
 from timm_ghn_init.cli import main
-from timm_ghn_init.images.batches import open_images
+from timm_ghn_init.lab.images.batches import open_images
+from timm_ghn_init.lab.training import evaluate as evaluation
 from timm_ghn_init.sources import KNOWN, SHIPPED
-from timm_ghn_init.training import evaluate as evaluation
 
 FILE = KNOWN[SHIPPED].local_path
 IMAGES = Path(__file__).parent / "fashion_mnist"

@@ -11,9 +11,9 @@ import timm
 import torch
 from torch import nn
 
-from timm_ghn_init.analysis import signals
-from timm_ghn_init.analysis.signal import follow, verdict
 from timm_ghn_init.cli import main
+from timm_ghn_init.lab.analysis import signals
+from timm_ghn_init.lab.analysis.signal import follow, verdict
 from timm_ghn_init.recipe.postprocessing import list_layers
 
 DEPTH, WIDTH = 12, 64
@@ -146,8 +146,8 @@ def test_command(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_sources_that_cannot_be_had_are_said_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from timm_ghn_init.analysis import inits
     from timm_ghn_init.checkpoints.formats import CheckpointError
+    from timm_ghn_init.lab.analysis import inits
 
     def load(source: Any) -> None:
         raise CheckpointError("no network")

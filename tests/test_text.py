@@ -7,14 +7,14 @@ import pytest
 
 from timm_ghn_init.checkpoints.download import DownloadError
 from timm_ghn_init.checkpoints.load import CheckpointError
-from timm_ghn_init.checks import InputError
 from timm_ghn_init.cli.messages import UserError
 from timm_ghn_init.graph import TraceError
-from timm_ghn_init.images import DatasetError
+from timm_ghn_init.lab.images import DatasetError
+from timm_ghn_init.lab.training.loop import TrainingError
 from timm_ghn_init.recipe.assign import PredictionError
 from timm_ghn_init.report import InitReport
-from timm_ghn_init.text import clean, clean_logs_of, logger
-from timm_ghn_init.training.loop import TrainingError
+from timm_ghn_init.utils.checks import InputError
+from timm_ghn_init.utils.text import clean, clean_logs_of, logger
 from timm_ghn_init.weights.files import WeightsError
 from timm_ghn_init.weights.hub import HubError
 

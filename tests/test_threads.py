@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from timm_ghn_init import GHN, init_model, trace
-from timm_ghn_init.threads import one_thread, one_thread_each
+from timm_ghn_init.utils.threads import one_thread, one_thread_each
 
 
 def test_one_thread() -> None:

@@ -19,13 +19,13 @@ from torch.func import functional_call
 from timm_ghn_init import load_ghn, save_ghn, trace
 from timm_ghn_init.cli import main
 from timm_ghn_init.ghn import GHN
-from timm_ghn_init.images.batches import DatasetImages, open_images
-from timm_ghn_init.images.datasets import DatasetError, load
-from timm_ghn_init.images.formula import FormulaImages
-from timm_ghn_init.training import evaluate as evaluation
-from timm_ghn_init.training.evaluate import Score, evaluate, summary
-from timm_ghn_init.training.loop import TrainConfig, Trainer, TrainingError, _adamw
-from timm_ghn_init.training.networks import KINDS, MAX_MACS, SPLITS, Network, Record, build, network, sample, within
+from timm_ghn_init.lab.images.batches import DatasetImages, open_images
+from timm_ghn_init.lab.images.datasets import DatasetError, load
+from timm_ghn_init.lab.images.formula import FormulaImages
+from timm_ghn_init.lab.training import evaluate as evaluation
+from timm_ghn_init.lab.training.evaluate import Score, evaluate, summary
+from timm_ghn_init.lab.training.loop import TrainConfig, Trainer, TrainingError, _adamw
+from timm_ghn_init.lab.training.networks import KINDS, MAX_MACS, SPLITS, Network, Record, build, network, sample, within
 
 TINY = {"max_shape": [8, 8, 3, 3], "weight_norm": True, "ve": True, "layernorm": True, "hid": 8}
 CONFIG = TrainConfig(num_classes=4, steps=6, networks=2, batch_size=8, pool=6, max_macs=3e5, warmup=2, ghn=TINY)

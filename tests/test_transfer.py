@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from timm_ghn_init.finetune.results import read
-from timm_ghn_init.images import DatasetError
-from timm_ghn_init.images.datasets import load
+from timm_ghn_init.lab.finetune.results import read
+from timm_ghn_init.lab.images import DatasetError
+from timm_ghn_init.lab.images.datasets import load
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")

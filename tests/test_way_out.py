@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from timm_ghn_init import checks
 from timm_ghn_init.checkpoints.formats import CheckpointError
 from timm_ghn_init.cli import _parser, cache, main
 from timm_ghn_init.cli.way_out import leave
+from timm_ghn_init.utils import checks
 
 
 def end(work: Callable[[], Any], go_on: str = "") -> int:

@@ -6,15 +6,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .registration import register, unregister
+from .integration.registration import register, unregister
 from .sources import Source, list_sources, parse_source
 
 if TYPE_CHECKING:
     from .checkpoints.load import CheckpointError, fetch, load_ghn, save_ghn
-    from .create import create_sharded
     from .ghn import GHN
     from .graph import Graph, TraceError, trace
     from .initialize import init_model
+    from .integration.create import create_sharded
     from .recipe.postprocessing import postprocess
     from .report import InitReport
     from .sharded.save import save_sharded
@@ -38,7 +38,7 @@ _LAZY = {
     "postprocess": "recipe.postprocessing",
     "push_model": "weights.push",
     "InitReport": "report",
-    "create_sharded": "create",
+    "create_sharded": "integration.create",
     "save_sharded": "sharded.save",
 }
 
@@ -76,7 +76,7 @@ if not TYPE_CHECKING:  # which would take any name for one of these
 
         value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
         if name == "trace":
-            import_module(".draw", __name__)  # so that graphs draw themselves in notebooks
+            import_module(".lab.draw", __name__)  # so that graphs draw themselves in notebooks
         return value
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints.load import load_ghn, resolve_default
-from .checks import InputError
 from .ghn import GHN
 from .graph import model_name, refuse_unsupported
 from .recipe import baselines, finished, recipe
@@ -20,7 +19,8 @@ from .recipe.whole import Settle, Whole, refuse_unwritable
 from .recipe.wrappers import bare
 from .report import InitReport
 from .sources import Source, parse_source
-from .text import logger
+from .utils.checks import InputError
+from .utils.text import logger
 from .weights import cache as weights_cache
 from .weights import hub
 from .weights.push import push_predicted

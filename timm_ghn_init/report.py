@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .atomic import replacing
-from .notebook import folded
-from .text import clean
+from .utils.files import replacing
+from .utils.notebook import folded
+from .utils.text import clean
 
 
 @dataclass(frozen=True, repr=False)

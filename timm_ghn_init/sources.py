@@ -18,7 +18,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from .checks import FLAG, NAMESPACE, NOT_NEGATIVE, SEED, InputError, Kind, either, instance, one_of, whole
+from .utils.checks import FLAG, NAMESPACE, NOT_NEGATIVE, SEED, InputError, Kind, either, instance, one_of, whole
 
 DEFAULT = "ghn"
 SHIPPED = "ghn2-fashion"
@@ -270,7 +270,7 @@ class Source:
         return f"Source({str(self)!r})"
 
     def _repr_html_(self) -> str:
-        from .notebook import folded
+        from .utils.notebook import folded
 
         about = self.known or self.baseline
         what = about.description if about else "the default GHN" if self.name == DEFAULT else "a checkpoint of your own"

@@ -145,9 +145,9 @@ def _run(command: Argv, out: Path) -> int:
 
 def _beside(runs: Path, archs: Sequence[str], item: str) -> str:
     """Our results in one column, the paper's in another that says so."""
-    from timm_ghn_init.analysis.runs import experiments
     from timm_ghn_init.cli.messages import table
-    from timm_ghn_init.finetune.results import read
+    from timm_ghn_init.lab.analysis.runs import experiments
+    from timm_ghn_init.lab.finetune.results import read
     from timm_ghn_init.sources import is_source, parse_source
 
     rows = []

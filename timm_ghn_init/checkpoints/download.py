@@ -16,8 +16,8 @@ from urllib.request import (
     build_opener,
 )
 
-from ..progress import Progress
-from ..text import Told, clean, logger
+from ..utils.progress import Progress
+from ..utils.text import Told, clean, logger
 
 _logger = logger(__name__)
 

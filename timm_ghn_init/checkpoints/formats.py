@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..checks import FLAG, Kind, one_of, whole
-from ..text import Told, as_cause
+from ..utils.checks import FLAG, Kind, one_of, whole
+from ..utils.text import Told, as_cause
 from .joblib_files import read_joblib
 from .safetensors_header import check_size, header
 from .stand_ins import LazyTensor

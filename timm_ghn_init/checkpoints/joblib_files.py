@@ -10,7 +10,7 @@ from pickle import UnpicklingError
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
-from ..atomic import own_folder
+from ..utils.files import own_folder
 from .stand_ins import NAMES, LazyTensor, NumpyDType, Storage, whole
 from .torch_files import expansion_limit, read_legacy
 from .unpickle import Block, Machine, Name, Stream

@@ -16,12 +16,12 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
-from ..atomic import own_folder, replacing, resumable
-from ..checks import InputError, check_device, instance
-from ..progress import Progress
-from ..ranks import agree
 from ..sources import DEFAULT, KNOWN, SHIPPED, SHIPPED_BEFORE, SUFFIXES, KnownGHN, Source, parse_source
-from ..text import as_cause, clean_logs_of, logger
+from ..utils.checks import InputError, check_device, instance
+from ..utils.files import own_folder, replacing, resumable
+from ..utils.progress import Progress
+from ..utils.ranks import agree
+from ..utils.text import as_cause, clean_logs_of, logger
 from .download import DownloadError, download
 from .formats import CheckpointError, GHNFile, build, check_finite, open_ghn, write_ghn
 from .no_waiting import no_waiting

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import InputError
+from ..utils.checks import InputError
 
 if TYPE_CHECKING:
     import torch

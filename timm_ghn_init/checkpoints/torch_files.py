@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 from tempfile import gettempdir
 from typing import Any, BinaryIO
 
-from ..atomic import own_folder
+from ..utils.files import own_folder
 from .stand_ins import NAMES, SIZES, Storage, StorageType
 from .unpickle import INSTRUCTIONS, MOST_TEXT, Block, Inert, Instruction, Machine, Name, Stream
 

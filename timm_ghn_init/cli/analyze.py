@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sources import DEFAULT, parse_source
-from ..text import logger
+from ..utils.text import logger
 from ..version import __version__
 from .arguments import Command, add_architecture, add_data, add_source, add_sources, nested, whole
 from .files import output_path, writing
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-    from ..analysis.embeddings import Architecture
-    from ..analysis.inits import Create
+    from ..lab.analysis.embeddings import Architecture
+    from ..lab.analysis.inits import Create
 
 _logger = logger(__name__)
 
@@ -47,7 +47,7 @@ def _add_sources(sub: argparse.ArgumentParser) -> None:
 
 def _at_hand(args: argparse.Namespace) -> "tuple[Create, list[str], int]":
     """What makes the network, the sources that can be had, and the exit status: 1 where others cannot."""
-    from ..analysis import obtainable
+    from ..lab.analysis import obtainable
 
     def create(pretrained: bool) -> "nn.Module":
         return with_weights(args, pretrained)
@@ -70,7 +70,7 @@ def _add_correlations(sub: argparse.ArgumentParser) -> None:
 
 def correlations(args: argparse.Namespace) -> int:
     """Compare how much the channels of each layer correlate under several initialisations (the paper's Figure 2)."""
-    from ..analysis import compare, correlation_figure
+    from ..lab.analysis import compare, correlation_figure
 
     output, layers = picture_path(args), _numbers(args.layers)
     create, sources, status = _at_hand(args)
@@ -116,7 +116,7 @@ def _add_signal(sub: argparse.ArgumentParser) -> None:
 
 def signal(args: argparse.Namespace) -> int:
     """Follow signals through an untrained network, forwards and backwards: what vanishes, explodes, dies, and where."""
-    from ..analysis import signal_figure, signals
+    from ..lab.analysis import signal_figure, signals
 
     output = picture_path(args)
     create, sources, status = _at_hand(args)
@@ -136,8 +136,8 @@ def _images(args: argparse.Namespace, model: "nn.Module") -> "tuple[Tensor, Tens
     """Images as the network wants them, and their classes."""
     import torch
 
-    from ..images import DatasetError
-    from ..images.datasets import some_images
+    from ..lab.images import DatasetError
+    from ..lab.images.datasets import some_images
 
     config: Any = model.pretrained_cfg  # of every model of timm
     channels, height, width = config["input_size"]
@@ -174,8 +174,8 @@ def _add_embed(sub: argparse.ArgumentParser) -> None:
 
 def embed(args: argparse.Namespace) -> int:
     """Project graph embeddings on two principal components, architectures among others (the paper's Figure 5)."""
-    from ..analysis import embedding_figure, place, read_values
     from ..checkpoints.load import load_ghn, resolve_default
+    from ..lab.analysis import embedding_figure, place, read_values
 
     output = picture_path(args)
     source = parse_source(args.source)
@@ -201,7 +201,7 @@ def _embedded_as_text(data: dict[str, Any]) -> str:
 
 
 def _architectures(args: argparse.Namespace) -> "tuple[list[Architecture], list[Architecture]]":
-    from ..analysis.embeddings import sampled_reference, timm_architecture, timm_reference
+    from ..lab.analysis.embeddings import sampled_reference, timm_architecture, timm_reference
 
     given = [timm_architecture(name) for name in dict.fromkeys(args.arch)]
     kind, _, patterns = args.reference.partition(":")
@@ -214,7 +214,7 @@ def _architectures(args: argparse.Namespace) -> "tuple[list[Architecture], list[
 
 def picture_path(args: argparse.Namespace) -> Path | None:
     """Where to write; what makes pictures must be there before the work. None: nowhere, with --json alone."""
-    from ..analysis import style
+    from ..lab.analysis import style
 
     if args.output is None:
         if args.json:
@@ -244,7 +244,7 @@ def present(
 
 
 def _written(output: Path, data: dict[str, Any], figure: "Callable[[], Figure]") -> list[Path]:
-    from ..analysis import rendered, style
+    from ..lab.analysis import rendered, style
 
     numbers = output.with_suffix(".json")
     with writing(numbers) as temporary:

@@ -9,9 +9,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from ..checks import FINITE, POSITIVE, Kind
-from ..checks import whole as whole_number
 from ..sources import SUFFIXES, is_source
+from ..utils.checks import FINITE, POSITIVE, Kind
+from ..utils.checks import whole as whole_number
 from .messages import PROG, did_you_mean, one_line
 from .results import add_json
 

@@ -6,10 +6,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from ..checks import NAMESPACE
-from ..progress import over
 from ..sources import Source
-from ..text import logger
+from ..utils.checks import NAMESPACE
+from ..utils.progress import over
+from ..utils.text import logger
 from .arguments import AGAIN, Command, add_model_options, add_prediction, option
 from .files import writing_folder
 from .messages import UserError, did_you_mean, one_line, table
@@ -35,7 +35,7 @@ def add(command: Command) -> None:
 
 def bake(args: argparse.Namespace) -> int:
     """Predict the weights of many architectures, go on where it stopped, and list what became of each."""
-    from ..ranks import gather, share
+    from ..utils.ranks import gather, share
 
     source = read_predicting(args.source).prediction
     names = _architectures(args.models)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..progress import size_of
+from ..utils.progress import size_of
 from .arguments import Command
 from .messages import UserError, mistakes, table
 from .results import plain, show

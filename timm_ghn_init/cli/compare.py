@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..checks import shown
+from ..utils.checks import shown
 from .arguments import Command, add_model_options, whole
 from .messages import UserError, mistakes, one_line, table
 from .results import show
@@ -12,7 +12,7 @@ from .results import show
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..analysis.difference import Difference
+    from ..lab.analysis.difference import Difference
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 
@@ -35,7 +35,7 @@ def add(command: Command) -> None:
 
 def compare(args: argparse.Namespace) -> int:
     """Compare two files of weights or sources, tensor by tensor; exit status 1 where they differ."""
-    from ..analysis.difference import differences, summary
+    from ..lab.analysis.difference import differences, summary
 
     files = [_file(text) for text in (args.first, args.second)]
     about = next((a for path in files if path and (a := _about(path))), {})
@@ -108,7 +108,7 @@ def _tensors(path: Path) -> "dict[str, Tensor]":
 
 def _made(init: str, args: argparse.Namespace, about: dict[str, Any]) -> _Weights:
     """The weights of a source, for the architecture of an option or of the other file."""
-    from ..analysis.inits import initialised
+    from ..lab.analysis.inits import initialised
     from .models import with_weights
 
     arch = args.arch or about.get("architecture")

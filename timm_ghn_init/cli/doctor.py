@@ -119,15 +119,15 @@ def _bounds() -> dict[str, Any]:
 
 
 def _registered(broken: list[str]) -> Facts:
-    from .. import enabling
-    from ..registration import register
+    from ..integration import enabling
+    from ..integration.registration import register
 
     lines = enabling.enabled()
     for file in lines:
         if file.read_text(encoding="utf-8", errors="replace") != enabling.LINE:
             broken.append(f"{file}: written by another version of this package; run {PROG} enable again")
     register()
-    from .. import timm_hooks  # what timm makes of it
+    from ..integration import timm_hooks  # what timm makes of it
 
     missing = timm_hooks.unwrapped()
     if missing:

@@ -15,7 +15,7 @@ def add(command: Command) -> None:
 
 def enable(args: argparse.Namespace) -> int:
     """Have timm know the sources in every program of this environment, without importing this package."""
-    from ..enabling import enable, enabled
+    from ..integration.enabling import enable, enabled
 
     if not args.status:
         with mistakes(RuntimeError, OSError):
@@ -29,7 +29,7 @@ def enable(args: argparse.Namespace) -> int:
 
 def disable(args: argparse.Namespace) -> int:
     """Undo enable: sources are known where this package is imported."""
-    from ..enabling import disable
+    from ..integration.enabling import disable
 
     with mistakes(OSError):
         removed = disable()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..atomic import replacing, replacing_folder
+from ..utils.files import replacing, replacing_folder
 from .messages import UserError
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from ..checks import PROCESSES
+from ..utils.checks import PROCESSES
 from .arguments import AGAIN, Command, add_data, add_sources, number, option, seconds, whole
 from .files import output_path
 from .messages import UserError, mistakes, one_line, table
@@ -17,9 +17,9 @@ from .models import read_device
 from .results import show
 
 if TYPE_CHECKING:
-    from ..finetune import Trial
-    from ..finetune.plans import Each, Tuned
-    from ..finetune.search import Halving
+    from ..lab.finetune import Trial
+    from ..lab.finetune.plans import Each, Tuned
+    from ..lab.finetune.search import Halving
 
 INITS = ("rand", "orth", "ghn", "ghn-orth")
 
@@ -37,7 +37,7 @@ def add(command: Command) -> None:
     sub.add_argument(
         "--workers", type=option(PROCESSES), default=2, metavar="N", help="that read a folder (default: %(default)s)"
     )
-    add_trial_options(sub.add_argument_group("one run", "defaults are those of timm_ghn_init.finetune.Trial"))
+    add_trial_options(sub.add_argument_group("one run", "defaults are those of timm_ghn_init.lab.finetune.Trial"))
     search = sub.add_argument_group("choosing hyper-parameters on the validation images, for each initialisation")
     search.add_argument("--search", choices=("grid", "random", "halving"), help="the paper's grid, or part of it")
     search.add_argument(
@@ -76,9 +76,9 @@ def finetune(args: argparse.Namespace) -> int:
     Finished runs are looked up in RUNS.jsonl, a run that was stopped goes on at its last checkpoint, and processes that
     write to one file, started by hand or by torchrun, share the runs.
     """
-    from ..finetune import Runs, work
-    from ..finetune.data import load
-    from ..finetune.plans import one_after_another
+    from ..lab.finetune import Runs, work
+    from ..lab.finetune.data import load
+    from ..lab.finetune.plans import one_after_another
 
     output = output_path(args.output, (".jsonl",))
     device = read_device(args.device or _device_of_rank())
@@ -118,8 +118,8 @@ def _device_of_rank() -> str | None:
 
 def _trials(args: argparse.Namespace) -> "list[Trial]":
     """One for each initialisation: options, then the preset, then the protocol's defaults."""
-    from ..finetune import Trial
-    from ..finetune.presets import PRESETS
+    from ..lab.finetune import Trial
+    from ..lab.finetune.presets import PRESETS
 
     if args.preset is not None and args.preset not in PRESETS:
         raise UserError(f"Unknown preset {args.preset!r}; there are {', '.join(PRESETS)}.")
@@ -130,15 +130,15 @@ def _trials(args: argparse.Namespace) -> "list[Trial]":
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """Options that are fields of `Trial`."""
-    from ..finetune import Trial
+    from ..lab.finetune import Trial
 
     names = {f.name for f in fields(Trial)} - {"init"}
     return {name: value for name, value in vars(args).items() if name in names and value is not None}
 
 
 def _plan(trial: "Trial", args: argparse.Namespace) -> "Tuned | Halving | Each":
-    from ..finetune.plans import Each, Tuned
-    from ..finetune.search import SEARCHABLE, Halving, grid, sample
+    from ..lab.finetune.plans import Each, Tuned
+    from ..lab.finetune.search import SEARCHABLE, Halving, grid, sample
 
     if args.search is None:
         for option in ("grid", "trials", "time_budget"):
@@ -177,14 +177,14 @@ def _literal(text: str) -> Any:
 
 def _as_data(records: "list[dict[str, Any]]") -> "list[dict[str, Any]]":
     """The rows of the table; mean and deviation of each score as they are."""
-    from ..finetune.results import summary
+    from ..lab.finetune.results import summary
 
     scores = ("validation_accuracy", "test_accuracy")
     return [row | {n: dict(zip(("mean", "std"), row[n], strict=True)) for n in scores} for row in summary(records)]
 
 
 def _as_text(records: "list[dict[str, Any]]") -> str:
-    from ..finetune.results import percent, summary
+    from ..lab.finetune.results import percent, summary
 
     rows = []
     for row in summary(records):

@@ -29,7 +29,7 @@ def add(command: Command) -> None:
 
 def graph(args: argparse.Namespace) -> int:
     """Draw the graph of an architecture, without a checkpoint."""
-    from ..draw import FORMATS, MOST_LABELLED_NODES, draw
+    from ..lab.draw import FORMATS, MOST_LABELLED_NODES, draw
 
     output = output_path(args.output, tuple(FORMATS))
     _, traced = trace_model(args, read_ghn(args.source).dialect)

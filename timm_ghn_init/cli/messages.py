@@ -5,8 +5,8 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from ..progress import aside
-from ..text import Told, clean
+from ..utils.progress import aside
+from ..utils.text import Told, clean
 
 PROG = "timm-ghn-init"
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ..checks import shown, whole
 from ..sources import DEFAULT, Source, parse_source
-from ..text import logger
+from ..utils.checks import shown, whole
+from ..utils.text import logger
 from .messages import UserError, did_you_mean, mistakes, one_line
 
 if TYPE_CHECKING:

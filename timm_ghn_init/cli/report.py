@@ -22,8 +22,8 @@ def add(command: Command) -> None:
 
 def report(args: argparse.Namespace) -> int:
     """Write the results of finetune as one self-contained page: table, curves, correlations, commands."""
-    from ..analysis import experiments, page
-    from ..finetune.results import read
+    from ..lab.analysis import experiments, page
+    from ..lab.finetune.results import read
 
     output = output_path(args.output, (".html",))
     runs = Path(args.runs)
@@ -42,7 +42,7 @@ def report(args: argparse.Namespace) -> int:
 
 
 def _read_correlations(path: Path) -> Any:
-    from ..analysis import check_correlations
+    from ..lab.analysis import check_correlations
 
     content = path.read_bytes()
     try:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import CLASSES, PROCESSES, WIDTH
+from ..utils.checks import CLASSES, PROCESSES, WIDTH
 from .arguments import Command, add_data, add_needed_source, as_source, number, option, seconds, whole
 from .messages import UserError, mistakes, table
 from .models import read_device
@@ -52,8 +52,8 @@ def train_ghn(args: argparse.Namespace) -> int:
     """Train a GHN on sampled networks, with images made by formula or your own."""
     import torch
 
-    from ..training.loop import RESULT, TrainConfig, Trainer
-    from ..training.networks import MAX_MACS
+    from ..lab.training.loop import RESULT, TrainConfig, Trainer
+    from ..lab.training.networks import MAX_MACS
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -86,8 +86,8 @@ def train_ghn(args: argparse.Namespace) -> int:
 def eval_ghn(args: argparse.Namespace) -> int:
     """Accuracy of held-out networks with a GHN's parameters and no training, against random ones and chance."""
     from ..checkpoints.load import load_ghn
-    from ..images.batches import open_images
-    from ..training.evaluate import evaluate, summary
+    from ..lab.images.batches import open_images
+    from ..lab.training.evaluate import evaluate, summary
 
     ghn = load_ghn(args.source, read_device(args.device) or "cpu")
     with mistakes(ValueError):
@@ -103,7 +103,7 @@ def eval_ghn(args: argparse.Namespace) -> int:
 
 def _trained_on(ghn: "GHN", source: str) -> str:
     """The name of the images, in the GHN's file; a folder is kept there without its place."""
-    from ..images.batches import NAMES
+    from ..lab.images.batches import NAMES
 
     if ghn.trained_on is None or ghn.trained_on not in NAMES:
         said = "nothing" if ghn.trained_on is None else repr(ghn.trained_on[:80])

@@ -3,8 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ..checks import PROCESSES, InputError
 from ..sources import parse_source
+from ..utils.checks import PROCESSES, InputError
 from .analyze import picture_path, present
 from .arguments import AGAIN, Command, add_data, add_source, option, seconds, whole
 from .finetune import add_trial_options, given, less_messages
@@ -12,8 +12,8 @@ from .messages import UserError, mistakes, table
 from .models import read_device
 
 if TYPE_CHECKING:
-    from ..finetune import Runs
-    from ..finetune.tuning import Tuning
+    from ..lab.finetune import Runs
+    from ..lab.finetune.tuning import Tuning
 
 
 def add(command: Command) -> None:
@@ -30,7 +30,7 @@ def add(command: Command) -> None:
     sub.add_argument(
         "--workers", type=option(PROCESSES), default=2, metavar="N", help="that read a folder (default: %(default)s)"
     )
-    add_trial_options(sub.add_argument_group("one run", "defaults are those of timm_ghn_init.finetune.Trial"))
+    add_trial_options(sub.add_argument_group("one run", "defaults are those of timm_ghn_init.lab.finetune.Trial"))
 
 
 def tune(args: argparse.Namespace) -> int:
@@ -39,10 +39,10 @@ def tune(args: argparse.Namespace) -> int:
     Prints the source to use and what it is worth against random and orthogonal parameters with learning rates of their
     own. The runs are kept in FILE.jsonl beside the picture: the same command goes on where it was stopped.
     """
-    from ..analysis import layer_figure
-    from ..finetune import Runs, work
-    from ..finetune.data import load
-    from ..finetune.tuning import Tuning
+    from ..lab.analysis import layer_figure
+    from ..lab.finetune import Runs, work
+    from ..lab.finetune.data import load
+    from ..lab.finetune.tuning import Tuning
 
     source = parse_source(args.source)
     if not source.orth:
@@ -69,8 +69,8 @@ def tune(args: argparse.Namespace) -> int:
 
 
 def _trial(args: argparse.Namespace, source: str) -> Any:
-    from ..finetune import Trial
-    from ..finetune.protocol import settled
+    from ..lab.finetune import Trial
+    from ..lab.finetune.protocol import settled
 
     opt = {"opt": "adamw"} if args.arch.startswith("convnext") else {}  # as in the paper
     return settled(Trial(**{**opt, **given(args), "init": source}))
@@ -89,7 +89,7 @@ def _count_layers(arch: str) -> int:
 
 
 def _summary(tuning: "Tuning", runs: "Runs") -> dict[str, Any]:
-    from ..finetune.results import mean_and_std
+    from ..lab.finetune.results import mean_and_std
 
     done = runs.finished()
     rows = []
@@ -111,7 +111,7 @@ def _summary(tuning: "Tuning", runs: "Runs") -> dict[str, Any]:
 
 
 def _as_text(data: dict[str, Any]) -> str:
-    from ..finetune.results import percent
+    from ..lab.finetune.results import percent
 
     rows = [
         (row["title"], percent(row["validation"]), percent(row["test"]), f"{row['lr']:g}", row["init"])

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..sources import Source, parse_source
-from ..text import logger
+from ..utils.text import logger
 from .arguments import Command, add_source
 from .messages import UserError, did_you_mean, table
 from .results import show

@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from types import FrameType
 from typing import Any
 
-from ..text import Told, logger
+from ..utils.text import Told, logger
 from .messages import PROG, one_line
 
 _logger = logger(__name__)

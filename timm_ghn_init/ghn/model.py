@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import PRIMITIVES, Dialect, Graph, Node, Place, Target
-from ..threads import one_thread
+from ..utils.threads import one_thread
 from .decoders import ConvDecoder, MLPDecoder, resize
 from .gated_gnn import MLP, GatedGNN, NodeMLP
 from .graphormer import Graphormer

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..process_settings import OfTheProcess
+from ..utils.process_settings import OfTheProcess
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..checks import InputError, shown
-from ..checks import whole as whole_number
+from ..utils.checks import InputError, shown
+from ..utils.checks import whole as whole_number
 from .nested import named_tensors
 
 BATCH = 2

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..checks import InputError
-from ..text import Told, clean, logger
+from ..utils.checks import InputError
+from ..utils.text import Told, clean, logger
 from .inputs import Inputs, attempts, given
 from .recorder import ForwardError, Recorder
 

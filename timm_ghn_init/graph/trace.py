@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checks import one_of
+from ..utils.checks import one_of
 from .adapters import leave_adapters
 from .classifier import Output, by_place, declared_classifier, last_of
 from .garbage import held_back

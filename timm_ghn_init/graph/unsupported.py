@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..checks import InputError
+from ..utils.checks import InputError
 
 
 class _Kind(NamedTuple):

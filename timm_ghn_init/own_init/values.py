@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..text import logger
+from ..utils.text import logger
 from .stand_ins import meta_parameter, named_tensors, placeless_parameter, replaced
 
 _logger = logger(__name__)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..ghn import Tile
 from ..own_init.stand_ins import named_tensors
-from ..text import Told, logger
-from ..threads import one_thread
+from ..utils.text import Told, logger
+from ..utils.threads import one_thread
 from .parametrised import Parametrised, parametrised
 from .pending import Pending
 

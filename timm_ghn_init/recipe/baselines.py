@@ -20,10 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..checks import InputError
 from ..report import InitReport
 from ..sources import Source
-from ..threads import one_thread_each
+from ..utils.checks import InputError
+from ..utils.threads import one_thread_each
 from .assign import uninterrupted, unwritable
 from .exact import exact
 from .noise import seeded_generator

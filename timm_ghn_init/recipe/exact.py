@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..process_settings import OfTheProcess
+from ..utils.process_settings import OfTheProcess
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..checks import FLAG, POSITIVE, SEED, Kind, check_all, check_device, instance, or_none
 from ..ghn import GHN
+from ..utils.checks import FLAG, POSITIVE, SEED, Kind, check_all, check_device, instance, or_none
 
 _KINDS: dict[str, Kind] = {
     "ghn": or_none(instance("a GHN, as load_ghn returns it", GHN)),

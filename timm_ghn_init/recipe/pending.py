@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..text import logger
+from ..utils.text import logger
 
 _logger = logger(__name__)
 

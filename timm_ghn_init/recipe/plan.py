@@ -11,7 +11,7 @@ from torch import nn
 from ..graph import Graph, TraceError
 from ..graph.classifier import declared_classifier
 from ..sources import Source
-from ..text import logger
+from ..utils.text import logger
 from ..weights.key import weights_key
 from .parametrised import Parametrised, parametrised
 from .postprocessing import Layer, check_options, layers_of, to_process

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..checks import FLAG, InputError, instance, number, whole
-from ..progress import Progress
-from ..threads import one_thread_each
+from ..utils.checks import FLAG, InputError, instance, number, whole
+from ..utils.progress import Progress
+from ..utils.threads import one_thread_each
 from .assign import PredictionError, uninterrupted, unwritable, write_results
 from .exact import exact
 from .many import batches, orthogonal_alone, process_batch, write_back

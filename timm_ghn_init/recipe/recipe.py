@@ -3,9 +3,9 @@
 Nothing is written before all is computed. What the recipe needs to know of a model's memory is a `Place`.
 """
 
-from ..checks import InputError
 from ..ghn import Tile
 from ..report import InitReport
+from ..utils.checks import InputError
 from . import assign
 from .exact import exact
 from .finished import Finished

@@ -6,12 +6,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..checks import InputError
 from ..ghn import GHN, Tile
 from ..graph import Graph, trace
 from ..own_init.stand_ins import named_tensors
 from ..own_init.values import forget, materialise, on_meta, own_values, warn_unset
 from ..sources import Source
+from ..utils.checks import InputError
 from . import assign
 from .clock import Clock
 from .options import Options

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from ..checks import InputError
+from ..utils.checks import InputError
 
 
 class Box(NamedTuple):

@@ -23,7 +23,7 @@ from ..recipe.pending import Pending
 from ..recipe.place import Place, T
 from ..recipe.plan import Plan
 from ..sources import Source
-from ..threads import one_thread
+from ..utils.threads import one_thread
 from .exchange import Exchange, local
 from .layout import Layout, layout_of, mesh_of
 from .meeting import TIMEOUT, Meeting

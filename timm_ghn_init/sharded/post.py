@@ -15,7 +15,7 @@ from ..ghn import Tile
 from ..recipe.pending import Pending
 from ..recipe.plan import Plan
 from ..recipe.postprocessing import Layer, check_result, cost, empty_for, process_weight, progress_bar
-from ..threads import one_thread
+from ..utils.threads import one_thread
 from .exchange import Exchange, local
 from .layout import Layout
 

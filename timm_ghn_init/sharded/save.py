@@ -10,10 +10,10 @@ from typing import Any, BinaryIO
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..atomic import own_folder
 from ..checkpoints.safetensors_header import header
 from ..graph import model_name
 from ..report import InitReport
+from ..utils.files import own_folder
 from ..weights.files import add_to_digest, as_bytes, metadata_of, provenance
 from ..weights.files import layout as file_layout
 from .exchange import Exchange

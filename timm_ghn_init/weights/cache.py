@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..atomic import remove_abandoned, replacing
 from ..checkpoints.load import home
-from ..checks import InputError, shown
-from ..text import logger
+from ..utils.checks import InputError, shown
+from ..utils.files import remove_abandoned, replacing
+from ..utils.text import logger
 from .files import WeightsError, plain, read, save
 
 if TYPE_CHECKING:

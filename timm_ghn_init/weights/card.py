@@ -7,7 +7,7 @@ from typing import Any
 
 from ..report import InitReport
 from ..sources import KNOWN, parse_source
-from ..text import clean
+from ..utils.text import clean
 
 _PAPER = "[Pretraining a Neural Network before Knowing Its Architecture](https://arxiv.org/abs/2207.10049)"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.safetensors_header import check_size, header
-from ..text import Told, as_cause
+from ..utils.text import Told, as_cause
 from ..version import __version__
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import NAMESPACE, InputError
-from ..text import Told, clean, clean_logs_of, logger
+from ..utils.checks import NAMESPACE, InputError
+from ..utils.text import Told, clean, clean_logs_of, logger
 from .files import METADATA_KEY, WeightsError, read
 
 if TYPE_CHECKING:

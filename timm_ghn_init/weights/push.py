@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from ..atomic import named
-from ..checks import InputError
 from ..report import InitReport
 from ..sources import Source, parse_source
-from ..text import clean_logs_of, logger
+from ..utils.checks import InputError
+from ..utils.files import named
+from ..utils.text import clean_logs_of, logger
 from ..version import __version__
 from .card import model_card
 from .files import METADATA_KEY, provenance, read_about, save, state_dict

@@ -1,0 +1,111 @@
+"""A model that no rank ever holds whole, in one call."""
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from ..initialize import initialise
+from ..own_init.deferred import DeferredInit, deferred_init
+from ..own_init.stand_ins import named_tensors
+from ..recipe.options import Options
+from ..sharded.blocks import shard_blocks
+from ..sources import Source, parse_source
+from ..weights.timm_config import note_source
+
+
+def create_sharded(
+    model_name: str,
+    source: str | Source,
+    mesh: DeviceMesh,
+    *,
+    fully_shard_kwargs: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+    timeout: float | None = None,
+    example_inputs: Any = None,
+    **timm_kwargs: Any,
+) -> nn.Module:
+    """Build one of timm's architectures on the meta device, shard it with FSDP2, and initialise it. All ranks call it.
+
+    Each of the model's `blocks_of`, and then the model, gets `fully_shard`. Buffers and what a GHN does not predict
+    have the values that `timm.create_model` gives them after `torch.manual_seed(seed)`, whatever the mesh. To find them
+    takes each rank about 2 ns for each value of the model, and no memory to speak of; a model that others than timm
+    have registered is built once on each rank's CPU for it.
+
+    Args:
+        model_name: as in `timm.create_model`.
+        source: as in `init_model`; no baseline.
+        mesh: of one dimension (FSDP) or of two, the first of which replicates (HSDP).
+        fully_shard_kwargs: for `fully_shard`, e.g. `mp_policy` or `reshard_after_forward`.
+        seed: of all that is random. Default: the source's own, else 0.
+        device: where to decode and post-process. Default: that of the mesh.
+        timeout: seconds to wait for another rank. Default: 1800.
+        example_inputs: as in `init_model`.
+        timm_kwargs: for `timm.create_model`.
+
+    Returns:
+        The model, in training mode as timm gives it. `model.ghn_report` is the `InitReport`.
+
+    Raises:
+        Exception: as `init_model`.
+
+    Example:
+        >>> mesh = init_device_mesh("cuda", (64,))
+        >>> model = create_sharded("vit_giant_patch14_224", "ghn-orth", mesh)
+    """
+    import timm
+
+    source = parse_source(source)
+    model = _on_meta(model_name, timm_kwargs)
+    shard_blocks(model, **{**(fully_shard_kwargs or {}), "mesh": mesh})
+
+    def constructed(names: Collection[str]) -> dict[str, Tensor]:
+        with torch.device("cpu"):
+            create = timm.model_entrypoint(model_name) if timm.is_model(model_name) else None
+            deferred = deferred_init(create, (), timm_kwargs)
+            build = partial(timm.create_model, model_name, **timm_kwargs)
+            return _constructed(build, deferred, names, source.seed_or(seed))
+
+    options = Options(seed=seed, device=device, timeout=timeout, example_inputs=example_inputs)
+    report = initialise(model, source, options, constructed=constructed)
+    note_source(model, report)
+    model.ghn_report = report  # type: ignore[assignment]
+    return model
+
+
+def _on_meta(model_name: str, timm_kwargs: Mapping[str, Any]) -> nn.Module:
+    import timm
+
+    try:
+        with torch.device("meta"):
+            return timm.create_model(model_name, **timm_kwargs)
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta tensor" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{model_name}: its constructor reads values, so it cannot be built on the meta device ({error}). "
+            f"Many of timm's can from timm 1.0.21 on; this is {timm.__version__}. Or build it on the CPU, shard it and "
+            "call init_model."
+        ) from error
+
+
+def _constructed(
+    build: Callable[[], nn.Module], deferred: DeferredInit | None, names: Collection[str], seed: int
+) -> dict[str, Tensor]:
+    """Values that a model's constructor gives to some of its parameters and buffers.
+
+    If its initialisation can be put off, no more of its memory is touched than they need.
+    """
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
+        with deferred or nullcontext():
+            model = build()
+            tensors = named_tensors(model)
+            if deferred is not None:
+                deferred.settle([t for n, t in tensors.items() if n not in names])
+    return {n: tensors[n].detach().clone() for n in names if n in tensors}

@@ -1,0 +1,169 @@
+"""Where a hypernetwork places an architecture among others (arXiv 2207.10049, Figure 5).
+
+A graph's embedding is the mean of its nodes' embeddings after message passing, as in Knyazev et al. (2021).
+"""
+
+import fnmatch
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ...ghn import GHN
+from ...graph import Graph, trace
+from ...utils.checks import InputError
+from ...utils.progress import over
+from ...utils.text import logger
+
+_logger = logger(__name__)
+
+
+class Architecture(NamedTuple):
+    """Something to embed.
+
+    Attributes:
+        name: of a timm architecture, or "test 7", the network of that number in the split (as `eval-ghn` names it).
+        group: its timm module, or the kind of the sampled network.
+        trace: gives its graph in a dialect.
+    """
+
+    name: str
+    group: str
+    trace: Callable[[Any], Graph]
+
+
+def timm_architecture(name: str) -> Architecture:
+    """A timm architecture.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    import timm
+    from timm.models._registry import _model_to_module
+
+    base = name.partition(".")[0]
+    if not timm.is_model(base):
+        raise InputError(f"Unknown architecture {name!r}; timm.list_models() lists all.")
+    return Architecture(name, _model_to_module[base], lambda dialect: _trace_timm(base, dialect))
+
+
+def _trace_timm(name: str, dialect: Any) -> Graph:
+    """Without memory for the parameters where that works."""
+    import timm
+
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        return trace(model, dialect=dialect)
+    except Exception:  # whatever a model's own code raises where there are no values
+        _logger.debug("%s is built with real values.", name, exc_info=True)
+    return trace(timm.create_model(name), dialect=dialect)
+
+
+def timm_reference(size: int, patterns: Sequence[str] = ("*",), seed: int = 0) -> list[Architecture]:
+    """timm architectures, drawn at random from those whose name matches one of the patterns.
+
+    Raises:
+        ValueError: none matches.
+    """
+    import timm
+
+    names = [n for n in timm.list_models() if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+    if not names:
+        raise InputError(f"No architecture of timm matches {','.join(patterns)}.")
+    chosen = names if size >= len(names) else sorted(random.Random(seed).sample(names, size))
+    return [timm_architecture(name) for name in chosen]
+
+
+def sampled_reference(size: int, seed: int = 0, split: str = "test") -> list[Architecture]:
+    """Networks as those that `train-ghn` trains on, of a held-out split."""
+    from ..training.networks import IMAGE, build, sample
+
+    def architecture(index: int) -> Architecture:
+        record = sample(split, seed, index)
+        return Architecture(f"{split} {index}", record.kind, lambda d: trace(build(record, 10), IMAGE, d))
+
+    return [architecture(index) for index in range(size)]
+
+
+@torch.no_grad()
+def embed_graph(ghn: GHN, graph: Graph) -> np.ndarray:
+    """The mean of the node embeddings, (hid,) float64."""
+    return ghn.embed(graph).double().mean(dim=0).cpu().numpy()
+
+
+def project(points: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """The first two principal components.
+
+    Args:
+        points: (n, d) with n > 1.
+
+    Returns:
+        (n, 2) coordinates, and the share of the variance that each axis holds, 0 to 1. The sign of an axis is such
+        that the largest weight in it is positive.
+    """
+    centred = points - points.mean(axis=0)
+    _, scale, axes = np.linalg.svd(centred, full_matrices=False)
+    axes = axes[:2] * np.sign(axes[np.arange(len(axes[:2])), np.abs(axes[:2]).argmax(axis=1)])[:, None]
+    shares = (scale**2 / max((scale**2).sum(), 1e-300))[:2]
+    coordinates = np.zeros((len(points), 2))
+    coordinates[:, : len(axes)] = centred @ axes.T
+    return coordinates, [*map(float, shares), 0.0][:2]
+
+
+def place(
+    ghn: GHN,
+    given: Sequence[Architecture],
+    reference: Iterable[Architecture],
+    *,
+    values: Mapping[str, float] | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """The numbers behind Figure 5: two principal components of graph embeddings.
+
+    Args:
+        ghn: the hypernetwork.
+        given: architectures to point out.
+        reference: others to place them among; one that cannot be traced is left out with a warning.
+        values: by name, to colour architectures with.
+        progress: True: a bar; False: nothing. Default: a bar in a terminal, for what takes longer than two seconds,
+            elsewhere a line of the log a minute.
+
+    Returns:
+        For JSON: "kind", "variance" (share of each axis), and "points", given ones first, each with "name", "group",
+        "given", "nodes", "value" (None where there is none), "x" and "y", and its "embedding".
+
+    Raises:
+        TraceError: a given architecture cannot be traced.
+        ValueError: there is nothing to compare with.
+    """
+    names = {a.name for a in given}
+    jobs = [(a, True) for a in given] + [(a, False) for a in reference if a.name not in names]
+    points, embeddings = [], []
+    for architecture, is_given in over(jobs, "embedding", show=progress, unit="architecture"):
+        try:
+            graph = architecture.trace(ghn.dialect)
+        except Exception as error:  # a model's own code may raise anything
+            if is_given:
+                raise
+            _logger.warning("%s is left out: %s", architecture.name, error)
+            continue
+        embeddings.append(embed_graph(ghn, graph))
+        points.append({"name": architecture.name, "group": architecture.group, "given": is_given})
+        points[-1] |= {"nodes": len(graph.nodes), "value": _value(architecture.name, values or {})}
+    if len(points) < 3:
+        raise InputError("At least three architectures are needed: a larger reference set, or other patterns.")
+    coordinates, variance = project(np.stack(embeddings))
+    for point, (x, y), embedding in zip(points, coordinates.tolist(), embeddings, strict=True):
+        point |= {"x": x, "y": y, "embedding": embedding.tolist()}
+    return {"kind": "embeddings", "variance": variance, "points": points}
+
+
+def _value(name: str, values: Mapping[str, float]) -> float | None:
+    """Under the name itself, else the best of the architecture's tags ("resnet50" of "resnet50.a1_in1k" ...)."""
+    if name in values:
+        return values[name]
+    base = name.partition(".")[0]
+    return max((v for n, v in values.items() if n.partition(".")[0] == base), default=None)

@@ -1,0 +1,103 @@
+"""A network with any of the initialisations that are to be compared."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ...checkpoints.formats import CheckpointError
+from ...checkpoints.load import load_ghn, resolve_default
+from ...initialize import init_model
+from ...sources import is_source, parse_source
+from ...utils.checks import InputError
+from ..finetune.pretrained import WeightsUnavailable, with_timms_weights
+from ..finetune.protocol import PRETRAINED, TIMM
+
+Create = Callable[[bool], nn.Module]
+
+
+class Initialised(NamedTuple):
+    """A network with one of the initialisations.
+
+    Attributes:
+        init: what was really used ("ghn" resolved).
+        model: the network.
+        layer: the first layer that was post-processed, from 1; None where none was.
+        predicted: names of the parameters that the source has set; None where that was no source.
+    """
+
+    init: str
+    model: nn.Module
+    layer: int | None = None
+    predicted: frozenset[str] | None = None
+
+
+def check_inits(inits: list[str]) -> None:
+    """Whether all of them exist, before any is computed.
+
+    Raises:
+        ValueError: one is neither a source nor "pretrained" nor "timm".
+    """
+    for init in inits:
+        if is_source(init):
+            parse_source(init)
+        elif init not in (PRETRAINED, TIMM):
+            raise InputError(f"Unknown initialisation {init!r}: give a source (see list), {PRETRAINED} or {TIMM}.")
+
+
+def obtainable(create: Create, inits: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Look for all that initialisations need, before any is computed.
+
+    Args:
+        create: as in `initialised`.
+        inits: likewise.
+
+    Returns:
+        Those that can be had here, and why the others cannot.
+
+    Raises:
+        ValueError: unknown initialisation, or weights that there are nowhere.
+    """
+    check_inits(list(inits))
+    missing = {}
+    for init in dict.fromkeys(inits):
+        try:
+            if init == PRETRAINED:
+                with_timms_weights(create)
+            elif is_source(init) and not parse_source(init).baseline:
+                load_ghn(resolve_default(init))
+        except (CheckpointError, WeightsUnavailable) as error:
+            missing[init] = str(error)
+    return [init for init in dict.fromkeys(inits) if init not in missing], missing
+
+
+def initialised(
+    create: Create, init: str, *, seed: int = 0, input_size: int | None = None, progress: bool | None = None
+) -> Initialised:
+    """A new network with one initialisation.
+
+    Args:
+        create: makes the network, with timm's weights if its argument is true.
+        init: a source ("rand", "orth", "ghn2-orth?layer=37" ...), "pretrained" for timm's weights, or "timm" for its
+            own initialisation.
+        seed: of the network's own initialisation, and of the source unless it names one.
+        input_size: as in `trace`.
+        progress: as in `init_model`.
+
+    Returns:
+        The network. The global random state is kept.
+
+    Raises:
+        ValueError: unknown initialisation, or weights that cannot be had; the message says what to do instead.
+        CheckpointError: the GHN cannot be had.
+    """
+    check_inits([init])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = with_timms_weights(create) if init == PRETRAINED else create(False)
+    if not is_source(init):
+        return Initialised(init, model)
+    own = parse_source(init).seed
+    report = init_model(model, init, input_size=input_size, seed=seed if own is None else own, progress=progress)
+    return Initialised(report.source, model, report.layer, frozenset(report.predicted))

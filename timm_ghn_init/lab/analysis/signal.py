@@ -1,0 +1,269 @@
+"""What an initialisation does to signals, before any training: one step forward and one step back, looked at by layer.
+
+Where a network does not learn, this says why: activations or gradients that vanish or explode on their way, units that
+answer to nothing, logits that do not depend on the image.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...recipe.postprocessing import list_layers
+from ...utils.progress import over
+from .inits import Create, check_inits, initialised
+
+FOLD = 1000.0  # a signal that becomes so many times smaller or larger vanishes or explodes
+DEAD, UNMOVED = (
+    0.5,
+    0.05,
+)  # shares of dead units in a layer, and of the logits' spread that is due to images, worth saying
+_STILL = 1e-5  # a unit is dead whose answers to all images spread by less, in units of the layer's spread
+_ACTIVATIONS = (
+    "relu",
+    "relu6",
+    "hardtanh",
+    "gelu",
+    "silu",
+    "hardswish",
+    "leaky_relu",
+    "elu",
+    "mish",
+    "tanh",
+    "softplus",
+)
+_NEAR = 2  # layers on either side: of a block's branches one may be silent, as those that begin at zero
+
+
+def signals(
+    create: Create,
+    inits: Sequence[str],
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    name: str = "",
+    seed: int = 0,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Follow signals through a network under several initialisations.
+
+    Args:
+        create: makes the network, with timm's weights if its argument is true.
+        inits: as in `initialised`.
+        images: (N, C, H, W), normalised as the network wants them.
+        labels: (N,) classes. Default: drawn at random.
+        name: of the network.
+        seed: as in `initialised`, and of labels.
+        progress: True: a bar; False: nothing. Default: a bar in a terminal, for what takes longer than two seconds,
+            elsewhere a line of the log a minute.
+
+    Returns:
+        For JSON: "kind", "arch", "seed", "images" (shape), "layers" (number and name of each weight, as `list_layers`
+        counts them) and "inits", a row for each with "init", "verdict" (a sentence), "logits" and "between" (standard
+        deviation of the logits of an image, and of a logit between images; None for a network without) and lists by
+        layer: "activation" and "gradient" (standard deviation of what the layer gives, and of the loss's gradient by
+        it), "gradient_norm" (of the latter, which does not depend on the resolution), "weight_gradient" (norm of the
+        gradient in units of the weight's), "dead" (share of units, 0 to 1, that the activation functions behind the
+        layer make the same for all images). None where a layer has none, and where a number is not finite; "lost" has
+        the number of the first layer, on the way forwards and on the way back, where it is not (None: nowhere).
+
+    Raises:
+        ValueError: whatever `initialised` raises.
+    """
+    check_inits(list(inits))
+    rows, layers = [], []
+    for init in over(dict.fromkeys(inits), "signals", show=progress, unit="init"):
+        used = initialised(create, init, seed=seed, progress=progress)
+        layers = [name for name, _ in list_layers(used.model)]
+        row = follow(used.model, images, labels, seed)
+        rows.append({"init": used.init, "verdict": verdict(row, layers), **row})
+    return {
+        "kind": "signals",
+        "arch": name,
+        "seed": seed,
+        "images": list(images.shape),
+        "layers": [{"layer": i, "name": n} for i, n in enumerate(layers, 1)],
+        "inits": rows,
+    }
+
+
+def follow(model: nn.Module, images: Tensor, labels: Tensor | None = None, seed: int = 0) -> dict[str, Any]:
+    """One step forward and one back in training mode, but without dropout; the numbers of `signals`.
+
+    The model's buffers and gradients are changed.
+    """
+    model.train()
+    for module in model.modules():
+        if "drop" in type(module).__name__.lower():  # also timm's DropPath and PatchDropout
+            module.eval()
+    record = _Record(model)
+    with torch.enable_grad(), record.listening():
+        output = model(images)
+    logits = output if isinstance(output, Tensor) and output.dim() == 2 else None
+    _loss(output, logits, labels, seed).backward()
+    norms = [(w.grad.norm() / w.norm().clamp_min(1e-30)).item() if w.grad is not None else None for w in record.weights]
+    return {
+        "logits": None if logits is None else _number(logits.detach().float().std(dim=1).mean().item()),
+        "between": None if logits is None else _number(logits.detach().float().std(dim=0).mean().item()),
+        "activation": record.means(record.activation),
+        "gradient": record.means(record.gradient),
+        "gradient_norm": record.means(record.gradient_norm),
+        "weight_gradient": [None if n is None else _number(n) for n in norms],
+        "dead": record.means(record.dead),
+        "lost": {"activation": record.lost("activation"), "gradient": record.lost("gradient")},
+    }
+
+
+def _loss(output: Any, logits: Tensor | None, labels: Tensor | None, seed: int) -> Tensor:
+    """Cross-entropy; for a network without logits, the mean square of what it gives."""
+    if logits is None:
+        parts = [
+            part for part in (output if isinstance(output, (list, tuple)) else [output]) if isinstance(part, Tensor)
+        ]
+        return sum((part.float().square().mean() for part in parts), start=torch.zeros(()))
+    if labels is None or int(labels.max()) >= logits.shape[1]:
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(logits.shape[1], (len(logits),), generator=generator)
+    return F.cross_entropy(logits.float(), labels.to(logits.device))
+
+
+class _Record(TorchDispatchMode):
+    """What passes through each layer. As a dispatch mode it sees activation functions, however a model calls them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        layers = list_layers(model)
+        self.modules = [module for _, module in layers]
+        self.weights = [model.get_parameter(name) for name, _ in layers]
+        self.activation, self.gradient, self.gradient_norm, self.dead = (
+            [list[float]() for _ in layers] for _ in range(4)
+        )
+        self.last: int | None = None  # the layer that has run last
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        handles = [module.register_forward_hook(self._hook(i)) for i, module in enumerate(self.modules)]
+        try:
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) else output
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                return
+            self.last = layer
+            self.activation[layer].append(output.detach().float().std().item())
+            if output.requires_grad:
+                output.register_hook(lambda gradient: self._back(layer, gradient.detach().float()))
+
+        return hook
+
+    def _back(self, layer: int, gradient: Tensor) -> None:
+        self.gradient[layer].append(gradient.std().item())
+        self.gradient_norm[layer].append(gradient.norm().item())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        if name in _ACTIVATIONS and self.last is not None and isinstance(result, Tensor):
+            channels_first = self.weights[self.last].dim() > 2
+            self.dead[self.last].append(_dead(result.detach(), 1 if channels_first and result.dim() > 1 else -1))
+        return result
+
+    def lost(self, what: str) -> int | None:
+        """The first layer on its way where a signal is not finite, from 1."""
+        wrong = [i for i, v in enumerate(getattr(self, what), 1) if not all(map(math.isfinite, v))]
+        return (min if what == "activation" else max)(wrong, default=None)
+
+    @staticmethod
+    def means(values: list[list[float]]) -> list[float | None]:
+        return [_number(sum(v) / len(v)) if v else None for v in values]
+
+
+def _dead(x: Tensor, channel: int) -> float:
+    """Share of the channels that are the same everywhere."""
+    rows = x.float().movedim(channel, 0).flatten(1)
+    spread = rows.std(dim=1)
+    return (spread <= _STILL * rows.std()).float().mean().item()
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# -- in words ----------------------------------------------------------------------------------------------------------
+
+
+def verdict(row: dict[str, Any], layers: Sequence[str]) -> str:
+    """What is wrong with the signals of one initialisation, or that nothing is, in a line."""
+    found = [
+        *_lost(row["lost"], layers),
+        *_way("activation", row["activation"], layers),
+        *_way("gradient", row["gradient_norm"][::-1], layers[::-1]),
+        *_dead_layers(row["dead"], layers),
+        *_unmoved(row),
+    ]
+    return "; ".join(found) or _sound(row)
+
+
+_ON = {"activation": "on", "gradient": "back to the input"}
+
+
+def _lost(lost: dict[str, int | None], layers: Sequence[str]) -> Iterator[str]:
+    for what, layer in lost.items():
+        if layer is not None:
+            yield f"{what}s are not finite from {_place(layers[layer - 1])} {_ON[what]}"
+
+
+def _way(what: str, values: Sequence[float | None], layers: Sequence[str]) -> Iterator[str]:
+    """Where a signal vanishes or explodes for good, in the order in which it passes the layers."""
+    known = [(v, layer) for v, layer in zip(values, layers, strict=True) if v is not None]
+    if not known:
+        return
+    sizes = _largest_near([v for v, _ in known])
+    for how, beyond in (("vanish", lambda v: v < sizes[0] / FOLD), ("explode", lambda v: v > sizes[0] * FOLD)):
+        start = len(sizes)
+        while start and beyond(sizes[start - 1]):
+            start -= 1
+        if start < len(sizes):
+            yield f"{what}s {how} from {_place(known[start][1])} {_ON[what]}"
+
+
+def _largest_near(values: Sequence[float]) -> list[float]:
+    return [max(values[max(0, i - _NEAR) : i + _NEAR + 1]) for i in range(len(values))]
+
+
+def _dead_layers(shares: Sequence[float | None], layers: Sequence[str]) -> Iterator[str]:
+    worst, layer = max(((s, layer) for s, layer in zip(shares, layers, strict=True) if s is not None), default=(0, ""))
+    if worst >= DEAD:
+        yield f"{worst:.0%} of the units behind {layer.removesuffix('.weight')} are dead"
+
+
+def _unmoved(row: dict[str, Any]) -> Iterator[str]:
+    if row["logits"] is not None and row["between"] is not None and row["between"] < UNMOVED * row["logits"]:
+        yield f"logits hardly depend on the image ({row['between']:.2g} of a spread of {row['logits']:.2g})"
+
+
+def _sound(row: dict[str, Any]) -> str:
+    parts = []
+    for what, field, way in (("activations", "activation", 1), ("gradients", "gradient_norm", -1)):
+        sizes = _largest_near([v for v in row[field] if v is not None][::way])
+        parts.append(f"{what} end {sizes[-1] / max(sizes[0], 1e-30):.2g} times as large as they began")
+    dead = [v for v in row["dead"] if v is not None]
+    return ", ".join(parts) + (f", at most {max(dead):.0%} of a layer's units are dead" if dead else "")
+
+
+def _place(layer: str) -> str:
+    """The stage and block of a layer: "stages.2.blocks.1", "layer3.0"."""
+    parts = layer.removesuffix(".weight").split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[min(1, len(numbers) - 1)] + 1] if numbers else parts)

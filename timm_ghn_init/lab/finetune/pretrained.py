@@ -1,0 +1,34 @@
+"""Networks with the weights that timm has for them."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ...checkpoints.no_waiting import no_waiting
+from ...utils.checks import InputError
+from .protocol import PRETRAINED
+
+
+class WeightsUnavailable(InputError):
+    """timm's weights cannot be had here and now."""
+
+
+def with_timms_weights(create: Callable[[bool], nn.Module]) -> nn.Module:
+    """What makes a network, asked for one with timm's weights.
+
+    Raises:
+        WeightsUnavailable: the weights cannot be had on this machine now.
+        InputError: there are none.
+    """
+    try:
+        with no_waiting() as unreachable:
+            return create(True)
+    except (OSError, RuntimeError, ValueError) as error:
+        is_hubs = type(error).__module__.startswith("huggingface_hub")  # it speaks of a setting that is not the user's
+        cause = unreachable if unreachable and is_hubs else " ".join(str(error).split())
+        kind = WeightsUnavailable if isinstance(error, OSError) else InputError  # no network, or no such weights
+        raise kind(
+            f"{PRETRAINED}: timm's weights cannot be had ({cause}). Leave {PRETRAINED} out, name "
+            "an architecture and tag that timm.list_pretrained() lists, or bring the weights: run once with a network "
+            "and copy the Hugging Face cache (HF_HOME) to this machine."
+        ) from error

@@ -1,0 +1,303 @@
+"""One trial from its initialisation to its test accuracy."""
+
+import hashlib
+import math
+import os
+import platform
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ...utils.checks import InputError
+from ...utils.progress import Progress
+from .build import build
+from .checkpoint import Checkpoint
+from .data import Data, Split, load
+from .protocol import OPTIMIZERS, Trial, settled
+
+_EVAL_BATCH = 256
+Curves = dict[str, list[float | None]]
+
+
+def run(
+    trial: Trial,
+    *,
+    data_dir: str | Path | None = None,
+    device: str | torch.device | None = None,
+    workers: int = 2,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 30.0,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Initialise, fine-tune and test a network.
+
+    All layers are trained. Each epoch draws from generators seeded by the trial's seed and its number alone, so that a
+    run that goes on from its checkpoint gives the bits of one that was never stopped (on CUDA, as far as its kernels
+    do). The global random state is left as it was.
+
+    Args:
+        trial: what to train, and how.
+        data_dir: where CIFAR-10 is, or is downloaded to.
+        device: default: CUDA if there is one, else CPU.
+        workers: processes that read images of a folder.
+        checkpoint: file to go on from, if it is there, and to keep up to date. Default: none. It is left behind.
+        checkpoint_seconds: how long to wait at least between two checkpoints, which come at the end of an epoch.
+        progress: True: a bar; False: nothing. Default: a bar in a terminal where the run takes longer than two
+            seconds, elsewhere a line of the log each minute.
+
+    Returns:
+        For JSON: "key", "trial", "stem", "curves" by epoch (train_loss, train_accuracy, validation_loss,
+        validation_accuracy, lr, seconds), "validation_accuracy" and "test_accuracy" after the last one, 0 to 1,
+        "diverged" (whether the loss was not finite, which ends the training), "seconds", "versions", "machine" ...
+
+    Raises:
+        ValueError: something in the trial that does not exist or does not fit the model.
+        Exception: whatever `build` and `load` raise.
+    """
+    trial = settled(trial)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    start = time.perf_counter()
+    with _own_randomness(place):
+        _seed(trial, "model")
+        data = load(trial, data_dir, place, workers, *_statistics(trial.arch))
+        model, facts = build(trial, data.classes, place)
+        model = model.to(place).to(memory_format=torch.channels_last)  # faster by a quarter, on the CPU too
+        session = _Session(trial, model, data)
+        saved = Checkpoint(Path(checkpoint), trial.key, checkpoint_seconds) if checkpoint else None
+        ready = time.perf_counter()
+        resumed = session.resume(saved)
+        session.train(saved, progress)
+        trained = time.perf_counter()
+        scores = session.scores()
+    seconds = {"init": ready - start, "train": sum(s or 0 for s in session.curves["seconds"])}
+    seconds["test"] = time.perf_counter() - trained
+    return {
+        "kind": "run",
+        "key": trial.key,
+        "trial": asdict(trial),
+        **facts,
+        "images": {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
+        "classes": data.classes,
+        "curves": dict(session.curves),
+        **scores,
+        "seconds": seconds,
+        "resumed_at_epochs": resumed,
+        **_provenance(place),
+    }
+
+
+class _Session:
+    """A model in training: what changes from epoch to epoch."""
+
+    def __init__(self, trial: Trial, model: nn.Module, data: Data) -> None:
+        from timm.optim import create_optimizer_v2
+        from timm.scheduler import create_scheduler_v2
+        from timm.utils import ModelEmaV3
+
+        self.trial, self.model, self.data = trial, model, data
+        self.device = next(model.parameters()).device
+        self.updates = max(1, math.ceil(len(data.train) / trial.batch_size))  # per epoch
+        self.optimizer = create_optimizer_v2(
+            model,
+            opt=OPTIMIZERS[trial.opt],
+            lr=trial.lr,
+            weight_decay=trial.weight_decay,
+            momentum=trial.momentum,
+            filter_bias_and_bn=False,
+        )
+        self.scheduler, _ = create_scheduler_v2(
+            self.optimizer,
+            "cosine",
+            num_epochs=trial.epochs,
+            min_lr=0.0,
+            step_on_epochs=not trial.sched_on_updates,
+            updates_per_epoch=self.updates,
+        )
+        self.ema = ModelEmaV3(model, decay=trial.ema_decay) if trial.ema_decay else None
+        self.epoch = 0
+        self.shown = Progress(trial.init, None, show=False)  # until training begins
+        self.curves: Curves = defaultdict(list)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self.model if self.ema is None else self.ema.module
+
+    @property
+    def diverged(self) -> bool:
+        return bool(self.curves["train_loss"]) and self.curves["train_loss"][-1] is None
+
+    def resume(self, saved: Checkpoint | None) -> list[int]:
+        """Go on where a checkpoint ends; the epochs at which that has happened so far."""
+        state = saved.read() if saved else None
+        if saved is None or state is None:
+            return []
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.epoch, self.curves = state["epoch"], defaultdict(list, state["curves"])
+        saved.resumed = [*state["resumed"], self.epoch]
+        return saved.resumed
+
+    def train(self, saved: Checkpoint | None, progress: bool | None) -> None:
+        name = f"{self.trial.arch}, {self.trial.init}, seed {self.trial.seed}"
+        total, done = self.trial.epochs * self.updates, self.epoch * self.updates
+        with Progress(name, total, show=progress, done=done, unit="update") as self.shown:
+            while self.epoch < self.trial.epochs and not self.diverged:
+                self._epoch()
+                if saved is not None:
+                    saved.offer(self._state)
+
+    def scores(self) -> dict[str, Any]:
+        """After the last epoch."""
+        test_loss, test_accuracy = self._evaluate(self.data.test)
+        last = {n: c[-1] for n, c in self.curves.items() if n.startswith("validation")}
+        return {**last, "test_loss": test_loss, "test_accuracy": test_accuracy, "diverged": self.diverged}
+
+    def _epoch(self) -> None:
+        start, t = time.perf_counter(), self.trial
+        _seed(t, self.epoch)
+        self.scheduler.step(self.epoch)
+        loss_sum, correct, seen = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
+
+        def figures() -> dict[str, float | str]:
+            found: dict[str, float | str] = {"epoch": f"{self.epoch + 1}/{t.epochs}", "loss": float(loss_sum) / seen}
+            found["accuracy"] = float(correct) / seen
+            if (last := (self.curves.get("validation_accuracy") or [None])[-1]) is not None:
+                found["validation accuracy"] = last
+            return found
+
+        self.model.train()
+        for update, (x, y) in enumerate(
+            self.data.train.batches(t.batch_size, training=True), self.epoch * self.updates
+        ):
+            self.scheduler.step_update(update)
+            logits, loss = self._update(x, y)
+            loss_sum += loss.detach() * len(y)
+            correct += (logits.detach().argmax(1) == y).sum()
+            seen += len(y)
+            self.shown.step(1, figures)
+            if self.ema is not None:
+                self.ema.update(self.model, step=update)
+        n = len(self.data.train)
+        self._note("lr", self.optimizer.param_groups[0]["lr"])
+        self._note("train_loss", float(loss_sum) / n)
+        self._note("train_accuracy", float(correct) / n)
+        if len(self.data.validation):
+            for name, value in zip(("loss", "accuracy"), self._evaluate(self.data.validation), strict=True):
+                self._note(f"validation_{name}", value)
+        self._note("seconds", time.perf_counter() - start)
+        self.epoch += 1
+
+    def _update(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        from timm.utils import dispatch_clip_grad
+
+        with self._precision():
+            logits = self.model(x.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits.float(), y, label_smoothing=self.trial.smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.trial.clip_grad:
+            dispatch_clip_grad(self.model.parameters(), self.trial.clip_grad)
+        self.optimizer.step()
+        return logits, loss
+
+    @torch.inference_mode()
+    def _evaluate(self, split: Split) -> tuple[float | None, float]:
+        """Loss, None if it is not finite, and accuracy."""
+        model, total = self.evaluated.eval(), torch.zeros(2, dtype=torch.float64, device=self.device)
+        for x, y in split.batches(_EVAL_BATCH, training=False):
+            with self._precision():
+                logits = model(x.contiguous(memory_format=torch.channels_last)).float()
+            total += torch.stack((F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()))
+        loss, correct = total.tolist()  # one look at a GPU
+        return _finite(loss / len(split)), correct / len(split)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.trial.amp)
+
+    def _note(self, curve: str, value: float | None) -> None:
+        self.curves[curve].append(None if value is None else _finite(value))
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"model": self.model, "optimizer": self.optimizer, "ema": self.ema}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _state(self) -> dict[str, Any]:
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        return {**states, "epoch": self.epoch, "curves": dict(self.curves)}
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return value if math.isfinite(value) else None
+
+
+def _statistics(arch: str) -> tuple[Any, Any]:
+    """Mean and standard deviation that an architecture of timm expects its input to have."""
+    import timm
+    from timm.models import PretrainedCfg
+
+    if not timm.is_model(arch):
+        raise InputError(f"Unknown architecture {arch!r}; timm.list_models() lists all.")
+    config = timm.get_pretrained_cfg(arch) or PretrainedCfg()
+    return config.mean, config.std
+
+
+def _seed(trial: Trial, what: str | int) -> None:
+    from timm.utils import random_seed
+
+    digest = hashlib.sha256(f"{trial.seed} {what}".encode()).digest()
+    random_seed(int.from_bytes(digest[:4], "big"))
+
+
+@contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    """Leaves the global generators as they were."""
+    import numpy as np
+
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _program(path: Path) -> str:
+    """What to type for a script; `python -m timm_ghn_init` is the command."""
+    return "timm-ghn-init" if path.parts[-2:] == ("timm_ghn_init", "__main__.py") else path.name
+
+
+def _provenance(device: torch.device) -> dict[str, Any]:
+    """What else it takes to repeat a run."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version()}
+    for package in ("timm-ghn-init", "timm", "torch", "torchvision", "scikit-learn"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    cuda = device.type == "cuda"
+    return {
+        "command": [_program(Path(sys.argv[0])), *sys.argv[1:]],
+        "versions": versions,
+        "machine": {
+            "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "rank": int(os.environ.get("RANK", "0")),
+        },
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,11 @@
+"""Labelled images to train and to test on.
+
+`datasets` and `folder` read them, `formula` makes them up, `split` says which ones are held out, `batches` serves those
+that are in memory to the training of a GHN.
+"""
+
+from ...utils.text import Told
+
+
+class DatasetError(Told, RuntimeError):
+    """A data set cannot be had or read; the message says which and what to do."""

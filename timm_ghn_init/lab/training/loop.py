@@ -1,0 +1,404 @@
+"""Train a GHN: predict the parameters of sampled networks, run them on images, follow the gradient back.
+
+Section 3 of "Parameter Prediction for Unseen Deep Architectures" (arXiv 2110.13100), on networks of `networks.py`.
+
+Everything that is random is a function of (seed, step, network), so that a run that was interrupted and goes on ends
+where an uninterrupted one does.
+"""
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.data import DataLoader, Dataset
+
+from ...checkpoints.load import load_ghn, save_ghn
+from ...ghn import GHN
+from ...utils.checks import CLASSES, NOT_NEGATIVE, PART, POSITIVE, SEED, WIDTH, Kind, check_all, whole
+from ...utils.files import append, replace_by_torch, replacing
+from ...utils.progress import Progress, clock
+from ...utils.text import Told, logger
+from ...version import __version__
+from ..images.batches import Images, open_images
+from .networks import MACS, MAX_MACS, network
+
+_logger = logger(__name__)
+
+CHECKPOINT, LOG, RESULT = "checkpoint.pt", "log.csv", "ghn.safetensors"
+COLUMNS = ("step", "seconds", "lr", "loss", "accuracy", "grad_norm", "skipped_steps")
+
+
+class TrainingError(Told, RuntimeError):
+    """A training run cannot start or go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that a training run depends on.
+
+    Attributes:
+        data: "formula", "digits", "cifar10", "fashion-mnist", "letters" or a folder, see `open_images`.
+        num_classes: of the formulas.
+        steps: of the optimiser; the learning rate follows a cosine to their end.
+        networks: sampled networks in a step, in each process.
+        batch_size: images for each network.
+        pool: how many different networks there are, shared out among the processes. Each takes half a megabyte. A GHN
+            overfits to few: with 1000 seen 70 times each it was better on these than on others by 0.14.
+        max_macs: most multiplications per image of a network, see `networks.sample`.
+        lr, weight_decay: of AdamW; the learning rate rises over the first `warmup` steps.
+        clip: largest norm of the gradient. So small that unlucky networks do not outweigh the others.
+        label_smoothing: of the cross-entropy.
+        seed: of networks, images and the GHN's first weights.
+        start: a GHN to begin from instead, as `load_ghn` takes it, with these classes and this `ghn`.
+        ghn: keyword arguments of `GHN`, without `num_classes`.
+
+    Raises:
+        ValueError: a value that no run can have.
+    """
+
+    data: str = "formula"
+    num_classes: int = 100
+    steps: int = 10_000
+    networks: int = 8
+    batch_size: int = 32
+    pool: int = 4000
+    max_macs: float = MAX_MACS
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: int = 100
+    clip: float = 0.3
+    label_smoothing: float = 0.1
+    seed: int = 0
+    start: str | None = None
+    ghn: dict[str, Any] = field(
+        default_factory=lambda: {
+            "max_shape": (64, 64, 11, 11),
+            "weight_norm": True,
+            "ve": True,
+            "layernorm": True,
+            "hid": 32,
+        }
+    )
+
+    def __post_init__(self) -> None:
+        check_all(_KINDS, vars(self))
+        WIDTH.check("hid", self.ghn.get("hid", 32))
+
+
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("steps", "networks", "pool", "warmup"), whole(1)),
+    "num_classes": CLASSES,
+    "batch_size": whole(2),
+    **dict.fromkeys(("lr", "clip"), POSITIVE),
+    "max_macs": MACS,
+    "weight_decay": NOT_NEGATIVE,
+    "label_smoothing": PART,
+    "seed": SEED,
+}
+
+
+@dataclass
+class State:
+    """Where a run is: of the counts, those that are not in the optimiser."""
+
+    step: int = 0
+    seconds: float = 0.0
+    skipped_steps: int = 0
+
+
+class Trainer:
+    """A training run in a folder, which holds `checkpoint.pt`, `log.csv` and, from the first checkpoint on, the GHN.
+
+    Args:
+        config: see `TrainConfig`.
+        folder: created if need be.
+        resume: go on from the checkpoint in the folder, if there is one.
+        device: default: CUDA if there is one, else the CPU.
+        data_dir: of CIFAR-10 and Fashion-MNIST.
+        workers: processes that prepare images.
+
+    Raises:
+        TrainingError: the folder holds a run and `resume` is not set, or one with another configuration.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: str | Path,
+        *,
+        resume: bool = False,
+        device: str | torch.device | None = None,
+        data_dir: str | Path | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.config, self.folder, self.workers = config, Path(folder), workers
+        self.rank, self.world = _ranks()
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.images: Images = open_images(config.data, config.num_classes, data_dir)
+        torch.manual_seed(config.seed)
+        self.ghn = GHN(num_classes=self.images.num_classes, **config.ghn).to(self.device).train()
+        self.optimizer = _adamw(list(self.ghn.parameters()), config.lr, config.weight_decay)
+        self.state = State()
+        if (self.folder / CHECKPOINT).exists():
+            if not resume:
+                raise TrainingError(f"{self.folder} holds a run already: go on with --resume, or name another folder.")
+            self._load()
+        elif config.start is not None:
+            self._begin_from(config.start)
+        self._made = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self, time_budget: float | None = None, save_every: float = 300.0, progress: bool | None = None) -> None:
+        """Train to the last step, or for a time.
+
+        Args:
+            time_budget: seconds, those of the run so far included. The learning rate then falls to the end of the
+                budget, where that comes before the last step.
+            save_every: seconds between checkpoints. There is one at the end as well.
+            progress: True: a bar; False: nothing. Default: a bar in a terminal, elsewhere a line of the log a minute.
+
+        Raises:
+            TrainingError: the loss was not finite for 50 steps on end.
+        """
+        try:
+            self._run(time_budget, save_every, progress)
+        finally:
+            with suppress(OSError):  # there is something in it
+                if self._made:
+                    self.folder.rmdir()
+
+    def _run(self, time_budget: float | None, save_every: float, progress: bool | None) -> None:
+        begun, before, saved, bad = time.monotonic(), self.state.seconds, time.monotonic(), 0
+        meter = _Meter(self.folder / LOG, self.state.step, self.rank == 0)
+        steps, show = self.config.steps, False if self.rank else progress
+        with Progress("Training", steps, show=show, done=self.state.step, delay=0, stays=True) as shown:
+            for batch in self._batches():
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self._lr(time_budget)
+                figures = self._step(batch)
+                bad = bad + 1 if figures is None else 0
+                if bad == 50:
+                    raise TrainingError("The loss was not finite for 50 steps on end. Try a lower --lr.")
+                self.state.step += 1
+                self.state.seconds = self._agreed(before + time.monotonic() - begun)
+                meter.add(self.state, self.optimizer.param_groups[0]["lr"], figures)
+                shown.step(1, partial(self._figures, meter, time_budget))
+                over = time_budget is not None and self.state.seconds >= time_budget
+                if over or self.state.step == steps or self._agreed(time.monotonic() - saved) > save_every:
+                    self.save()
+                    saved = time.monotonic()
+                if over:
+                    break
+
+    def _figures(self, meter: "_Meter", time_budget: float | None) -> dict[str, float | str]:
+        figures: dict[str, float | str] = {**meter.means, "lr": self.optimizer.param_groups[0]["lr"]}
+        if time_budget is not None:
+            steps = (self.config.steps - self.state.step) * self.state.seconds / self.state.step
+            figures["left"] = clock(min(steps, max(0.0, time_budget - self.state.seconds)))
+        return figures
+
+    def save(self) -> None:
+        """Write the checkpoint, and the GHN as a file that `load_ghn` reads; each replaces its predecessor whole."""
+        if self.rank:
+            return
+        replace_by_torch(
+            self.folder / CHECKPOINT,
+            {
+                "config": json.dumps(asdict(self.config)),
+                "state": asdict(self.state),
+                "ghn": self.ghn.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "world": self.world,
+            },
+        )
+        save_ghn(self.ghn, self.folder / RESULT, self.metadata())
+
+    def metadata(self) -> dict[str, str]:
+        """How this GHN came about, for its file, which people share: of folders it has the names only."""
+        config = asdict(self.config) | {"data": self.images.name}
+        if self.config.start is not None:
+            config["start"] = Path(self.config.start).name
+        return {
+            "training": json.dumps(config | asdict(self.state) | {"processes": self.world}),
+            "data": self.images.name,
+            "timm_ghn_init": __version__,
+        }
+
+    def _begin_from(self, start: str) -> None:
+        other = load_ghn(start)
+        if other.config != self.ghn.config:
+            raise TrainingError(
+                f"{start} cannot be gone on from: it is a GHN with {other.config}, not {self.ghn.config}."
+            )
+        self.ghn.load_state_dict(other.state_dict())
+
+    def _load(self) -> None:
+        path = self.folder / CHECKPOINT
+        try:
+            saved = torch.load(path, map_location=self.device, weights_only=True)
+            self._check_same(path, json.loads(saved["config"]), saved["world"])
+            self.ghn.load_state_dict(saved["ghn"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.state = State(**saved["state"])
+        except (TrainingError, OSError):
+            raise
+        except Exception as error:  # whatever torch makes of bytes that are not its own
+            cause = str(error).partition("\n")[0]
+            raise TrainingError(
+                f"{path} is damaged, or no checkpoint of train-ghn ({cause}). Move it away to begin anew."
+            ) from error
+
+    def _check_same(self, path: Path, theirs: dict[str, Any], world: int) -> None:
+        """Raise unless the run of a checkpoint was asked for just as this one is."""
+        for name, value in json.loads(json.dumps(asdict(self.config))).items():
+            if theirs.get(name) != value:
+                raise TrainingError(f"{path} was trained with {name} = {theirs.get(name)}, not {value}: use that.")
+        if world != self.world:
+            raise TrainingError(f"{path} was trained by {world} processes, not {self.world}.")
+
+    def _batches(self) -> Iterator[Any]:
+        """Of each remaining step the networks' indices and the images for each."""
+        remaining = range(self.state.step, self.config.steps)
+        steps = _Steps(self.config, self.images, self.rank, self.world)
+        return iter(DataLoader(steps, batch_size=None, sampler=remaining, num_workers=self.workers))  # type: ignore[arg-type]
+
+    def _lr(self, time_budget: float | None) -> float:
+        step, config = self.state.step, self.config
+        done = max(step / config.steps, self.state.seconds / time_budget if time_budget else 0.0)
+        return config.lr * min(1.0, (step + 1) / config.warmup) * (0.5 + 0.5 * math.cos(math.pi * min(1.0, done)))
+
+    def _step(self, batch: list[tuple[int, Tensor, Tensor]]) -> dict[str, float] | None:
+        """One step of the optimiser: mean loss, accuracy and norm of the gradient; None where it was skipped."""
+        sampled = [self._network(index) for index, _, _ in batch]
+        losses, right = [], 0.0
+        predictions = self.ghn.predict_many([graph for _, graph in sampled])
+        for (net, _), parameters, (_, images, labels) in zip(sampled, predictions, batch, strict=True):
+            # channels last: convolutions and norms are faster, on a CPU as well
+            images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+            labels = labels.to(self.device, non_blocking=True)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                logits = functional_call(net, parameters, (images,)).float()
+            losses.append(F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing))
+            right = right + (logits.detach().argmax(1) == labels).float().mean() / len(batch)
+        loss = torch.stack(losses)
+        self.optimizer.zero_grad(set_to_none=False)
+        loss.mean().backward()
+        self._average_gradients()
+        norm = nn.utils.clip_grad_norm_(self.ghn.parameters(), self.config.clip)
+        values = torch.stack((loss.detach().mean(), torch.as_tensor(right), norm)).tolist()  # one look at a GPU
+        if not math.isfinite(values[2]):  # an unlucky network: its gradient would spoil all that was learnt
+            self.state.skipped_steps += 1
+            return None
+        self.optimizer.step()
+        return dict(zip(("loss", "accuracy", "grad_norm"), values, strict=True))
+
+    def _network(self, index: int) -> Any:
+        config = self.config
+        return network("train", config.seed, index, self.images.num_classes, config.max_macs)
+
+    def _average_gradients(self) -> None:
+        """Over the processes, which see different networks. What some network has no use for has a gradient of 0."""
+        for p in self.ghn.parameters():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        if self.world > 1:
+            gradients = [p.grad for p in self.ghn.parameters() if p.grad is not None]
+            flat = torch.cat([g.flatten() for g in gradients])
+            dist.all_reduce(flat)
+            for g, mean in zip(gradients, (flat / self.world).split([g.numel() for g in gradients]), strict=True):
+                g.copy_(mean.view_as(g))
+
+    def _agreed(self, seconds: float) -> float:
+        """The first process' clock, so that all stop and save at the same step."""
+        if self.world == 1:
+            return seconds
+        clock = torch.tensor([seconds], dtype=torch.float64, device=self.device)
+        dist.broadcast(clock, 0)
+        return clock.item()
+
+
+class _Steps(Dataset[Any]):
+    """step -> [(index of the network, images, labels), ...] for one process."""
+
+    def __init__(self, config: TrainConfig, images: Images, rank: int, world: int) -> None:
+        self.config, self.images, self.rank, self.world = config, images, rank, world
+
+    def __getitem__(self, step: int) -> list[tuple[int, Tensor, Tensor]]:
+        config = self.config
+        drawn = torch.Generator().manual_seed((config.seed * 1_000_003 + step) % 2**63)
+        count = self.world * config.networks
+        share = -(-config.pool // count)  # of each place in a step, so that a process has fewer networks to read
+        places = torch.arange(count) * share
+        indices = ((places + torch.randint(share, (count,), generator=drawn)) % config.pool).tolist()
+        first = self.rank * config.networks
+        batches = []
+        for i in range(first, first + config.networks):
+            images, labels = self.images.batch(config.seed, step * len(indices) + i, config.batch_size)
+            batches.append((indices[i], torch.from_numpy(images), torch.from_numpy(labels)))
+        return batches
+
+
+class _Meter:
+    """Running means, and a line in the log for every 50 steps."""
+
+    def __init__(self, path: Path, step: int, writes: bool) -> None:
+        self.path, self.step, self.writes = path, step, writes
+        self.means: dict[str, float] = {}
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, state: State, lr: float, figures: dict[str, float] | None) -> None:
+        if self.writes and state.step == self.step + 1:  # not before a step has succeeded
+            _truncate(self.path, self.step)
+        if figures:
+            self.count += 1
+            for name, value in figures.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            self.means = {name: value / self.count for name, value in self.sums.items()}
+        if state.step % 50 or not self.writes:
+            return
+        means = self.means if self.count else {}
+        row = {"step": state.step, "seconds": state.seconds, "lr": lr, "skipped_steps": state.skipped_steps} | means
+        append(self.path, ",".join(f"{row[c]:.6g}" if c in row else "" for c in COLUMNS).encode())
+        self.sums, self.count = {}, 0
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Keep what the log says of the steps up to the checkpoint."""
+    rows = []
+    if step and path.exists():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _ranks() -> tuple[int, int]:
+    """Rank and number of processes; under `torchrun` the group is made here."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _adamw(parameters: list[torch.nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """In one kernel for all parameters, where this PyTorch has one for their device."""
+    try:
+        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
+    except RuntimeError:
+        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
