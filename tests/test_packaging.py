@@ -82,14 +82,41 @@ def test_setting_the_version(release: ModuleType, tmp_path: Path) -> None:
     assert set(release.versions(tmp_path).values()) == {"7.8.9"}
 
 
+def tracked_files() -> list[str]:
+    """Files of the project, relative to its root: those that git tracks, or those that an unpacked sdist lists."""
+    git = ["git", "-C", str(ROOT)]
+    top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=False)
+    listed = ROOT / "timm_ghn_init.egg-info" / "SOURCES.txt"
+    if top.returncode == 0 and Path(top.stdout.strip()) == ROOT.resolve():
+        names = subprocess.check_output([*git, "ls-files", "-z"], text=True).split("\0")
+    elif (ROOT / "PKG-INFO").exists() and listed.exists():
+        names = [name for name in listed.read_text().split("\n") if ".egg-info/" not in name]
+    else:
+        pytest.skip("this is neither a git checkout nor an unpacked sdist")
+    return [name for name in names if name and (ROOT / name).is_file()]
+
+
 def repository(folder: Path) -> Path:
-    """What is here, as one commit."""
-    built = shutil.ignore_patterns(".*cache", ".git", ".venv", "build", "dist", "site", "__pycache__", "*.egg-info")
-    shutil.copytree(ROOT, folder, ignore=built)
+    """The project's files, as one commit."""
+    for name in tracked_files():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", "-C", str(folder)]
     for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "All"]):
         subprocess.run([*git, *command], check=True)
     return folder
+
+
+def test_only_files_of_the_project_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    checkout = repository(tmp_path / "checkout")
+    files = tracked_files()
+    for name in ("resnet50.safetensors", "my-env/lib/x.py", ".hypothesis/x", "outputs/last.pth.tar", "tests/y.json"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_bytes(b"0")
+    monkeypatch.setattr("test_packaging.ROOT", checkout)
+    assert sorted(tracked_files()) == sorted(files)
 
 
 def test_built_tested_and_the_same_bytes_twice(

@@ -149,7 +149,7 @@ def finished_key(
 
     Raises:
         ValueError: the source is a baseline.
-        As `init_model`.
+        CheckpointError, TraceError: as `init_model`.
     """
     if source.baseline:
         raise InputError(f"{source} needs no GHN: there is no prediction to keep.")

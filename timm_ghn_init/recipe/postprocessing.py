@@ -171,8 +171,7 @@ def postprocess(
     Raises:
         ValueError: `layer` is not one of the model's layers, `beta` is negative or above 1000, or a weight cannot be
             processed: on the meta device, not initialised yet, not floating point, or with NaN or infinite values.
-        RuntimeError: a result is not finite.
-        The model is then as it was.
+        RuntimeError: a result is not finite. After any of these errors the model is unchanged.
     """
     _MODULE.check("model", model)
     FLAG.check("orthogonal", orthogonal)

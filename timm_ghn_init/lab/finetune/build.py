@@ -30,7 +30,7 @@ def build(trial: Trial, classes: int, device: torch.device | str | None = None) 
     Raises:
         RuntimeError: unknown architecture.
         WeightsUnavailable, InputError: timm's weights cannot be had.
-        Whatever `init_model` raises.
+        ValueError, CheckpointError, TraceError, RuntimeError: as `init_model`.
     """
     import timm
 
