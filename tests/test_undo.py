@@ -1,14 +1,12 @@
 """A traced model is as it was before, whatever it holds and its forward does; what cannot be traced is refused."""
 
 import functools
-import gc
 import re
 import types
 import weakref
 from collections import Counter, OrderedDict, UserDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, ClassVar
 
 import numpy as np
@@ -351,24 +349,3 @@ def test_a_pass_on_values_lets_go_of_what_is_no_longer_needed() -> None:
         assert seen() is None
 
     assert_traced(Net(act))
-
-
-@pytest.mark.parametrize("enabled", [True, False])
-def test_the_collector_of_garbage_is_held_back_and_let_go(enabled: bool) -> None:
-    noted: SimpleQueue[bool] = SimpleQueue()  # which is not put back
-
-    def act(m: Any, x: Tensor) -> None:
-        noted.put(gc.isenabled())
-        if noted.qsize() > 1:
-            raise KeyError
-
-    model, was_enabled = Net(act), gc.isenabled()
-    try:
-        (gc.enable if enabled else gc.disable)()
-        assert_traced(model)
-        after = gc.isenabled()
-        with pytest.raises(TraceError):
-            trace(model, SIZE, real=False)
-        assert (after, gc.isenabled(), noted.get(), noted.get()) == (enabled, enabled, False, False)
-    finally:
-        (gc.enable if was_enabled else gc.disable)()

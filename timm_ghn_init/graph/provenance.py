@@ -4,7 +4,7 @@ The operations that lead from the parameter to the tensor are run once more, on 
 their values. What moves elements about moves their numbers; what changes their values one by one leaves the numbers.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,6 @@ class Provenance:
         self._made: dict[int, _Made] = {}
         self._values: dict[int, Tensor] = {}
         self._written: set[int] = set()
-        self._written_before: frozenset[int] = frozenset()
 
     def know(self, stand_in: Tensor, original: Tensor) -> None:
         """Where the values of a stand-in are: those of buffers may be indices."""
@@ -74,21 +73,6 @@ class Provenance:
     def wrote(self, tensor: Tensor) -> None:
         """Others may be views of the same memory, so nothing is known of it any more."""
         self._written.add(tensor.untyped_storage()._cdata)
-
-    def branch(self) -> "Provenance":
-        """One that knows the same, for what is noted from now on."""
-        branch = Provenance()
-        branch._made, branch._values = dict(self._made), self._values
-        branch._written_before = self._written_before | self._written
-        return branch
-
-    def has_written(self, storages: Collection[int]) -> bool:
-        """Whether one of these was written to since the branch was made."""
-        return not self._written.isdisjoint(storages)
-
-    def forget(self) -> None:
-        """Let go of all that was noted."""
-        self._made.clear()
 
     def numbers(self, tensor: Tensor, parameter: Tensor) -> list[Tensor]:
         """For each element of a tensor the number of the parameter's element that it comes from.
@@ -195,7 +179,7 @@ class _Replay:
         return _call(of, _of_that_shape if of.by_shape else self._value)
 
     def _check(self, made: _Made) -> None:
-        if made.storage in self._known._written or made.storage in self._known._written_before:
+        if made.storage in self._known._written:
             raise Lost
 
 

@@ -41,17 +41,12 @@ def record(
 
     def run(inputs: Inputs, device: str) -> Recorder | None:
         values = prepare() if device == "cpu" and prepare is not None else None
-        for replays in (True, False):
-            recorder = Recorder(model, replays)
-            try:
-                recorder.run(inputs, device, values or {})
-            except ForwardError as error:
-                if recorder.has_replayed:  # where it failed can only be told without
-                    continue
-                failures.append(_Failure(inputs, device, error))
-                return None
-            if recorder.is_certain:
-                break
+        recorder = Recorder(model)
+        try:
+            recorder.run(inputs, device, values or {})
+        except ForwardError as error:
+            failures.append(_Failure(inputs, device, error))
+            return None
         if device == "cpu":
             _logger.info("%s: the forward pass needs real values (%s); traced on the CPU.", name, failures[-1])
         return recorder

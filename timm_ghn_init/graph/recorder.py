@@ -16,7 +16,6 @@ from .isolate import isolated
 from .modules import unrolled_once
 from .nested import named_tensors
 from .primitives import OPERATORS, constant
-from .replay import Replay
 from .rules.moments import running_statistics
 from .shapes import infer
 from .tape import Tape, tensors_of, written_by
@@ -53,21 +52,16 @@ class Recorder(TorchDispatchMode):
     Attributes:
         tape: what was written down.
         outputs: of the model: the path of keys to each tensor, its shape, and what is known of it.
-        pauses: whether operations are run without being written down.
 
     Args:
         model: in whatever mode.
-        replays: whether of modules that are alike one may be recorded for all, on the meta device.
     """
 
     outputs: Sequence[tuple[str, tuple[int, ...], Value]] = ()
 
-    def __init__(self, model: nn.Module, replays: bool = True) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.pauses = False
-        self._replays = replays
-        self._replay: Replay | None = None
         named = list(model.named_modules())
         self.modules = [module for _, module in named]
         self.tape = Tape(named)
@@ -106,21 +100,9 @@ class Recorder(TorchDispatchMode):
             for module in self.modules:
                 if isinstance(module, nn.RNNBase):
                     module.__dict__["forward"] = partial(unrolled_once, module)
-            if self._replays and not self._has_values:
-                self._replay = Replay(self, self.modules, isolation.buffers)
             with self:
                 output = self._call(placed.args, placed.kwargs)
         self.outputs = [(name, tuple(t.shape), tape.value(t)) for name, t in named_tensors(output)]
-
-    @property
-    def has_replayed(self) -> bool:
-        """Whether some of it was written down without being run."""
-        return self._replay is not None and self._replay.has_begun
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether that is what would have been recorded."""
-        return self._replay is None or self._replay.is_certain
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
@@ -132,9 +114,6 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.pauses:
-            return func(*args, **kwargs)
-        self.tape.see(args, kwargs)
         written = written_by(func, args, kwargs) if func._schema.is_mutable else ()
         for tensor in written:
             self._undo.keep(tensor)

@@ -61,9 +61,6 @@ class Tape:
 
     # -- values --------------------------------------------------------------------------------------------------
 
-    def see(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        """What an operation is called with, before it is written down."""
-
     def assign(self, tensor: Tensor, value: Value) -> None:
         self._time += 1
         if id(tensor) not in self._values:

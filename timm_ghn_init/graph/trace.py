@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..utils.checks import one_of
 from .adapters import leave_adapters
 from .classifier import Output, by_place, declared_classifier, last_of
-from .garbage import held_back
 from .graph import Dialect, Graph, Node, Target
 from .inputs import Inputs, attribute
 from .positions import united
@@ -70,10 +69,9 @@ def trace(
     _DIALECT.check("dialect", dialect)
     if next(model.parameters(), None) is None:
         raise TraceError(f"{name} has no parameters: there is nothing to initialise.")
-    with held_back():
-        with torch.inference_mode(False):  # in which operators are not seen
-            recorder, inputs = record(model, name, input_size, example_inputs, prepare, real)
-        return _build(recorder, inputs, dialect, declared_classifier(model, recorder.tape.parameters, classifier))
+    with torch.inference_mode(False):  # in which operators are not seen
+        recorder, inputs = record(model, name, input_size, example_inputs, prepare, real)
+    return _build(recorder, inputs, dialect, declared_classifier(model, recorder.tape.parameters, classifier))
 
 
 def model_name(model: nn.Module) -> str:
