@@ -31,7 +31,7 @@ except ImportError:  # before PyTorch 2.6
     from torch.distributed._composable.fsdp import FSDPModule, fully_shard
 
 import timm_ghn_init
-from timm_ghn_init import CheckpointError, TraceError, init_model, initialize, load_ghn
+from timm_ghn_init import CheckpointError, TraceError, init_model, initialize, load_ghn, save_ghn
 from timm_ghn_init.recipe.postprocessing import process_weight
 from timm_ghn_init.sharded import post
 from timm_ghn_init.sharded.exchange import local
@@ -47,6 +47,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SIZES = {"convnext": 32, "vit": None, "vit-1000": None, "resnet": 32}
 ORTH = "file:{ghn}-orth?layer=2"
+NO_LAYER = ("ghn-orth", "file:{own}-orth")  # the layer follows from the depth in the GHN's file
 PLAIN = "file:{ghn}"
 
 
@@ -75,7 +76,7 @@ def build(kind: str, device: str = "cpu") -> nn.Module:
 
 
 def source_of(ghn: str, text: str) -> str:
-    return text.format(ghn=ghn)
+    return text.format(ghn=ghn, own=f"{ghn}-own.safetensors")
 
 
 def place(model: nn.Module, mesh: DeviceMesh, placements: list[Any]) -> nn.Module:
@@ -167,6 +168,13 @@ def reference(job: Job) -> None:
         report = job.init(model, kind)
         assert not report.unset, report.unset
         torch.save(whole(model), job.folder / f"{kind}-meta.pt")
+    own = load_ghn(job.ghn)
+    own.depth = 0.2
+    save_ghn(own, source_of(job.ghn, "{own}"))
+    for i, source in enumerate(NO_LAYER):
+        model = build("vit-1000")
+        report = job.init(model, "vit-1000", source)
+        torch.save({**whole(model), "layer": torch.tensor(report.layer)}, job.folder / f"no-layer-{i}.pt")
     torch.manual_seed(3)
     model = timm.create_model("test_convnext", num_classes=10)
     init_model(model, source_of(job.ghn, ORTH), seed=3)
@@ -273,6 +281,25 @@ def create_and_save(job: Job) -> None:
     assert about["source"] == ghn and about["options"] == {"num_classes": 10}
     plain = timm.create_model("test_convnext", num_classes=10, checkpoint_path=str(path))
     assert torch.equal(plain.head.fc.weight, expected["head.fc.weight"])
+
+
+@check(2)
+def orth_without_a_layer(job: Job) -> None:
+    """All ranks know the depth that the GHN's file carries."""
+    name, options = MODELS["vit-1000"]
+    layers = set()
+    for i, text in enumerate(NO_LAYER):
+        expected, source = job.expected(f"no-layer-{i}"), source_of(job.ghn, text)
+        layer = int(expected.pop("layer"))
+        model = shard_fully(build("vit-1000"), job.mesh)
+        assert job.init(model, "vit-1000", source).layer == layer
+        same(model, expected)
+        made = timm_ghn_init.create_sharded(name, source, job.mesh, seed=3, timeout=60, **options)
+        assert made.ghn_report.layer == layer
+        found = whole(made)
+        assert all(torch.equal(found[n], expected[n]) for n in made.ghn_report.predicted)
+        layers.add(layer)
+    assert len(layers) == len(NO_LAYER)
 
 
 @check(2)
@@ -434,6 +461,7 @@ def failing_at(name: str, error: Exception | None) -> Iterator[None]:
 
 
 def on_ranks(ghn: str, folder: Path, worlds: Sequence[int]) -> None:
+    os.environ["TIMM_GHN_ENDPOINT"] = "http://127.0.0.1:9"  # nobody listens there: "ghn" is the shipped GHN
     reference(Job(ghn, folder, 0, 1))
     for world in worlds:
         (folder / str(world)).mkdir()

@@ -18,7 +18,7 @@ import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,9 @@ from timm_ghn_init.checkpoints.load import (
     resolve_default,
     save_ghn,
 )
-from timm_ghn_init.ghn import GHN
+from timm_ghn_init.ghn import GHN, Facts
 from timm_ghn_init.sources import KNOWN, Source
+from timm_ghn_init.weights.key import ghn_digest
 
 SMALL = {**GHN2_CONFIG, "max_shape": (8, 8, 11, 11), "num_classes": 10, "hid": 8}
 CONFIGS = {
@@ -114,7 +115,7 @@ def test_save_and_load(tmp_path: Path, kind: str) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_ghn_carries_where_its_post_processing_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ghn_carries_where_its_post_processing_begins(tmp_path: Path) -> None:
     ghn = copy.deepcopy(small())
     assert ghn.depth is None
     ghn.depth = 0.25
@@ -126,9 +127,23 @@ def test_a_ghn_carries_where_its_post_processing_begins(tmp_path: Path, monkeypa
     assert init_model(model, "ghn2-orth?layer=5", ghn=loaded, input_size=8).layer == 5
     loaded.depth = None
     assert init_model(model, "ghn2-orth", ghn=loaded, input_size=8).layer == 7  # a guess
-    row = replace(KNOWN["ghn2-formula"], depth=0.5)
-    monkeypatch.setitem(KNOWN, row.name, row)
-    assert load_ghn("ghn2-formula-orth").depth == 0.5
+
+
+def test_facts_travel_with_a_ghn(tmp_path: Path) -> None:
+    """Whatever is noted of a GHN, now or later, is in its copies, its file and its key."""
+    other = {"config": None, "depth": 0.25, "trained_on": "a \n folder"}
+    assert list(other) == [f.name for f in fields(Facts)]  # a new field: name a value for it
+    ghn = GHN.of(replace(small().facts, **{name: value for name, value in other.items() if value is not None}))
+    ghn.load_state_dict(small().state_dict())
+    for name, value in other.items():
+        assert value is None or getattr(ghn, name) == value
+        changed = copy.deepcopy(small())
+        changed.facts = replace(changed.facts, **{name: getattr(ghn.facts, name)})
+        assert value is None or ghn_digest(changed) != ghn_digest(small())
+    assert Facts.read(ghn.facts.metadata()) == ghn.facts
+    save_ghn(ghn, tmp_path / "a.safetensors")
+    for received in (load_ghn(tmp_path / "a.safetensors"), copy.deepcopy(ghn), pickle.loads(pickle.dumps(ghn))):
+        assert received.facts == ghn.facts and ghn_digest(received) == ghn_digest(ghn)
 
 
 @pytest.mark.parametrize("text", ["1", "-0.1", "nan", "a quarter", ""])

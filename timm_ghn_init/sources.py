@@ -49,8 +49,6 @@ class KnownGHN:
         blob: git blob id of the file below `url`: sha1 of b"blob <size>\\0" + its bytes.
         hub: Hugging Face Hub repository.
         local: folder inside the package.
-        depth: the part of a network's layers before its post-processing begins, where that was measured for this GHN
-            and its file does not say it, see `GHN.depth`.
     """
 
     name: str
@@ -64,7 +62,6 @@ class KnownGHN:
     blob: str = ""
     hub: str = ""
     local: str = ""
-    depth: float | None = None
 
     @property
     def origin(self) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..ghn.facts import Facts
 from ..utils.checks import FLAG, Kind, one_of, whole
 from ..utils.text import Told, as_cause
 from .joblib_files import read_joblib
@@ -39,15 +40,13 @@ class GHNFile:
 
     Attributes:
         path: where it lies.
-        config: keyword arguments of `GHN`.
-        tensors: by state-dict name, exactly those of `GHN(**config)`, in its shapes.
-        metadata: of a safetensors file.
+        facts: what it holds besides its tensors.
+        tensors: by state-dict name, exactly those of `GHN.of(facts)`, in its shapes.
     """
 
     path: Path
-    config: dict[str, Any]
+    facts: Facts
     tensors: dict[str, LazyTensor]
-    metadata: dict[str, str]
 
     def load(self, name: str) -> "torch.Tensor":
         """One tensor: float32, contiguous, on CPU, finite.
@@ -94,32 +93,26 @@ def open_ghn(path: Path, mapped: bool = False) -> Iterator[GHNFile]:
         name = _format(path)
     with _READERS[name](path, mapped) as contents:
         config, tensors = _settle(contents, path)
-        yield GHNFile(path, config, tensors, contents.metadata)
+        yield GHNFile(path, _facts(config, contents.metadata, path), tensors)
 
 
 def build(file: GHNFile, device: Any = "cpu") -> "GHN":
     """The GHN of an open file: eval mode, float32, no gradients. Memory is taken once, the random state left alone."""
-    ghn = _empty_ghn(file.config, file.path)
+    ghn = _empty_ghn(file.facts, file.path)
     ghn.load_state_dict({name: file.load(name).to(device) for name in file.tensors}, assign=True)
-    ghn.depth, ghn.trained_on = _depth(file), file.metadata.get("data")
     return ghn.eval().requires_grad_(False)
 
 
-def _depth(file: GHNFile) -> float | None:
-    """What the metadata say of `GHN.depth`."""
-    text = file.metadata.get("depth")
+def _facts(config: dict[str, Any], metadata: Mapping[str, str], path: Path) -> Facts:
     try:
-        depth = None if text is None else float(text)
-    except ValueError:
-        depth = math.nan
-    if depth is not None and not 0 <= depth < 1:
-        raise CheckpointError(f"{file.path}: depth must be a number from 0 up to 1, not {reprlib.repr(text)}.")
-    return depth
+        return Facts.read({**metadata, "config": json.dumps(config)})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def write_ghn(
     path: Path,
-    config: Mapping[str, Any],
+    facts: Facts,
     tensors: Mapping[str, Callable[[], "torch.Tensor"]],
     metadata: Mapping[str, str],
 ) -> str:
@@ -127,15 +120,15 @@ def write_ghn(
 
     Args:
         path: must not be a file that others read: it is not there until this returns, and half-written if it raises.
-        config: keyword arguments of `GHN`; the shapes follow from it.
+        facts: of the GHN; the shapes follow from them.
         tensors: one function per tensor of the GHN, that returns it as contiguous float32 on CPU.
-        metadata: for the header; "config" and "format" are added.
+        metadata: more entries for the header. They take precedence over those of `facts`.
     """
     import torch
 
-    shapes = _shapes(config, path)
+    shapes = _shapes(facts, path)
     entries = {name: (shape, torch.float32) for name, shape in shapes.items()}
-    text, _ = header(entries, {**metadata, "config": json.dumps(dict(config), sort_keys=True)})
+    text, _ = header(entries, {**facts.metadata(), **metadata, "config": facts.metadata()["config"]})
     digest = hashlib.sha256(text)
     with open(path, "wb") as f:
         f.write(text)
@@ -286,7 +279,7 @@ def _settle(contents: _Contents, path: Path) -> tuple[dict[str, Any], dict[str, 
     config = _check_config(config, path)
     if 10 * config.get("layers", 0) > len(tensors):  # each has 11, and to build many takes a while
         raise CheckpointError(f"{path}: its config says {config['layers']} layers, but it has {len(tensors)} tensors.")
-    shapes = _shapes(config, path)
+    shapes = _shapes(Facts(config), path)
     _check_names(set(shapes), set(tensors), path)
     for name, shape in shapes.items():
         found = tensors[name].shape
@@ -391,18 +384,18 @@ def _infer(tensors: dict[str, LazyTensor], path: Path) -> dict[str, Any]:
     return {**config, "hypernet": "graphormer", "ve": True, "heads": heads, "layers": layers}
 
 
-def _empty_ghn(config: Mapping[str, Any], path: Path) -> "GHN":
+def _empty_ghn(facts: Facts, path: Path) -> "GHN":
     """A GHN without memory for its tensors."""
     import torch
 
     from ..ghn import GHN
 
     with _errors_name(path, "its config describes no GHN"), torch.device("meta"):
-        return GHN(**config)
+        return GHN.of(facts)
 
 
-def _shapes(config: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
-    shapes = {name: tuple(t.shape) for name, t in _empty_ghn(config, path).state_dict().items()}
+def _shapes(facts: Facts, path: Path) -> dict[str, tuple[int, ...]]:
+    shapes = {name: tuple(t.shape) for name, t in _empty_ghn(facts, path).state_dict().items()}
     size = sum(4 * math.prod(shape) for shape in shapes.values())
     if size > _MAX_BYTES:  # a pickle of a few bytes can claim any shape
         raise CheckpointError(f"{path}: claims to hold {size >> 30} GiB of tensors. No GHN is that large.")

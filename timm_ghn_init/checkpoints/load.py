@@ -76,13 +76,13 @@ def load_ghn(name_or_path: str | Path | Source, device: "torch.device | str | No
 
     if device is not None:
         check_device(device)
-    path, depth, fetched = _own_path(name_or_path), None, False
+    path, fetched = _own_path(name_or_path), False
     if path is None:
         source = resolve_default(cast("str | Source", name_or_path))
-        path, depth, fetched = _fetch(source, None), source.known and source.known.depth, source.path is None
+        path, fetched = _fetch(source, None), source.path is None
     place = torch.empty(0, device=device or "cpu").device  # "cuda" and "cuda:0" are one place
     with _loading:
-        return _load(_stamp(path), fetched, depth, str(place))
+        return _load(_stamp(path), fetched, str(place))
 
 
 def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -91,8 +91,7 @@ def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = 
     Args:
         ghn: on any device; saved as float32.
         path: must end in .safetensors. An older file there is replaced when the new one is complete.
-        metadata: more entries for the file's metadata, e.g. how the GHN was trained. `ghn.depth` and
-            `ghn.trained_on` are added.
+        metadata: more entries for the file's metadata, e.g. how the GHN was trained. `ghn.facts` is added.
 
     Raises:
         ValueError: another suffix, or metadata that are not strings.
@@ -105,8 +104,7 @@ def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = 
     from ..ghn import GHN
 
     instance("a GHN", GHN).check("ghn", ghn)
-    known = {"depth": ghn.depth, "data": ghn.trained_on}
-    metadata = {k: str(v) for k, v in known.items() if v is not None} | dict(metadata or {})
+    metadata = dict(metadata or {})
     if not all(isinstance(text, str) for item in metadata.items() for text in item):
         raise InputError(f"{path}: metadata must be strings, names and values.")
 
@@ -116,7 +114,7 @@ def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = 
 
     tensors = {name: partial(load, name, tensor) for name, tensor in ghn.state_dict().items()}
     with replacing(path) as temporary:
-        write_ghn(temporary, ghn.config, tensors, metadata)
+        write_ghn(temporary, ghn.facts, tensors, metadata)
 
 
 def fetch(name: str | Source, progress: bool | None = None) -> Path:
@@ -272,11 +270,9 @@ def _stamp(path: Path) -> _Stamp:
 
 
 @lru_cache(maxsize=2)
-def _load(stamp: _Stamp, fetched: bool, depth: float | None, device: str) -> "GHN":
+def _load(stamp: _Stamp, fetched: bool, device: str) -> "GHN":
     with open_ghn(stamp.path, mapped=fetched) as file:
-        ghn = build(file, device)
-    ghn.depth = ghn.depth if depth is None else depth
-    return ghn
+        return build(file, device)
 
 
 def _own_path(name_or_path: str | Path | Source) -> Path | None:
@@ -412,7 +408,7 @@ def _convert(path: Path, ghn: KnownGHN, progress: bool | None) -> Path:
     with own_folder(home()) as folder, open_ghn(path) as file:
         with Progress(f"Converting {ghn.name}", len(file.tensors), show=progress, unit="tensor", stays=True) as shown:
             tensors = {name: partial(_load_counted, file, name, shown) for name in file.tensors}
-            digest = write_ghn(folder / "converted", file.config, tensors, metadata)
+            digest = write_ghn(folder / "converted", file.facts, tensors, metadata)
         target = home() / f"{_prefix(ghn)}{digest[:16]}.safetensors"  # that is known only now
         return (folder / "converted").replace(target)
 

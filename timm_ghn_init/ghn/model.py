@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..graph import PRIMITIVES, Dialect, Graph, Node, Place, Target
 from ..utils.threads import one_thread
 from .decoders import ConvDecoder, MLPDecoder, resize
+from .facts import Facts
 from .gated_gnn import MLP, GatedGNN, NodeMLP
 from .graphormer import Graphormer
 from .shape_encoder import ShapeEncoder
@@ -37,6 +39,8 @@ class GHN(nn.Module):
         layers: of the Graphormer.
 
     Attributes:
+        facts: all that belongs to the GHN besides its state dict. The other attributes are read from it.
+        config: the keyword arguments above.
         depth: the part of a network's layers, from 0 up to 1, before its post-processing begins, where that was chosen
             for this GHN by measuring (see `recipe.postprocessing.auto_layer`); else None. Kept in its file's metadata.
         trained_on: name of the images it was trained on, where its file says so; else None. From a file, so any text.
@@ -62,9 +66,7 @@ class GHN(nn.Module):
         super().__init__()
         self.max_shape = m = tuple(max_shape)
         self.num_classes, self.weight_norm = num_classes, weight_norm
-        self.depth: float | None = None
-        self.trained_on: str | None = None
-        self.config: dict[str, Any] = {
+        config: dict[str, Any] = {
             "max_shape": m,
             "num_classes": num_classes,
             "hypernet": hypernet,
@@ -76,7 +78,8 @@ class GHN(nn.Module):
         }
         graphormer = hypernet == "graphormer"
         if graphormer:
-            self.config.update(heads=heads, layers=layers)
+            config.update(heads=heads, layers=layers)
+        self.facts = Facts(config)
         self.dialect: Dialect = "ghn3" if graphormer else "ghn2"
         if layernorm:
             self.ln = nn.LayerNorm(hid)
@@ -102,6 +105,33 @@ class GHN(nn.Module):
         if name == "graphormer":
             return Graphormer(hid, heads, layers)
         raise ValueError(f'hypernet must be "gatedgnn", "mlp" or "graphormer", not {name!r}.')
+
+    @classmethod
+    def of(cls, facts: Facts) -> "GHN":
+        """A GHN with these facts, its values drawn at random."""
+        ghn = cls(**facts.config)
+        ghn.facts = replace(facts, config=ghn.config)
+        return ghn
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.facts.config
+
+    @property
+    def depth(self) -> float | None:
+        return self.facts.depth
+
+    @depth.setter
+    def depth(self, depth: float | None) -> None:
+        self.facts = replace(self.facts, depth=depth)
+
+    @property
+    def trained_on(self) -> str | None:
+        return self.facts.trained_on
+
+    @trained_on.setter
+    def trained_on(self, name: str | None) -> None:
+        self.facts = replace(self.facts, trained_on=name)
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..ghn import GHN, Tile
+from ..ghn import GHN, Facts, Tile
 from ..graph import Graph, TraceError, trace
 from ..own_init.stand_ins import meta_parameter, named_tensors, replaced
 from ..own_init.values import forget, materialise, on_meta, own_values, warn_unset
@@ -85,7 +85,7 @@ class Sharded(Place):
             check()
             if own or self.first:
                 loaded = load()
-                return None if own else {"source": asdict(loaded[0]), "config": loaded[1].config}
+                return None if own else {"source": asdict(loaded[0]), "ghn": loaded[1].facts.metadata()}
             return None
 
         said = self._meeting("checks" if own else f"rank {self._members[0]} fetches {what}", begin)
@@ -93,7 +93,8 @@ class Sharded(Place):
             assert loaded is not None
             return loaded
         mine = None if loaded is None else loaded[1]
-        ghn = self.clock("share", lambda: share_ghn(mine, said[0]["config"], self.layout, self.device))
+        facts = Facts.read(said[0]["ghn"])
+        ghn = self.clock("share", lambda: share_ghn(mine, facts, self.layout, self.device))
         return Source(**said[0]["source"]), ghn
 
     def together(

@@ -1,27 +1,25 @@
-"""One rank's GHN for all: a config as JSON and tensors by broadcast, nothing pickled."""
-
-from typing import Any
+"""One rank's GHN for all ranks: its facts as JSON and its tensors by broadcast, nothing pickled."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from ..ghn import GHN
+from ..ghn import GHN, Facts
 from .layout import Layout
 
 
-def share_ghn(ghn: GHN | None, config: dict[str, Any], layout: Layout, device: torch.device) -> GHN:
+def share_ghn(ghn: GHN | None, facts: Facts, layout: Layout, device: torch.device) -> GHN:
     """The GHN that the first rank of a mesh has, on all of its ranks, as `load_ghn` gives it. All ranks must call it.
 
     Args:
         ghn: on the first rank.
-        config: of the GHN, on all.
+        facts: of the GHN, on all ranks.
         device: where it is to be.
     """
     if ghn is None:
         with torch.device("meta"):
-            ghn = GHN(**config)
+            ghn = GHN.of(facts)
         ghn.load_state_dict(
             {name: torch.empty(t.shape, device=device) for name, t in ghn.state_dict().items()}, assign=True
         )

@@ -77,7 +77,7 @@ def graph_digest(graph: Graph) -> str:
 
 
 def ghn_digest(ghn: GHN, frozen: bool = False) -> str:
-    """sha256, in hex, of a GHN's config and weights, whatever file they came from.
+    """sha256, in hex, of all that a GHN is, its facts and weights, whatever file they came from.
 
     Args:
         ghn: on any device.
@@ -85,7 +85,7 @@ def ghn_digest(ghn: GHN, frozen: bool = False) -> str:
     """
     if frozen and ghn in _known:
         return _known[ghn]
-    result = _sha256([ghn.config, digest(ghn.state_dict())])
+    result = _sha256([ghn.facts.metadata(), digest(ghn.state_dict())])
     if frozen:
         _known[ghn] = result
     return result
