@@ -1,8 +1,8 @@
 """How much of every architecture can be predicted: sweeps timm, and torchvision's classifiers, and reports.
 
-    python benchmarks/coverage.py --jobs 2 --markdown docs/coverage.md       every timm architecture, on meta
+    python benchmarks/coverage.py --jobs 2 --markdown benchmarks/results/coverage.md       every timm architecture, on meta
     python benchmarks/coverage.py --filter "vit_*" "resnet*" --dialect ghn3  some of them, for GHN-3
-    python benchmarks/coverage.py --real --markdown docs/coverage.md         the smallest of every module, in memory
+    python benchmarks/coverage.py --real --markdown benchmarks/results/coverage.md         the smallest of every module, in memory
 
 Each result is one line of the JSON file. What stands there already is not measured again unless the code that it
 depends on, timm or torch has changed since, so a sweep can be interrupted. The Markdown is written from the whole file:
@@ -52,7 +52,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ghn2": {**CONFIG, "hid": 32},
     "ghn3": {**CONFIG, "hypernet": "graphormer", "hid": 64, "heads": 8, "layers": 3},
 }
-SHARE, ARCHITECTURES, SECONDS = 0.99, 0.98, 600  # the bars
+SHARE, ARCHITECTURES, SECONDS = 0.99, 0.98, 600  # the targets
 
 Record = dict[str, Any]
 
@@ -395,7 +395,7 @@ def section(library: str, dialect: str, measured: list[Record], runs: list[Recor
     good = [r for r in measured if "error" not in r]
     reasons = numbered_reasons(good)
     lines = [f"## {library}, graphs for {dialect.upper().replace('GHN', 'GHN-')}", ""]
-    lines += bars(measured, good, runs, len(modules))
+    lines += targets(measured, good, runs, len(modules))
     head = ("module", "models", "built", "predicted, min", "mean", "nodes, min", "median", "max", "CPU seconds", "rest")
     lines += ["", f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 2)}---|"]
     groups: dict[str, list[Record]] = defaultdict(list)
@@ -421,7 +421,7 @@ def share(r: Record) -> float:
     return r["predicted_values"] / r["values"]
 
 
-def bars(measured: list[Record], good: list[Record], runs: list[Record], registered: int) -> list[str]:
+def targets(measured: list[Record], good: list[Record], runs: list[Record], registered: int) -> list[str]:
     enough = sum(share(r) >= SHARE for r in good) / len(measured)
     missed = sum(len(r["violations"]) for r in good)
     wall, jobs = sum(r["seconds"] for r in runs), max((r["jobs"] for r in runs), default=0)
@@ -431,7 +431,7 @@ def bars(measured: list[Record], good: list[Record], runs: list[Record], registe
     traces = sorted(r["seconds"]["trace"] for r in good)
     nodes = sorted(r["nodes"] for r in good)
     return [
-        "| bar | wanted | reached |",
+        "| check | target | result |",
         "|---|---:|---:|",
         f"| architectures that build a graph | {registered} of {registered} | {len(good)} of {len(measured)} tried |",
         f"| architectures with {SHARE:.0%} of their values predicted | {ARCHITECTURES:.0%} | {enough:.2%} |",
@@ -468,13 +468,13 @@ def row(module: str, group: list[Record], reasons: dict[str, int]) -> str:
 
 
 def failures(measured: list[Record], good: list[Record]) -> list[str]:
-    """What stays below a bar, by name."""
+    """Architectures below a target, by name."""
     lines = [f"* {r['key'][2]} fails: {r['error']}" for r in measured if "error" in r]
     for r in sorted(good, key=share):
         if share(r) < SHARE:
             lines.append(f"* {r['key'][2]}: {share(r):.2%}; {_most(r)}")
         lines += [f"* {r['key'][2]}: `{name}` is used and not predicted" for name in r["violations"]]
-    return ["Below the bars:", "", *lines, ""] if lines else []
+    return ["Below target:", "", *lines, ""] if lines else []
 
 
 def _most(r: Record) -> str:

@@ -3,7 +3,7 @@
     python benchmarks/pictures.py            all of them
     python benchmarks/pictures.py resnet18   one
 
-docs/transfer.svg and docs/shipped-ghn.svg come with their numbers from transfer.py and ship.py.
+benchmarks/results/transfer.svg and shipped-ghn.svg come with their numbers from transfer.py and ship.py.
 """
 
 import argparse

@@ -5,7 +5,7 @@
     python benchmarks/ship.py runs/fashion --command "timm-ghn-init train-ghn ..." --depth 0.25 --depth-table depth.md
 
 Writes the file in timm_ghn_init/data that `sources.SHIPPED` names, with configuration, command, log, evaluation, depth
-and licence in its metadata, docs/shipped-ghn.md and docs/shipped-ghn.svg. What `--notes` holds goes into the page as it
+and licence in its metadata, benchmarks/results/shipped-ghn.md and .svg. What `--notes` holds goes into the page as it
 is.
 """
 
@@ -37,12 +37,12 @@ IMAGES = {
 PAGE = """# The GHN that ships: `{name}`
 
 A GHN-2 ([arXiv:2110.13100](https://arxiv.org/abs/2110.13100)), {parameters:.2f} M parameters, {size:.1f} MB,
-licence {license}, trained by this project on networks drawn at random (`timm_ghn_init/training/networks.py`)
+licence {license}, trained by this project on networks drawn at random (`timm_ghn_init/lab/training/networks.py`)
 and on {about} It is what `ghn` means where the released
 GHN-2 is neither on the machine nor to be downloaded.
 
 It is real and it is small: hours of a CPU instead of the released GHN-2's days of a GPU, and small images
-instead of ImageNet. Where the released GHN-2 can be had, use that.
+instead of ImageNet. Use the released GHN-2 if you can download it.
 
 ## Training
 
@@ -107,8 +107,8 @@ def main() -> None:
     assert target is not None
     target.parent.mkdir(exist_ok=True)
     save_ghn(ghn, target, metadata(args, training, scores))
-    (ROOT / "docs" / "shipped-ghn.md").write_text(page(args, training, scores, target))
-    draw(args.run / LOG, ROOT / "docs" / "shipped-ghn.svg", SHIPPED, ghn.num_classes)
+    (ROOT / "benchmarks" / "results" / "shipped-ghn.md").write_text(page(args, training, scores, target))
+    draw(args.run / LOG, ROOT / "benchmarks" / "results" / "shipped-ghn.svg", SHIPPED, ghn.num_classes)
 
 
 def metadata(args: argparse.Namespace, training: dict, scores: list[Score]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What `bench_speed.py` measured, as Markdown: ratios, milliseconds, memory, growth, bars. Verdicts are computed."""
+"""What `bench_speed.py` measured, as Markdown: ratios, milliseconds, memory, growth, targets. Verdicts are computed."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,10 +10,10 @@ MEGABYTE = 1e6
 CONVNEXT_BASE = 88_500_000  # parameters: "convnext_base and larger"
 
 
-# -- bars ------------------------------------------------------------------------------------------------------------
+# -- targets ------------------------------------------------------------------------------------------------------------
 
 
-class Bar(NamedTuple):
+class Target(NamedTuple):
     """A promise: the worst of the values must stay on the right side of the limit."""
 
     what: str
@@ -124,59 +124,59 @@ def import_early(documents: Sequence[Record]) -> Iterator[Value]:
 TRACE = "trace / forward on meta"
 PEER, PEER_POST = "peer / ours, graph + prediction", "peer / ours, post-process"
 CREATE = "create_model with GHN / without"
-BARS = [
-    Bar("trace / forward on meta, convnext_base", ratio(TRACE, "convnext_base"), 0.12),
-    Bar("trace / forward on meta, vit_large", ratio(TRACE, "vit_large_patch16_224"), 0.10),
-    Bar("trace / forward on meta, resnet152", ratio(TRACE, "resnet152"), 0.15),
-    Bar("trace of a further block that is like the others", trace_of_a_further_block, 20, "microseconds"),
-    Bar("graph + prediction, torchvision convnext_base, against ppuda", ratio(PEER, "tv:convnext_base"), 12, "x", True),
-    Bar("graph + prediction, torchvision resnet50, against ppuda", ratio(PEER, "tv:resnet50"), 8, "x", True),
-    Bar(
+TARGETS = [
+    Target("trace / forward on meta, convnext_base", ratio(TRACE, "convnext_base"), 0.12),
+    Target("trace / forward on meta, vit_large", ratio(TRACE, "vit_large_patch16_224"), 0.10),
+    Target("trace / forward on meta, resnet152", ratio(TRACE, "resnet152"), 0.15),
+    Target("trace of a further block that is like the others", trace_of_a_further_block, 20, "microseconds"),
+    Target("graph + prediction, torchvision convnext_base, against ppuda", ratio(PEER, "tv:convnext_base"), 12, "x", True),
+    Target("graph + prediction, torchvision resnet50, against ppuda", ratio(PEER, "tv:resnet50"), 8, "x", True),
+    Target(
         "decode + write / fill_, convnext_base and larger",
         ratio("decode + write / fill_", least_params=CONVNEXT_BASE),
         2,
     ),
-    Bar("embed, per 300 nodes", embed_per_300_nodes, 20, "ms"),
-    Bar("embed, exponent of its growth with the nodes", embed_growth, 2, ""),
-    Bar("embed, 3000 nodes", embed_of_3000_nodes, 0.25, "s"),
-    Bar("post-process / bare QR", ratio("post-process / bare QR"), 1.2),
-    Bar("post-process, torchvision convnext_base, against ppuda", ratio(PEER_POST, "tv:convnext_base"), 2.5, "x", True),
-    Bar("create_model with GHN / without, convnext_base", ratio(CREATE, "convnext_base"), 1),
-    Bar("create_model with GHN / without, densenet201", ratio(CREATE, "densenet201"), 1),
-    Bar(
+    Target("embed, per 300 nodes", embed_per_300_nodes, 20, "ms"),
+    Target("embed, exponent of its growth with the nodes", embed_growth, 2, ""),
+    Target("embed, 3000 nodes", embed_of_3000_nodes, 0.25, "s"),
+    Target("post-process / bare QR", ratio("post-process / bare QR"), 1.2),
+    Target("post-process, torchvision convnext_base, against ppuda", ratio(PEER_POST, "tv:convnext_base"), 2.5, "x", True),
+    Target("create_model with GHN / without, convnext_base", ratio(CREATE, "convnext_base"), 1),
+    Target("create_model with GHN / without, densenet201", ratio(CREATE, "densenet201"), 1),
+    Target(
         "create_model with GHN-orth / bare QR + prediction, convnext_base",
         ratio("create_model with GHN-orth / bare QR + prediction", "convnext_base"),
         1,
     ),
-    Bar("peak memory without post-processing, up to 1000 nodes", memory_without, 128, "MB"),
-    Bar("peak memory with it / largest layer, warmed up", memory_with_post_processing, 3),
-    Bar("import timm_ghn_init above import timm", import_time, 50, "ms"),
-    Bar("scipy, matplotlib, Hub code imported before they are needed", import_early, 0, ""),
-    Bar(
+    Target("peak memory without post-processing, up to 1000 nodes", memory_without, 128, "MB"),
+    Target("peak memory with it / largest layer, warmed up", memory_with_post_processing, 3),
+    Target("import timm_ghn_init above import timm", import_time, 50, "ms"),
+    Target("scipy, matplotlib, Hub code imported before they are needed", import_early, 0, ""),
+    Target(
         "GHN-3 T: graph + prediction, torchvision resnet50 and convnext_tiny, against ghn3",
         ratio(PEER, "tv:resnet50", "tv:convnext_tiny", ghn="ghn3-t"),
         8,
         "x",
         True,
     ),
-    Bar("GHN-3 T: graph + prediction / GHN-2", ratio("ours / GHN-2", ghn="ghn3-t"), 1.3),
-    Bar(
+    Target("GHN-3 T: graph + prediction / GHN-2", ratio("ours / GHN-2", ghn="ghn3-t"), 1.3),
+    Target(
         "GHN-3 XL: graph + prediction, convnext_base",
         seconds("graph + prediction", "convnext_base", ghn="ghn3-xl"),
         3,
         "s",
     ),
-    Bar("CUDA: total, convnext_base", seconds("total", "convnext_base", device="cuda"), 0.35, "s"),
-    Bar("CUDA: past the trace, convnext_base", seconds("past the trace", "convnext_base", device="cuda"), 0.15, "s"),
-    Bar("CUDA: post-process / bare QR", ratio("post-process / bare QR", "convnext_base", device="cuda"), 0.25),
-    Bar(
+    Target("CUDA: total, convnext_base", seconds("total", "convnext_base", device="cuda"), 0.35, "s"),
+    Target("CUDA: past the trace, convnext_base", seconds("past the trace", "convnext_base", device="cuda"), 0.15, "s"),
+    Target("CUDA: post-process / bare QR", ratio("post-process / bare QR", "convnext_base", device="cuda"), 0.25),
+    Target(
         "CUDA: write, share of the copy rate",
         ratio("write / device copy", "convnext_base", device="cuda"),
         0.5,
         "x",
         True,
     ),
-    Bar("CUDA: total, vit_giant", seconds("total", "vit_giant_patch14_clip_224", device="cuda"), 1, "s"),
+    Target("CUDA: total, vit_giant", seconds("total", "vit_giant_patch14_clip_224", device="cuda"), 1, "s"),
 ]
 
 
@@ -186,7 +186,7 @@ BARS = [
 def render(documents: Sequence[Record]) -> str:
     """One document from what one or several runs measured."""
     blocks = [block for document in documents for block in document_blocks(document)]
-    return "\n\n".join([*blocks, *bars(documents)]) + "\n"
+    return "\n\n".join([*blocks, *targets(documents)]) + "\n"
 
 
 def document_blocks(document: Record) -> Iterator[str]:
@@ -296,19 +296,19 @@ def import_line(record: Record) -> str:
     )
 
 
-def bars(documents: Sequence[Record]) -> Iterator[str]:
-    """The bars that have something to be judged by; the others are named, not judged."""
-    lines, missing = ["| what | bar | reached | worst | |", "|---|---|---|---|---|"], []
-    for bar in BARS:
-        worst = bar.worst(documents)
+def targets(documents: Sequence[Record]) -> Iterator[str]:
+    """The targets that this run measured; the others are listed as not measured."""
+    lines, missing = ["| what | target | result | worst | |", "|---|---|---|---|---|"], []
+    for target in TARGETS:
+        worst = target.worst(documents)
         if worst is None:
-            missing.append(bar.what)
+            missing.append(target.what)
             continue
         value, where = worst
-        verdict = "met" if bar.is_met(value) else "**missed**"
-        limit = f"{'at least' if bar.at_least else 'at most'} {bar.limit:g} {bar.unit}".rstrip()
-        lines.append(f"| {bar.what} | {limit} | {value:.3g} {bar.unit} | {where} | {verdict} |")
-    yield "## Bars"
+        verdict = "met" if target.is_met(value) else "**missed**"
+        limit = f"{'at least' if target.at_least else 'at most'} {target.limit:g} {target.unit}".rstrip()
+        lines.append(f"| {target.what} | {limit} | {value:.3g} {target.unit} | {where} | {verdict} |")
+    yield "## Targets"
     if len(lines) > 2:
         yield "\n".join(lines)
     if missing:

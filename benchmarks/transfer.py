@@ -1,6 +1,6 @@
 """What a GHN trained on other images is worth on real ones: few labels, from RAND, ORTH, GHN and GHN-ORTH.
 
-    python benchmarks/transfer.py --markdown docs/transfer.md --plot docs/transfer.svg
+    python benchmarks/transfer.py --markdown benchmarks/results/transfer.md --plot benchmarks/results/transfer.svg
 
 Every initialisation gets the same budget. For each row of the table (data, network, labels, epochs) and each
 initialisation the learning rate is chosen by one run each on the validation images, from a grid that is widened until
@@ -211,15 +211,15 @@ def report(found: dict[Group, list[Record]], args: argparse.Namespace) -> str:
         for g, runs in found.items()
     }
     parts = [
-        "# Transfer to real images",
+        "# Transfer to digits and letters",
         "Written by `benchmarks/transfer.py`; run it again instead of editing this page.",
         machine(found),
         protocol(args),
         "![Validation accuracy by epoch](transfer.svg)",
-        "Lines are means over seeds, bands the range from the worst to the best of them. Chance is 10 %.",
+        "Lines are means over seeds; bands show the range from the worst to the best seed. Chance is 10 %.",
         "Test accuracy in percent, mean and standard deviation over seeds:",
         grid(rows, inits, lambda group: percent(scores.get(group))),
-        "Epochs until the mean accuracy on the validation images is 90 % of what RAND has after the last one, of all:",
+        "Epochs needed to reach 90 % of RAND's final validation accuracy:",
         grid(rows, inits, lambda group: epochs_to_target(group, found)),
         "Learning rate that was chosen, of those tried:",
         grid(rows, inits, lambda group: rates.get(group, "")),

@@ -1,7 +1,7 @@
 """Models that nobody here wrote: what is initialised of them, and whether what is said of the rest is true.
 
     pip install '.[zoos]'
-    python benchmarks/zoos.py                                        all that is installed, see docs/zoos.md
+    python benchmarks/zoos.py                                        all that is installed, see benchmarks/results/zoos.md
     python benchmarks/zoos.py --zoos pytorchcv monai                 some of it
     python benchmarks/zoos.py --zoos monai --models UNet VNet --again     some models, once more
 
@@ -40,7 +40,7 @@ from timm_ghn_init import TraceError, init_model
 from timm_ghn_init.checkpoints.load import load_ghn, resolve_default
 from timm_ghn_init.sources import SHIPPED, parse_source
 
-MODELS, INITIALISED, SHARE, WHOLE = 350, 0.99, 0.97, 0.99  # the bars
+MODELS, INITIALISED, SHARE, WHOLE = 350, 0.99, 0.97, 0.99  # the targets
 GIGABYTES, SECONDS, AT_ONCE, VALUES = 4, 120, 40, 160_000_000  # the bounds
 # Classes that hold the parameters of a convolution, a linear layer or a norm, whoever wrote them.
 LAYER = re.compile(r"(.*(Conv(Transpose)?[123]d|Norm([123]d)?)|Conv1D|.*Linear|Bilinear|MultiheadAttention)")
@@ -316,7 +316,7 @@ def page(records: Iterable[Record], versions: Mapping[str, str], missing: Iterab
         "",
         "```sh",
         "pip install '.[zoos]'",
-        "python benchmarks/zoos.py --markdown docs/zoos.md",
+        "python benchmarks/zoos.py --markdown benchmarks/results/zoos.md",
         "```",
         "",
         f"torch {torch.__version__}, Python {platform.python_version()}.",
@@ -352,13 +352,13 @@ def percent(part: float, whole: float) -> str:
 
 
 def verdict(records: list[Record]) -> list[str]:
-    """The bars."""
+    """The targets and what was reached."""
     of = tried(records)
     done = [r for r in of if r["outcome"] == "initialised"]
     answered = len(done) + sum(r["outcome"] == "refused" for r in of)
     whole = sum(map(good, done))
     return [
-        "| bar | wanted | reached |",
+        "| check | target | result |",
         "|---|---:|---:|",
         f"| models tried | {MODELS} | {len(of)} |",
         f"| initialised, or refused with a true reason | {INITIALISED:.0%} | {percent(answered, len(of))} |",

@@ -95,7 +95,7 @@ def test_ratios_are_taken_within_a_repetition(bench: ModuleType) -> None:
 def test_verdicts_are_computed(bench: ModuleType, seconds: float, verdict: str) -> None:
     record = {"model": "convnext_base", "device": "cpu", "params": 1, "nodes": 1, "largest_layer": 1, "ratios": {}}
     record["seconds"] = {"graph + prediction": {"median": seconds}}
-    lines = "\n".join(importlib.import_module("speed_report").bars([{"ghn": "ghn3-xl", "models": [record]}]))
+    lines = "\n".join(importlib.import_module("speed_report").targets([{"ghn": "ghn3-xl", "models": [record]}]))
     assert lines.count("| at most") == 1
     assert f"| at most 3 s | {seconds} s | convnext_base | {verdict} |" in lines
 

@@ -24,7 +24,7 @@ from timm_ghn_init.sources import KNOWN, SHIPPED
 
 FILE = KNOWN[SHIPPED].local_path
 IMAGES = Path(__file__).parent / "fashion_mnist"
-PAGE = Path(__file__).parents[1] / "docs" / "shipped-ghn.md"
+PAGE = Path(__file__).parents[1] / "benchmarks" / "results" / "shipped-ghn.md"
 
 
 @pytest.fixture
