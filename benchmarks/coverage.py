@@ -1,8 +1,8 @@
 """How much of every architecture can be predicted: sweeps timm, and torchvision's classifiers, and reports.
 
-    python benchmarks/coverage.py --jobs 2 --markdown benchmarks/results/coverage.md       every timm architecture, on meta
+    python benchmarks/coverage.py --jobs 2 --markdown benchmarks/results/coverage.md   all of timm, on meta
     python benchmarks/coverage.py --filter "vit_*" "resnet*" --dialect ghn3  some of them, for GHN-3
-    python benchmarks/coverage.py --real --markdown benchmarks/results/coverage.md         the smallest of every module, in memory
+    python benchmarks/coverage.py --real --markdown benchmarks/results/coverage.md     the smallest of each module
 
 Each result is one line of the JSON file. What stands there already is not measured again unless the code that it
 depends on, timm or torch has changed since, so a sweep can be interrupted. The Markdown is written from the whole file:

@@ -1,7 +1,7 @@
 """Models that nobody here wrote: what is initialised of them, and whether what is said of the rest is true.
 
     pip install '.[zoos]'
-    python benchmarks/zoos.py                                        all that is installed, see benchmarks/results/zoos.md
+    python benchmarks/zoos.py                                        all that is installed
     python benchmarks/zoos.py --zoos pytorchcv monai                 some of it
     python benchmarks/zoos.py --zoos monai --models UNet VNet --again     some models, once more
 
