@@ -36,6 +36,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from timm_ghn_init import init_model, load_ghn, parse_source, save_ghn, trace
 from timm_ghn_init.ghn import GHN
+from timm_ghn_init.recipe.offer import predicted
 from timm_ghn_init.recipe.plan import auto_layer, make_plan
 from timm_ghn_init.recipe.postprocessing import list_layers, process_weight, to_process
 from timm_ghn_init.recipe.resolved import Resolved
@@ -179,7 +180,7 @@ def paper_table(model: str, source: str, ranks: list[int], args: argparse.Namesp
     start = time.perf_counter()
     with torch.no_grad():
         graph = trace(built, None, ghn.dialect)
-        plan = make_plan(built, model, graph, Resolved(asked, asked, ghn), None)
+        plan = make_plan(built, model, predicted(graph, ghn.num_classes, asked), Resolved(asked, asked, ghn), None)
         ghn.decode(graph, ghn.embed(graph), plan.names)
     everywhere = time.perf_counter() - start
     rate = args.tflops * 1e12 if args.tflops else measured_rate()

@@ -202,7 +202,31 @@ def test_a_ghn_for_a_baseline_is_an_error(seeded_ghn2: GHN) -> None:
     with pytest.raises(ValueError, match="without a GHN"):
         init_model(timm.create_model("test_resnet"), "rand", ghn=seeded_ghn2)
     with pytest.raises(ValueError, match="no layer"):
-        init_model(nn.BatchNorm2d(3), "rand")
+        init_model(nn.BatchNorm2d(3), "orth")
+
+
+@pytest.mark.parametrize("source", ["rand", "orth"])
+def test_on_the_meta_device(source: str) -> None:
+    """Memory for all, the source's values for its layers, and the model's own for the rest."""
+    with torch.device("meta"):
+        model = timm.create_model("test_vit")
+    report = init_model(model, source, device="cpu")
+    expected = timm.create_model("test_vit")
+    init_model(expected, source)
+    assert all(torch.equal(model.get_parameter(n), expected.get_parameter(n)) for n in report.predicted)
+    assert not any(t.is_meta for t in model.state_dict().values())
+    assert set(report.own) == {n for n, _ in model.named_parameters()} - set(report.predicted)
+    assert not report.unset
+
+
+def test_where_the_initialisations_of_torch_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some libraries switch `torch.nn.init` off while they build a model."""
+    expected, model = timm.create_model("test_resnet"), timm.create_model("test_resnet")
+    init_model(expected, "rand")
+    for name in [n for n in vars(nn.init) if n.endswith("_") and not n.startswith("_")]:
+        monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)
+    report = init_model(model, "rand")
+    assert all(torch.equal(model.get_parameter(n), expected.get_parameter(n)) for n in report.predicted)
 
 
 def test_ghn_default_names_a_ghn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ Without a GPU: a CUDA build of PyTorch makes tensors on "cuda" that have no valu
 of what is computed from them, and refuses what mixes devices.
 """
 
-import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -167,7 +166,6 @@ def test_other_devices_get_what_the_cpu_has_computed(device: str, seen: Counter[
 
 @pytest.mark.parametrize("source", ["rand", "orth"])
 def test_baselines(source: str, seen: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "one_thread_each", one_after_the_other)  # this mode is that of a single thread
     waits = []
     for depth in (1, 3):
         model = chain(depth, CUDA)
@@ -178,11 +176,6 @@ def test_baselines(source: str, seen: Counter[str], monkeypatch: pytest.MonkeyPa
         waits.append(dict(seen))
     assert waits[0] == waits[1]
     assert waits[0].get("looks", 0) == (source == "orth")
-
-
-@contextlib.contextmanager
-def one_after_the_other(most: int) -> Iterator[Any]:
-    yield map
 
 
 def test_create_model_predicts_on_a_gpu_for_a_model_on_the_cpu(

@@ -220,7 +220,16 @@ def refused() -> dict[str, tuple[nn.Module, dict[str, Any], type[Exception], str
         "size refused": (timm.create_model("test_vit"), {"input_size": 50}, TraceError, "input_size"),
         "bad size": (small(), {"input_size": (3, 0, 4)}, ValueError, "input_size"),
         "bug in forward": (NoForward(), {}, TraceError, "a bug of the model"),
-        "baseline on meta": (nn.Conv2d(3, 4, 1, device="meta"), {"source": "rand"}, ValueError, "to_empty"),
+        "pattern that matches nothing": (
+            small(),
+            {"only": "backbone.*"},
+            ValueError,
+            "backbone.* matches none",
+        ),
+        "pattern without a star": (small(), {"skip": "conv"}, ValueError, r"conv\.\* matches all of a module"),
+        "pattern in the source": (small(), {"source": "ghn2?skip=x.*"}, ValueError, r"skip=x\.\* matches none"),
+        "pattern that is none": (small(), {"only": 3}, ValueError, "only must be patterns"),
+        "nothing left": (small(), {"skip": "*"}, TraceError, "none of its parameters"),
     }
 
 
@@ -232,6 +241,69 @@ def test_refusals_leave_the_model_as_it_was(case: str, seeded_ghn2: GHN) -> None
     with pytest.raises(exception, match=says):
         init_model(model, **{"source": "ghn2-orth", "ghn": seeded_ghn2, **arguments})
     assert is_meta or unchanged(model, before)
+
+
+@pytest.mark.parametrize("source", ["ghn2-orth?layer=1", "orth"])
+def test_only_and_skip(source: str, seeded_ghn2: GHN) -> None:
+    """What is left out is neither written nor post-processed, and all else is what it would have been."""
+    options: Any = {} if source == "orth" else {"ghn": seeded_ghn2}
+    whole, model = small(), small()
+    init_model(whole, source, **options)
+    before = snapshot(model)
+    report = init_model(model, source, only=["conv.*", "bn.*", "mid.weight"], skip="*.bias", **options)
+    assert set(report.predicted) == {"conv.weight", "bn.weight", "mid.weight"}
+    assert set(report.postprocessed) == {"conv.weight", "mid.weight"}
+    assert report.skipped["conv.bias"] == "skip=*.bias"
+    assert report.skipped["fc.weight"] == "not in only=conv.*,bn.*,mid.weight"
+    for name, p in model.named_parameters():
+        assert torch.equal(p, whole.get_parameter(name) if name in report.predicted else before[name]), name
+    other = small()
+    other.load_state_dict(before)
+    separator = "&" if "?" in source else "?"
+    text = f"{source}{separator}only=conv.*,bn.*,mid.weight&skip=*.bias"
+    assert init_model(other, text, **options).skipped == report.skipped
+    assert unchanged(other, snapshot(model))
+
+
+def test_patterns_match_the_names_that_the_user_knows(seeded_ghn2: GHN) -> None:
+    """Those inside a wrapper, those of a wrapper, and all names of a parameter that is shared."""
+    model = nn.DataParallel(small())
+    for pattern in ("module.conv.*", "conv.*"):
+        assert set(init_model(model, "ghn2", ghn=seeded_ghn2, only=pattern).predicted) == {
+            "module.conv.weight",
+            "module.conv.bias",
+        }
+    shared = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 8, 1))
+    shared[1].weight = shared[0].weight
+    assert "0.weight" not in init_model(shared, "ghn2", ghn=seeded_ghn2, skip="1.weight").predicted
+
+
+def test_a_weight_that_is_computed_is_left_whole(seeded_ghn2: GHN) -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+    model = nn.Sequential(layer, nn.ReLU(), nn.Conv2d(8, 8, 3))
+    before = snapshot(model)
+    report = init_model(model, "ghn2", ghn=seeded_ghn2, skip="*.original0")
+    assert set(report.predicted) == {"0.bias", "2.weight", "2.bias"}
+    assert all(torch.equal(model.state_dict()[n], before[n]) for n in before if "original" in n)
+
+
+def test_orth_of_very_few_layers(seeded_ghn2: GHN) -> None:
+    """The default of `layer` is one of the model's layers, however few it has."""
+    for n in (1, 2, 3):
+        layers = [nn.Sequential(nn.Conv2d(3 if i == 0 else 8, 8, 3), nn.BatchNorm2d(8)) for i in range(n)]
+        report = init_model(nn.Sequential(*layers), "ghn2-orth", ghn=seeded_ghn2, input_size=16)
+        assert report.layer == n and report.postprocessed == (f"{n - 1}.0.weight",)
+
+
+@pytest.mark.parametrize("source", ["ghn2-orth?layer=2", "orth"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_post_processing_is_rounded_once(source: str, dtype: torch.dtype, seeded_ghn2: GHN) -> None:
+    options: Any = {} if source == "orth" else {"ghn": seeded_ghn2}
+    reference, model = small(), small().to(dtype)
+    names = init_model(reference, source, **options).postprocessed
+    assert init_model(model, source, **options).postprocessed == names
+    for name in names:
+        assert torch.equal(model.get_parameter(name), reference.get_parameter(name).to(dtype)), name
 
 
 def test_prediction_that_is_not_finite(seeded_ghn2: GHN) -> None:

@@ -237,13 +237,32 @@ def test_all_layers_at_once_are_those_one_by_one():
         assert sigmas == pytest.approx(expected, rel=1e-5)
         assert sorted(at_once.names()) == sorted(one_by_one.names()) == [f"{i}.weight" for i in range(4)]
         for i in (0, 1, 2):
-            value = at_once.take(f"{i}.weight")
+            value = at_once.get(f"{i}.weight")
             assert value.dtype == weights[i].dtype
             tolerance = 2e-6 if value.dtype == torch.float32 else 1e-2
-            torch.testing.assert_close(value, one_by_one.take(f"{i}.weight"), atol=tolerance, rtol=0)
-        q = at_once.take("3.weight").double()
+            torch.testing.assert_close(value, one_by_one.get(f"{i}.weight"), atol=tolerance, rtol=0)
+        q = at_once.get("3.weight").double()
     torch.testing.assert_close(q @ q.T, torch.eye(32, dtype=torch.float64), atol=1e-6, rtol=0)
     assert all(torch.equal(layer.weight, weight) for layer, weight in zip(model, weights, strict=True))
+
+
+def test_names_that_no_parameter_has():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"no parameter '0\.wieght'"):
+        postprocess(model, layer=1, names=["0.weight", "0.wieght"])
+    assert postprocess(model, layer=1, names=["0.bias"]) == []
+    assert [done.name for done in postprocess(nn.DataParallel(model), layer=1, names=["module.0.weight"])] == [
+        "module.0.weight"
+    ]
+
+
+def test_values_that_are_too_large_without_noise():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[0].weight.data.copy_(3e38 * randn(8, 8).sign())
+    before = model[0].weight.clone()
+    with pytest.raises(RuntimeError, match=r"0\.weight .* its values are too large"):
+        postprocess(model, layer=1, beta=0)
+    assert torch.equal(model[0].weight, before)
 
 
 def test_all_layers_at_once_refuse_what_is_not_finite():

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from timm_ghn_init import InitReport, init_model, load_ghn, parse_source, postprocess, trace
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.recipe.exact import exact
+from timm_ghn_init.recipe.offer import predicted
 from timm_ghn_init.recipe.plan import make_plan
 from timm_ghn_init.recipe.resolved import Resolved
 from timm_ghn_init.sources import KNOWN, SHIPPED
@@ -166,7 +167,7 @@ def begins(model: nn.Module, depth: float | None = None) -> tuple[int, list[str]
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setattr(ghn, "depth", depth)
-        plan = make_plan(model, "", trace(model), Resolved(source, source, ghn), None)
+        plan = make_plan(model, "", predicted(trace(model), 1000, source), Resolved(source, source, ghn), None)
     return plan.layer, [layer.name for layer in plan.changed]
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from .checkpoints.load import load_ghn, resolve_default
 from .ghn import GHN
 from .graph import model_name, refuse_unsupported
-from .recipe import baselines, finished, recipe
+from .recipe import finished, recipe
 from .recipe.options import Options
 from .recipe.place import Place
 from .recipe.resolved import Resolved
-from .recipe.whole import Settle, Whole, refuse_unwritable
+from .recipe.whole import Settle, Whole
 from .recipe.wrappers import bare
 from .report import InitReport
 from .sources import Source, parse_source
@@ -43,6 +43,8 @@ def init_model(
     init_rest: bool | None = None,
     timeout: float | None = None,
     example_inputs: Any = None,
+    only: str | Sequence[str] = (),
+    skip: str | Sequence[str] = (),
 ) -> InitReport:
     """Initialise a model in place with parameters predicted by a Graph HyperNetwork, or with one of the baselines.
 
@@ -70,13 +72,16 @@ def init_model(
             has been through `to_empty` already. False: none.
         timeout: of sharded models, seconds to wait for another rank. Default: 1800.
         example_inputs: as in `trace`: what the model is called with, where that is not a batch of images.
+        only, skip: patterns of parameter names, as `fnmatch` reads them ("backbone.*"), one or several. All that no
+            pattern of `only` matches stays as it is, and all that one of `skip` matches. Default: the source's own.
 
     Returns:
         What was predicted, what was not, and why.
 
     Raises:
         ValueError: unknown source, bad option, a `layer` beyond the last one, a `ghn` for a baseline; a baseline for
-            a model that is sharded or on the meta device; parameters sharded in part or in a way that is not supported;
+            a model that is sharded; a pattern of `only` or `skip` that matches nothing; parameters sharded in part or
+            in a way that is not supported;
             a kind of model that cannot be traced (scripted, exported, lazy, quantised, offloaded, FSDP1).
         CheckpointError: the GHN cannot be fetched or read.
         TraceError: the model's forward pass fails or nothing in it is recognised.
@@ -87,7 +92,7 @@ def init_model(
         >>> report = init_model(torchvision.models.resnet50(), "ghn2-orth?layer=37")
     """
     source = parse_source(source)
-    options = Options(ghn, input_size, seed, device, progress, cache, init_rest, timeout, example_inputs)
+    options = Options(ghn, input_size, seed, device, progress, cache, init_rest, timeout, example_inputs, only, skip)
     report = initialise(model, source, options)
     if source.push:
         push_predicted(model, report)
@@ -110,32 +115,24 @@ def initialise(
             to parameters and buffers of these names. Default: those of its `reset_parameters` and `init_weights`.
     """
     refuse_unsupported(model, model_name(model))
+    options = options or Options()
     with bare(model) as (inner, names):
-        return _initialise(inner, source, options or Options(), settle, constructed).renamed(names)
+        place = _place(inner, source.seed_or(options.seed), options, settle, constructed)
+        place.given_names = names
+        report = recipe.initialise(place, _resolve(place, source, options), options).renamed(names)
+    _logger.log(logging.INFO if place.first else logging.DEBUG, "%s", report)
+    return report
 
 
-def _initialise(
-    model: nn.Module, source: Source, options: Options, settle: Settle | None, constructed: Constructed | None
-) -> InitReport:
-    name, seed = model_name(model), source.seed_or(options.seed)
-    place: Place
+def _place(
+    model: nn.Module, seed: int, options: Options, settle: Settle | None, constructed: Constructed | None
+) -> Place:
+    name = model_name(model)
     if any(hasattr(p, "device_mesh") for p in model.parameters()):
         from .sharded.place import Sharded  # needs PyTorch's distributed engine
 
-        place = Sharded(model, name, seed, options, constructed)
-        report = recipe.initialise(place, _resolve(place, source, options), options)
-    elif source.baseline:
-        if not options.init_rest:
-            refuse_unwritable(model, name)
-        place = Whole(model, name, seed, options, settle)
-        if options.ghn is not None:
-            raise InputError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
-        report = baselines.initialise(place, source, seed, options.progress)
-    else:
-        place = Whole(model, name, seed, options, settle)
-        report = recipe.initialise(place, _resolve(place, source, options), options)
-    _logger.log(logging.INFO if place.first else logging.DEBUG, "%s", report)
-    return report
+        return Sharded(model, name, seed, options, constructed)
+    return Whole(model, name, seed, options, settle)
 
 
 def finished_key(
@@ -159,6 +156,11 @@ def finished_key(
 
 def _resolve(place: Place, source: Source, options: Options) -> Resolved:
     own = options.ghn
+    if source.baseline:
+        _check_sharded(place, source, options.cache)
+        if own is not None:
+            raise InputError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
+        return Resolved(source, source.prediction, None)
 
     def load() -> tuple[Source, GHN]:
         if own is not None:

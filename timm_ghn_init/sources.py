@@ -8,17 +8,18 @@ post-processing of arXiv 2207.10049, Section 3. `KEYS` lists the keys. The paper
 """
 
 import atexit
-import difflib
 import os
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from importlib import import_module
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from .utils.checks import FLAG, NAMESPACE, NOT_NEGATIVE, SEED, InputError, Kind, either, instance, one_of, whole
+from .utils.text import did_you_mean
 
 DEFAULT = "ghn"
 SHIPPED = "ghn2-fashion"
@@ -155,6 +156,8 @@ class Baseline:
         paper: title.
         arxiv: identifier of the paper.
         keys: those of `KEYS` that it has.
+        function: what gives its values, as "module:name" (see `recipe.offer`).
+        orthogonal: whether its weights are made orthogonal, Eq. (2), from `layer` on.
     """
 
     name: str
@@ -162,16 +165,27 @@ class Baseline:
     paper: str
     arxiv: str
     keys: tuple[str, ...]
+    function: str
+    orthogonal: bool = False
+
+    def load(self) -> Any:
+        """Its function."""
+        module, _, name = self.function.partition(":")
+        return getattr(import_module(module), name)
 
 
 _HE = "Delving Deep into Rectifiers: Surpassing Human-Level Performance on ImageNet Classification"
+_RAND = "timm_ghn_init.recipe.baselines:rand"
 _SAXE = "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks"
 
 BASELINES: dict[str, Baseline] = {
     baseline.name: baseline
     for baseline in (
-        Baseline("rand", "He initialisation, no GHN", _HE, "1502.01852", ("seed",)),
-        Baseline("orth", "Orthogonal initialisation, no GHN", _SAXE, "1312.6120", ("layer", "seed")),
+        Baseline("rand", "He initialisation, no GHN", _HE, "1502.01852", ("seed", "only", "skip"), _RAND),
+        Baseline(
+            *("orth", "Orthogonal initialisation, no GHN", _SAXE, "1312.6120", ("layer", "seed", "only", "skip")),
+            *(_RAND, True),
+        ),
     )
 }
 
@@ -184,6 +198,11 @@ class _Key(NamedTuple):
     predicts: bool = True  # False: it changes where weights are kept, not what they are
 
 
+PATTERNS = Kind(
+    "patterns of parameter names, separated by commas",
+    lambda value: isinstance(value, tuple) and all(isinstance(p, str) and p and "," not in p for p in value),
+    lambda text: tuple(text.split(",")),
+)
 _SPELLING = instance("text, e.g. ghn2-orth", str)
 _SWITCH = replace(FLAG, wanted="0 or 1")
 _BETA = replace(NOT_NEGATIVE, wanted=f"{NOT_NEGATIVE.wanted}, e.g. 3e-5")
@@ -195,6 +214,8 @@ KEYS: dict[str, _Key] = {
     "seed": _Key(SEED, "seed"),
     "orth": _Key(_SWITCH, "orthogonal"),
     "classifier": _Key(_SWITCH, "classifier"),
+    "only": _Key(PATTERNS, "only"),
+    "skip": _Key(PATTERNS, "skip"),
     "cache": _Key(_SWITCH, "cache", predicts=False),
     "hub": _Key(NAMESPACE, "hub", predicts=False),
     "push": _Key(_SWITCH, "push", predicts=False),
@@ -218,6 +239,8 @@ class Source:
         orthogonal: whether post-processing makes weights orthogonal, Eq. (2), or only adds its noise. The key `orth`:
             "ghn2-orth?orth=0" is noise alone, "ghn2?orth=1" is the same as "ghn2-orth".
         classifier: whether the classification layer is predicted.
+        only, skip: patterns of parameter names, as `fnmatch` reads them: only what one of `only` matches is
+            initialised, and nothing that one of `skip` matches.
         cache: whether finished weights are kept on disk; None leaves that to TIMM_GHN_CACHE.
         hub: the user or organisation on the Hugging Face Hub in whose repositories finished weights are looked for;
             None leaves that to TIMM_GHN_HUB.
@@ -235,12 +258,16 @@ class Source:
     seed: int | None = None
     orthogonal: bool = True
     classifier: bool = True
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
     cache: bool | None = None
     hub: str | None = None
     push: bool = False
 
     def __post_init__(self) -> None:
         _SPELLING.check("name", self.name)
+        for field in ("only", "skip"):
+            object.__setattr__(self, field, patterns(getattr(self, field)))
         _check_name(self.name, self.name)
         FLAG.check(f"Source {self.name!r}: orth", self.orth)
         for name, key in KEYS.items():
@@ -257,7 +284,7 @@ class Source:
 
     def __str__(self) -> str:
         pairs = [
-            f"{name}={int(value) if type(value) is bool else value}"
+            f"{name}={int(value) if type(value) is bool else ','.join(value) if type(value) is tuple else value}"
             for name, key in KEYS.items()
             if (value := getattr(self, key.field)) != _DEFAULTS[key.field]
         ]
@@ -276,6 +303,11 @@ class Source:
         fields = [KEYS[name].field for name in self.keys]
         rows = [(n, getattr(self, f), _DEFAULTS[f]) for n, f in zip(self.keys, fields, strict=True)]
         return folded(f"{self}: {what}{paper}{licence}", "keys", ("key", "value", "default"), rows)
+
+    @property
+    def is_postprocessed(self) -> bool:
+        """Whether weights are changed after they have been predicted or drawn."""
+        return self.orth or (self.baseline is not None and self.baseline.orthogonal)
 
     @property
     def prediction(self) -> "Source":
@@ -364,6 +396,13 @@ def parse_source(text: str | Source) -> Source:
     return Source(name, orth, **values)
 
 
+def patterns(value: Any) -> Any:
+    """Patterns of parameter names as a tuple, from one or several of them; anything else as it is."""
+    if isinstance(value, str):
+        return PATTERNS.parse(value)
+    return tuple(value) if isinstance(value, (list, set, frozenset)) else value
+
+
 def list_sources() -> list[Source]:
     """All sources with a name: GHNs without and with post-processing, "ghn", the default, first, then baselines."""
     names = [DEFAULT, *(n for n, ghn in KNOWN.items() if ghn.local_path is None or ghn.local_path.is_file())]
@@ -418,5 +457,4 @@ def _has_no_key(name: str, key: str) -> str:
 
 
 def _did_you_mean(word: str, words: list[str]) -> str:
-    close = difflib.get_close_matches(word.lower().replace("_", "-"), words, n=3)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
+    return did_you_mean(word.lower().replace("_", "-"), words)

@@ -12,7 +12,8 @@ from typing import Any, NoReturn, Protocol
 from ..sources import SUFFIXES, is_source
 from ..utils.checks import FINITE, POSITIVE, Kind
 from ..utils.checks import whole as whole_number
-from .messages import PROG, did_you_mean, one_line
+from ..utils.text import did_you_mean
+from .messages import PROG, one_line
 from .results import add_json
 
 Run = Callable[[argparse.Namespace], int]

@@ -9,10 +9,10 @@ from pathlib import Path
 from ..sources import Source
 from ..utils.checks import NAMESPACE
 from ..utils.progress import over
-from ..utils.text import logger
+from ..utils.text import did_you_mean, logger
 from .arguments import AGAIN, Command, add_model_options, add_prediction, option
 from .files import writing_folder
-from .messages import UserError, did_you_mean, one_line, table
+from .messages import UserError, one_line, table
 from .models import build_initialised, model_key, read_predicting
 from .push import need_hub
 from .results import show

@@ -32,10 +32,11 @@ def inspect(args: argparse.Namespace) -> int:
 
 
 def _statistics(arch: str, ghn: Reads, model: "nn.Module", graph: "Graph") -> dict[str, Any]:
-    from ..recipe.plan import choose
+    from ..recipe.offer import predicted
 
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    names, skipped = choose(graph, ghn.num_classes, ghn.source)
+    offer = predicted(graph, ghn.num_classes, ghn.source)
+    names, skipped = offer.roles, offer.skipped
     return {
         "architecture": arch,
         "source": str(ghn.source),

@@ -1,6 +1,5 @@
 """What a command says: mistakes in one line, tables, log messages."""
 
-import difflib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,12 +26,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
-
-
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """A sentence with close matches, or nothing."""
-    close = difflib.get_close_matches(word, list(words), n=3)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 @contextmanager

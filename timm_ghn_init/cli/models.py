@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..sources import DEFAULT, Source, parse_source
 from ..utils.checks import shown, whole
-from ..utils.text import logger
-from .messages import UserError, did_you_mean, mistakes, one_line
+from ..utils.text import did_you_mean, logger
+from .messages import UserError, mistakes, one_line
 
 if TYPE_CHECKING:
     import torch

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from ..integration import runner
+from ..utils.text import did_you_mean
 from . import commands
 from . import main as run_command
-from .messages import PROG, did_you_mean
+from .messages import PROG
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,9 +7,9 @@ from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..sources import Source, parse_source
-from ..utils.text import logger
+from ..utils.text import did_you_mean, logger
 from .arguments import Command, add_source
-from .messages import UserError, did_you_mean, table
+from .messages import UserError, table
 from .results import show
 
 if TYPE_CHECKING:

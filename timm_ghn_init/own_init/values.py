@@ -52,7 +52,9 @@ def materialise(model: nn.Module, device: torch.device | str) -> None:
 def forget(model: nn.Module, names: Collection[str]) -> None:
     """Put parameters and buffers of these names back on the meta device. Parameters stay the same objects."""
     tensors = named_tensors(model)
-    gone = {id(tensors[name]) for name in names}
+    gone = {id(tensors[name]) for name in names if not tensors[name].is_meta}
+    if not gone:
+        return
     with _swapping():
         model._apply(lambda t: torch.empty_like(t, device="meta") if id(t) in gone else t)
 

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -153,22 +153,31 @@ def write_results(model: nn.Module, results: Pending) -> None:
     """Write what has waited for it into parameters and buffers of a model, as `write` does."""
     tensors = named_tensors(model)
     for name in results.names():
-        tensors[name].copy_(results.take(name))
+        tensors[name].copy_(results.get(name))
+        results.drop(name)
     for weight in parametrised(model):
         weight.refresh()
 
 
-def invert(computed: Mapping[str, Parametrised], tiles: dict[str, Tile], results: Pending) -> None:
-    """Take predictions for weights that are computed from other tensors out of `tiles`; what to write into `results`.
+def invert(
+    computed: Mapping[str, Parametrised], done: Collection[str], tiles: dict[str, Tile], results: Pending
+) -> None:
+    """Put what to write, for weights that are computed from other tensors, into `results` in place of their values.
 
     Args:
-        computed: those weights, by the parameter's name that the prediction goes by.
+        computed: those weights, by the parameter's name that the value goes by.
+        done: names of those whose post-processing has done it.
+        tiles: predictions. Those used are taken out.
+        results: have the values of a function.
     """
-    for name in [n for n in computed if n in tiles]:
-        tile, by = tiles.pop(name), computed[name]
+    for name in [n for n in computed if n not in done]:
+        by = computed[name]
         parameter = by.parameters[name]
         value = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-        tile.to(value.device).write_(value)
+        if name in tiles:
+            tiles.pop(name).to(value.device).write_(value)
+        else:
+            value.copy_(results.get(name))
         for written, tensor in by.inverse(value).items():
             results.put(written, tensor)
 

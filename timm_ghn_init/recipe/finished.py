@@ -9,9 +9,10 @@ from ..graph import model_name, trace
 from ..weights import cache, hub
 from ..weights.key import arithmetic
 from . import assign
+from .offer import predicted
 from .pending import Pending
 from .place import Place
-from .plan import Plan, make_plan
+from .plan import Plan, kept_parameters, make_plan
 from .resolved import Resolved
 
 
@@ -31,7 +32,7 @@ class Finished:
         self._place, self._plan, resolved = place, plan, plan.resolved
         self.key = self.repo = ""
         self.cached = self.downloaded = False
-        if plan.computed:
+        if plan.computed or resolved.ghn is None:
             return
         if resolved.cache or resolved.org:
             self.key = plan.key(place.model, resolved.digest)
@@ -72,6 +73,8 @@ def find(
     model: nn.Module, resolved: Resolved, input_size: int | Sequence[Any] | None, seed: int | None
 ) -> tuple[str, str]:
     """The key of what would be predicted for a model, and the name of the Hub repository to look for it in."""
-    name, graph = model_name(model), trace(model, input_size, resolved.ghn.dialect)
-    plan = make_plan(model, name, graph, resolved, seed)
+    assert resolved.ghn is not None
+    name, source = model_name(model), resolved.source
+    offer = predicted(trace(model, input_size, resolved.ghn.dialect), resolved.ghn.num_classes, source)
+    plan = make_plan(model, name, offer, resolved, seed, kept_parameters(model, name, source.only, source.skip, {}))
     return plan.key(model, resolved.digest), hub.repo_name(name, resolved.source, resolved.digest)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..ghn import GHN
+from ..sources import PATTERNS, patterns
 from ..utils.checks import FLAG, POSITIVE, SEED, Kind, check_all, check_device, instance, or_none
 
 _KINDS: dict[str, Kind] = {
@@ -14,6 +15,7 @@ _KINDS: dict[str, Kind] = {
     "seed": or_none(SEED),
     **dict.fromkeys(("progress", "cache", "init_rest"), or_none(FLAG)),
     "timeout": or_none(POSITIVE),
+    **dict.fromkeys(("only", "skip"), PATTERNS),
 }
 
 
@@ -34,8 +36,12 @@ class Options:
     init_rest: bool | None = None
     timeout: float | None = None
     example_inputs: Any = None
+    only: str | Sequence[str] = ()
+    skip: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        for name in ("only", "skip"):
+            object.__setattr__(self, name, patterns(getattr(self, name)))
         check_all(_KINDS, vars(self))
         if self.device is not None:
             check_device(self.device)

@@ -1,4 +1,4 @@
-"""Results that wait outside of a model until all of them are there."""
+"""Values that wait outside of a model until all of them are there."""
 
 import os
 import tempfile
@@ -24,7 +24,7 @@ class _Spilled(NamedTuple):
 
 
 class Pending:
-    """Tensors by name, put in by any thread and taken out once.
+    """Tensors by name, put in and read by any thread.
 
     Those on the CPU lie in a temporary file without a name (in TMPDIR), so that they need no memory; where there is no
     room for it, and on other devices, they stay where they are. As a context manager it lets go of all.
@@ -44,7 +44,7 @@ class Pending:
             self._file.close()
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Take in a tensor, which nobody else writes to from now on."""
+        """Take in a tensor, which nobody else writes to from now on, in place of an earlier one of this name."""
         kept: Tensor | _Spilled = tensor
         if tensor.device.type == "cpu":
             try:
@@ -58,10 +58,15 @@ class Pending:
         """Of what is held."""
         return list(self._held)
 
-    def take(self, name: str) -> Tensor:
-        """Give a tensor out again; it is held no longer."""
+    def drop(self, name: str) -> None:
+        """Let go of a tensor."""
         with self._lock:
-            kept = self._held.pop(name)
+            self._held.pop(name, None)
+
+    def get(self, name: str) -> Tensor:
+        """Read a tensor, which is not to be written to."""
+        with self._lock:
+            kept = self._held[name]
             if isinstance(kept, Tensor):
                 return kept
             tensor = torch.empty_strided(kept.shape, kept.stride, dtype=kept.dtype, device="cpu")

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -27,6 +28,7 @@ class Place(ABC):
         clock: of this initialisation.
         whole: whether this process has all of it.
         first: whether this process speaks, where several do the same.
+        given_names: the model's own names of its parameters -> names that the user knows them by (see `wrappers`).
         own, unset: as in `InitReport`, once there is memory.
     """
 
@@ -36,6 +38,7 @@ class Place(ABC):
     clock: Clock
     whole = True
     first = True
+    given_names: Mapping[str, str] = MappingProxyType({})
     own: tuple[str, ...] = ()
     unset: tuple[str, ...] = ()
 
@@ -71,6 +74,10 @@ class Place(ABC):
         """As `graph.trace`."""
 
     @abstractmethod
+    def give_values(self) -> None:
+        """Values for all of the model, so that a function may read any. The model's own initialisation gives them."""
+
+    @abstractmethod
     def part(self, parameter: Tensor) -> Tensor:
         """What this process has of a parameter, to read and write."""
 
@@ -88,7 +95,7 @@ class Place(ABC):
 
         Args:
             tiles: predictions. Those used are taken out.
-            results: get this process's part of what is to be written.
+            results: have the values of a function, and get this process's part of what is to be written.
             progress: as in `init_model`.
         """
 
@@ -104,4 +111,4 @@ class Place(ABC):
 
     @abstractmethod
     def take_back(self) -> None:
-        """Take back what `give_memory` gave: the model is as it was."""
+        """Take back what `give_memory` and `give_values` gave: the model is as it was."""

@@ -3,7 +3,9 @@
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -11,10 +13,12 @@ from torch import nn
 from ..graph import Graph, TraceError
 from ..graph.classifier import declared_classifier
 from ..sources import Source
+from ..utils.checks import InputError
 from ..utils.text import logger
 from ..weights.key import weights_key
+from .offer import Offer
 from .parametrised import Parametrised, parametrised
-from .postprocessing import Layer, check_options, layers_of, to_process
+from .postprocessing import Equations, Layer, check_options, layers_of, to_process
 from .resolved import Resolved
 
 _logger = logger(__name__)
@@ -25,24 +29,25 @@ _KNOWN_GRAPHS = {"9e85e8f32699e541": "resnet50", "837c889d79314b3e": "convnext_b
 _TUNED_LAYERS = {"resnet50": (54, 37), "convnext_base": (113, 94)}
 _GUESS = 0.75  # of the layers
 _AFTER_THE_BODY = ("glob_avg", "avg_pool", "max_pool", "ln", "bn")
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Plan(NamedTuple):
-    """What is predicted and post-processed in a model: all that the steps after it go by.
+    """What a source does to a model: all that the steps after it go by.
 
     Attributes:
-        resolved: what predicts.
-        graph: of the model.
-        names: parameters to predict.
+        resolved: what predicts, or what else has values.
+        offer: what it has for this model.
+        names: parameters that get its values.
         skipped: the others -> why not.
         layer: the first to post-process, counted from 1; 0 without post-processing.
-        seed: of the post-processing's noise.
-        changed: the layers to post-process: predicted weights, and nothing else.
-        computed: those of `names` that a weight is computed from -> that weight, for which the prediction is.
+        seed: of all that is drawn at random.
+        changed: the layers to post-process: weights among `names`, and nothing else.
+        computed: those of `names` that a weight is computed from -> that weight, for which the value is.
     """
 
     resolved: Resolved
-    graph: Graph
+    offer: Offer
     names: list[str]
     skipped: dict[str, str]
     layer: int
@@ -56,9 +61,26 @@ class Plan(NamedTuple):
         return self.resolved.source
 
     @property
+    def graph(self) -> Graph:
+        """The model's, for a GHN."""
+        assert self.offer.graph is not None
+        return self.offer.graph
+
+    @property
+    def equations(self) -> Equations:
+        """How layers are post-processed."""
+        source = self.source
+        return Equations(source.beta if source.orth else 0.0, source.orthogonal, self.seed)
+
+    @property
     def whole(self) -> list[str]:
         """Names of the parameters of which every value will be written."""
-        return [n for n in self.names if self.graph.targets[n].whole] + list(self.companions)
+        return [n for n in self.names if self.offer.whole(n)] + list(self.companions)
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """The parameters that are written to, and what each is."""
+        return {n: self.offer.roles.get(n, "weight") for n in self.written}
 
     @property
     def written(self) -> list[str]:
@@ -76,38 +98,88 @@ class Plan(NamedTuple):
         return weights_key(model, ghn, self.graph, self.names, self.source, self.layer, self.seed, changed)
 
 
-def make_plan(model: nn.Module, name: str, graph: Graph, resolved: Resolved, seed: int | None) -> Plan:
+def make_plan(
+    model: nn.Module, name: str, offer: Offer, resolved: Resolved, seed: int | None, kept: Mapping[str, str] = _NONE
+) -> Plan:
     """Work out what a source does to a model, whose values do not matter: it may be on the meta device.
 
     Args:
         name: of the model; the default of `layer` depends on it.
+        offer: what the source has for the model.
         seed: as in `init_model`.
+        kept: parameters that are neither written nor post-processed -> why not.
 
     Raises:
-        TraceError: nothing would be predicted.
+        TraceError: nothing would be written.
     """
     source = resolved.source
-    names, skipped = choose(graph, resolved.ghn.num_classes, source)
+    names = [n for n in offer.roles if n not in kept]
+    skipped = {n: reason for n, reason in {**offer.skipped, **kept}.items() if n not in names}
     if not names:
-        raise TraceError(f"{name}: {source} predicts none of its parameters: {skipped}")
-    seed, computed = source.seed_or(seed), _computed(model, names)
-    plan = Plan(resolved, graph, names, skipped, 0, seed, [], computed)
-    skipped = {n: reason for n, reason in skipped.items() if n not in plan.companions}
-    plan = plan._replace(skipped=skipped)
+        raise TraceError(f"{name}: {source} has values for none of its parameters: {skipped}")
+    plan = Plan(resolved, offer, names, skipped, 0, source.seed_or(seed), [], _computed(model, names))
+    plan = plan._replace(skipped={n: reason for n, reason in skipped.items() if n not in plan.companions})
     layers = layers_of(model)
-    if not source.orth or not layers:
+    if not source.is_postprocessed or (not layers and source.orth):
         return plan
-    kept = _kept(model, graph, layers)
+    stay = _stay(model, offer.graph, layers)
     layer = source.layer
-    if layer == "auto":  # counted as if there were one layer for the logits, so that a backbone does not depend on it
-        n_layers = sum(found.name not in kept for found in layers) + 1
-        layer = auto_layer(_architecture(graph), n_layers, resolved.ghn.depth)
-    check_options(model, layer, source.beta)
-    weights = {id(model.get_parameter(n)): n for n in names if graph.targets[n].role == "weight"}
-    found = to_process(model, layer, kept)
+    if layer == "auto":
+        layer = _auto_layer_of(plan, len(layers), sum(found.name not in stay for found in layers))
+    check_options(model, layer, plan.equations.beta)
+    weights = {id(model.get_parameter(n)): n for n in names if offer.roles[n] == "weight"}
+    found = to_process(model, layer, stay)
     changed = [f._replace(name=weights[id(f.weight)]) for f in found if id(f.weight) in weights]
     _tell_left(name, layers, layer, plan)
     return plan._replace(layer=layer, changed=changed)
+
+
+def kept_parameters(
+    model: nn.Module, name: str, only: Collection[str], skip: Collection[str], given: Mapping[str, str]
+) -> dict[str, str]:
+    """Parameters that keep their values whatever a source has for them -> why. It is asked before anything is written.
+
+    Args:
+        name: of the model, for messages.
+        only, skip: patterns of parameter names, as `fnmatch` reads them: what none of `only` matches is kept, and what
+            one of `skip` matches. No pattern in `only` stands for all parameters.
+        given: the model's own names of its parameters -> names that the user knows them by.
+
+    Raises:
+        ValueError: a pattern matches no parameter.
+    """
+    by_id = {id(p): n for n, p in model.named_parameters()}
+    known: dict[str, set[str]] = {n: {n, given.get(n, n)} for n in by_id.values()}
+    for alias, p in model.named_parameters(remove_duplicate=False):
+        known[by_id[id(p)]].add(alias)
+
+    def matched(key: str, patterns: Collection[str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for pattern in patterns:
+            new = {n: pattern for n, names in known.items() if any(fnmatchcase(x, pattern) for x in names)}
+            if not new:
+                hint = f"; {pattern}.* matches all of a module" if "*" not in pattern else ""
+                raise InputError(f"{name}: {key}={pattern} matches none of its parameters{hint}.")
+            found |= new
+        return found
+
+    wanted, left = matched("only", only), matched("skip", skip)
+    kept = {n: f"skip={pattern}" for n, pattern in left.items()}
+    if only:
+        kept |= {n: f"not in only={','.join(only)}" for n in known if n not in wanted}
+    for by in parametrised(model):  # what one weight is computed from stays together
+        reason = next((kept[n] for n in by.parameters if n in kept), None)
+        kept |= {} if reason is None else dict.fromkeys(by.parameters, reason)
+    return kept
+
+
+def _auto_layer_of(plan: Plan, n_layers: int, n_body: int) -> int:
+    """The first layer that `layer=auto` stands for: one of the model's, however few it has."""
+    ghn = plan.resolved.ghn
+    if ghn is None:
+        return 1
+    # Counted as if there were one layer for the logits, so that a backbone does not depend on it.
+    return min(auto_layer(_architecture(plan.graph), n_body + 1, ghn.depth), max(1, n_layers))
 
 
 def auto_layer(architecture: str | None, n_layers: int, depth: float | None = None) -> int:
@@ -157,12 +229,14 @@ def _digest(values: list[Any]) -> str:
     return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
 
-def _kept(model: nn.Module, graph: Graph, layers: Sequence[Layer]) -> set[str]:
+def _stay(model: nn.Module, graph: Graph | None, layers: Sequence[Layer]) -> set[str]:
     """Names of the weights that post-processing leaves although they are predicted: those that yield the logits.
 
     Where a model does not declare its classifier and none is found, the last layer counts as one if it ends the graph,
-    but for a pooling (SqueezeNet's convolution).
+    but for a pooling (SqueezeNet's convolution). Without a graph it is the last layer.
     """
+    if graph is None:
+        return {layer.name for layer in layers[-1:]}
     heads = {target.param for target in graph.targets.values() if target.classifier}
     if heads or declared_classifier(model, {}, None) is not None or hasattr(model, "feature_info"):
         return heads
@@ -188,18 +262,3 @@ def _tell_left(name: str, layers: Sequence[Layer], layer: int, plan: Plan) -> No
             name,
             ", ".join(left),
         )
-
-
-def choose(graph: Graph, num_classes: int, source: Source) -> tuple[list[str], dict[str, str]]:
-    """Names to predict, and why not the others: a classifier, for instance, of other classes than the GHN's."""
-    names, skipped = [], dict(graph.skipped)
-    for target in graph.targets.values():
-        if not target.classifier:
-            names.append(target.param)
-        elif not source.classifier:
-            skipped[target.param] = "classifier, left alone by classifier=0"
-        elif target.shape[0] != num_classes:
-            skipped[target.param] = f"classifier of {target.shape[0]} classes, the GHN predicts {num_classes}"
-        else:
-            names.append(target.param)
-    return names, skipped

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..utils.checks import FLAG, InputError, instance, number, whole
+from ..utils.checks import FLAG, InputError, instance, number, shown, whole
 from ..utils.progress import Progress
 from ..utils.threads import one_thread_each
 from .assign import PredictionError, uninterrupted, unwritable, write_results
@@ -160,7 +160,7 @@ def postprocess(
         beta: Scale of the noise, up to 1000; 0 adds none.
         orthogonal: Whether to apply Eq. (2) after the noise.
         seed: Any integer. Same seed, same device: same bits.
-        names: Only these of the weights. None: all.
+        names: Only these of the weights. None: all. Names of other parameters have no effect.
         device: Where to compute. None: where the model is if that is a GPU, else on a GPU if there is one, else on the
             CPU.
         progress: Whether to show a progress bar. None: on a terminal, once two seconds have passed.
@@ -170,7 +170,8 @@ def postprocess(
 
     Raises:
         ValueError: `layer` is not one of the model's layers, `beta` is negative or above 1000, or a weight cannot be
-            processed: on the meta device, not initialised yet, not floating point, or with NaN or infinite values.
+            processed: on the meta device, not initialised yet, not floating point, or with NaN or infinite values. A
+            name that no parameter of the model has.
         RuntimeError: a result is not finite. After any of these errors the model is unchanged.
     """
     _MODULE.check("model", model)
@@ -178,6 +179,9 @@ def postprocess(
     whole(-(2**63)).check("seed", seed)
     with bare(model) as (inner, given), Pending() as results:
         check(inner, layer, beta)
+        unknown = set(names or ()) - {n for n, _ in model.named_parameters(remove_duplicate=False)}
+        if unknown:
+            raise InputError(f"{type(model).__name__} has no parameter {shown(min(unknown))}, which names= names.")
         targets = [t for t in to_process(inner, layer) if names is None or given[t.name] in names]
         where = {t.name: _compute_device(t.weight, device) for t in targets}
 
@@ -239,8 +243,7 @@ def _process_alone(
     """`process` for one layer."""
     whole = _begin(layer, device, read)
     sigma = process_weight(whole, layer.stream, *equations, device)
-    check_result(whole, layer.name)
-    _end(layer, whole, results)
+    _end(layer, rounded(whole, layer, equations), results)
     return sigma
 
 
@@ -271,49 +274,58 @@ def _process_at_once(
     sizes = {n: x.weight.numel() for n, x in by_name.items()}
     done: list[str] = []
     with progress_bar(progress, len(layers)) as advance:
+        wholes: list[Tensor] = []
         for names in batches(kinds, sizes):
-            wholes = [_begin(by_name[name], where[name], read) for name in names]
-            batch = process_batch(wholes, [by_name[n].stream for n in names], *equations, where[names[0]])
-            finite = []
-            for name, whole, columns in zip(names, wholes, batch.columns, strict=True):
+            begun = [_begin(by_name[name], where[name], read) for name in names]
+            batch = process_batch(begun, [by_name[n].stream for n in names], *equations, where[names[0]])
+            for name, whole, columns in zip(names, begun, batch.columns, strict=True):
                 write_back(columns, whole)
-                finite.append(_dense(whole).isfinite().all())
-                _end(by_name[name], whole, results)
+                wholes.append(whole.to(by_name[name].weight.dtype))
                 advance()
+            finite = torch.stack([_dense(whole).isfinite().all() for whole in wholes[len(done) :]])
             done += names
-            looks.append(torch.stack((batch.sigma, batch.good.double(), torch.stack(finite).double())))
+            looks.append(torch.stack((batch.sigma, batch.good.double(), finite.double())))
         sigma, good, finite_ = torch.cat([look.to(looks[0].device) for look in looks], 1).tolist()
-        for name, was_good, is_finite in zip(done, good, finite_, strict=True):
-            if not was_good:
+        for name, whole, was_good, is_finite in zip(done, wholes, good, finite_, strict=True):
+            if not was_good:  # only now, because `results` may have what `read` reads
                 _process_alone(by_name[name], equations, where[name], read, results)
             elif not is_finite:
-                raise _not_finite(name, by_name[name].weight.dtype)
+                raise _not_finite(by_name[name], equations)
+            else:
+                _end(by_name[name], whole, results)
     return dict(zip(done, sigma, strict=True))
 
 
 def empty_for(weight: Tensor, device: torch.device) -> Tensor:
-    """Memory for a whole weight, in the layout that `process_weight` works in without a copy (for float32)."""
+    """Float32 memory for a whole weight, in the layout that `process_weight` works in without a copy."""
     rows, columns = weight.shape[0], math.prod(weight.shape[1:])
     if rows < columns:
-        return torch.empty(weight.shape, dtype=weight.dtype, device=device)
-    return torch.empty((columns, rows), dtype=weight.dtype, device=device).T.unflatten(1, weight.shape[1:])
+        return torch.empty(weight.shape, dtype=torch.float32, device=device)
+    return torch.empty((columns, rows), dtype=torch.float32, device=device).T.unflatten(1, weight.shape[1:])
 
 
-def check_result(whole: Tensor, name: str) -> None:
-    """Raise a RuntimeError unless all values of a result, which lies as `empty_for` has it, are finite."""
+def rounded(whole: Tensor, layer: Layer, equations: Equations) -> Tensor:
+    """A result, which lies as `empty_for` has it, in the dtype of its parameter.
+
+    Raises:
+        RuntimeError: it is not finite there.
+    """
+    whole = whole.to(layer.weight.dtype)
     if whole.numel() and not torch.stack(torch.aminmax(_dense(whole))).isfinite().all():
-        raise _not_finite(name, whole.dtype)
+        raise _not_finite(layer, equations)
+    return whole
 
 
 def _dense(whole: Tensor) -> Tensor:
     return whole.as_strided((whole.numel(),), (1,))
 
 
-def _not_finite(name: str, dtype: torch.dtype) -> PredictionError:
-    return PredictionError(
-        f"{name} is not finite any more after post-processing: beta is too large for {dtype}. Take a smaller one (the "
-        "paper uses 3e-5). The model is as it was."
-    )
+def _not_finite(layer: Layer, equations: Equations) -> PredictionError:
+    if equations.beta > 0:
+        why = f"beta is too large for {layer.weight.dtype}. Take a smaller one (the paper uses 3e-5)"
+    else:
+        why = f"its values are too large for the arithmetic of {torch.float32}. Scale them down first"
+    return PredictionError(f"{layer.name} is not finite any more after post-processing: {why}. The model is as it was.")
 
 
 def process_weight(weight: Tensor, name: str, beta: float, orthogonal: bool, seed: int, device: torch.device) -> float:

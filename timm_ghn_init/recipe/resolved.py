@@ -6,6 +6,7 @@ from functools import cached_property
 from ..ghn import GHN
 from ..sources import Source
 from ..weights.key import ghn_digest
+from .offer import Function
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Resolved:
     Attributes:
         asked: the source as the user named it.
         source: the one that is really used, "ghn" resolved, without the keys that change nothing about the weights.
-        ghn: the hypernetwork, where it is to compute.
+        ghn: the hypernetwork, where it is to compute; None for a source with a function.
         own: whether that is an object of the user's instead of what the source names.
         cache: whether finished weights are kept on disk.
         org: whose repositories on the Hub to look for them in; None for nobody's.
@@ -23,12 +24,19 @@ class Resolved:
 
     asked: Source
     source: Source
-    ghn: GHN
+    ghn: GHN | None
     own: bool = False
     cache: bool = False
     org: str | None = None
 
+    @property
+    def function(self) -> Function:
+        """What gives the values, where no GHN predicts them."""
+        assert self.source.baseline is not None
+        return self.source.baseline.load()
+
     @cached_property
     def digest(self) -> str:
         """As `ghn_digest`."""
+        assert self.ghn is not None
         return ghn_digest(self.ghn, frozen=not self.own)

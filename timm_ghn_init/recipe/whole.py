@@ -18,7 +18,7 @@ from .options import Options
 from .pending import Pending
 from .place import Place, T
 from .plan import Plan
-from .postprocessing import Equations, Layer, process
+from .postprocessing import Layer, process
 
 Settle = Callable[[list[nn.Parameter]], object]
 
@@ -72,6 +72,13 @@ class Whole(Place):
         wanted = self._wanted([])
         return own_values(self.model, wanted, self._seed).values if wanted else None
 
+    def give_values(self) -> None:
+        self.give_memory([])
+        tensors = named_tensors(self.model)
+        for name in self._without_memory:  # what has memory is the user's until all is computed
+            if name in self._own:
+                tensors[name].detach().copy_(self._own[name])
+
     def part(self, parameter: Tensor) -> Tensor:
         return parameter
 
@@ -80,10 +87,13 @@ class Whole(Place):
             self._settle([self.model.get_parameter(n) for n in overwritten])
             return
         wanted = self._wanted(overwritten)
-        if wanted:
-            self._own, self.unset = own_values(self.model, wanted, self._seed)
-            self.own = tuple(n for n in self._own if n not in self.unset)
-        if self._without_memory:
+        if wanted and not self._own:
+            self._own, unset = own_values(self.model, wanted, self._seed)
+            self.unset = unset
+        self._own = {n: value for n, value in self._own.items() if n in set(wanted)}
+        self.unset = tuple(n for n in self.unset if n in self._own)
+        self.own = tuple(n for n in self._own if n not in self.unset)
+        if any(t.is_meta for t in named_tensors(self.model).values()):
             materialise(self.model, self._home)
 
     def _wanted(self, overwritten: list[str]) -> list[str]:
@@ -95,13 +105,15 @@ class Whole(Place):
 
     def postprocess(self, plan: Plan, tiles: dict[str, Tile], results: Pending, progress: bool | None) -> None:
         def read(layer: Layer, whole: Tensor) -> None:
-            tiles[layer.name].to(self.device).write_(whole)
+            if layer.name in tiles:
+                tiles[layer.name].to(self.device).write_(whole)
+            else:
+                whole.copy_(results.get(layer.name))
 
-        source, where = plan.source, {layer.name: self.device for layer in plan.changed}
-        equations = Equations(source.beta, source.orthogonal, plan.seed)
-        process(plan.changed, equations, where, read, results, progress)
+        where = {layer.name: self.device for layer in plan.changed}
+        process(plan.changed, plan.equations, where, read, results, progress)
         for name in where:
-            del tiles[name]
+            tiles.pop(name, None)
 
     @torch.no_grad()
     def write(self, tiles: Mapping[str, Tile], results: Pending, found: Iterable[tuple[Tensor, Tensor]] = ()) -> None:

@@ -128,6 +128,9 @@ class Sharded(Place):
         except TraceError as error:
             raise TraceError(f"{error}. If it needs real values: initialise the model before sharding it.") from None
 
+    def give_values(self) -> None:
+        raise AssertionError("functions are refused for sharded models")
+
     def part(self, parameter: Tensor) -> Tensor:
         return local(parameter)
 
@@ -167,7 +170,8 @@ class Sharded(Place):
                 part = local(tensors[name])
                 tile.to(part.device).write_part_(part, self.layout.own_box(tensors[name]).offset)
         for name in results.names():
-            local(tensors[name]).copy_(results.take(name))
+            local(tensors[name]).copy_(results.get(name))
+            results.drop(name)
         if self.first:
             warn_unset(self.name, self.unset)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..ghn import Tile
 from ..recipe.pending import Pending
 from ..recipe.plan import Plan
-from ..recipe.postprocessing import Layer, check_result, cost, empty_for, process_weight, progress_bar
+from ..recipe.postprocessing import Layer, cost, empty_for, process_weight, progress_bar, rounded
 from ..utils.threads import one_thread
 from .exchange import Exchange, local
 from .layout import Layout
@@ -77,12 +77,12 @@ class PostProcessing:
             self._results.put(*parts.popitem())
 
     def _compute(self, layer: Layer) -> Tensor:
-        source, whole = self._plan.source, None
+        whole: Tensor | None = None
         try:
             whole = empty_for(layer.weight, self._device)
             self._tiles[layer.name].to(self._device).write_(whole)
-            process_weight(whole, layer.stream, source.beta, source.orthogonal, self._plan.seed, self._device)
-            check_result(whole, layer.name)
+            process_weight(whole, layer.stream, *self._plan.equations, self._device)
+            whole = rounded(whole, layer, self._plan.equations)
         except Exception as error:  # out of memory, for one
             self._failure = self._failure or RuntimeError(
                 f"{layer.name}: {type(error).__name__}: {error}. Nothing was written."

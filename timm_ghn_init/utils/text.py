@@ -5,9 +5,11 @@ line of a log, passwords and tokens. Errors and log messages show it through `cl
 `logger` makes, do so by themselves, and `clean_logs_of` has those of a library do it.
 """
 
+import difflib
 import logging
 import os
 import re
+from collections.abc import Iterable
 
 # A proxy or mirror may be named with a user and a password.
 _IN_ADDRESSES = re.compile(r"(?<=://)\S*@")  # some forget to write / as %2F
@@ -24,6 +26,12 @@ def clean(value: object, most: int | None = None) -> str:
     text = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in str(value))
     text = _TOKEN.sub("hf_***", _IN_ADDRESSES.sub("***@", text))
     return text if most is None or len(text) <= most else f"{text[:most]}..."
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """A sentence with close matches, or nothing."""
+    close = difflib.get_close_matches(word, list(words), n=3)
+    return f" Did you mean {' or '.join(map(clean, close))}?" if close else ""
 
 
 class Told(Exception):

@@ -1,0 +1,164 @@
+"""What a source has for a model, before anything is decided or written: predictions of a GHN, or values of a function.
+
+A prediction is known by its graph and computed later. A function is run at once, and its values wait in a `Pending`.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..graph import Graph
+from ..sources import Source
+from ..utils.checks import InputError, shown
+from ..utils.text import Told, did_you_mean
+from ..utils.threads import one_thread
+from .pending import Pending
+
+# (model, seed) -> pairs of a parameter's name and its value, or why it has none.
+Function = Callable[..., Iterable[tuple[str, Tensor | str]]]
+
+
+@dataclass
+class Offer:
+    """What a source has for a model.
+
+    Attributes:
+        roles: name -> role ("weight", "norm", "bias", "pos_enc") of each parameter that it has values for.
+        skipped: the other parameters -> why not.
+        graph: of the model, where a GHN predicts.
+    """
+
+    roles: dict[str, str]
+    skipped: dict[str, str]
+    graph: Graph | None = None
+
+    def whole(self, name: str) -> bool:
+        """Whether every value of a parameter is offered, not only some rows."""
+        return self.graph is None or self.graph.targets[name].whole
+
+
+def predicted(graph: Graph, num_classes: int, source: Source) -> Offer:
+    """What a GHN predicts: a classifier, for instance, of its own classes alone."""
+    roles: dict[str, str] = {}
+    skipped = dict(graph.skipped)
+    for target in graph.targets.values():
+        if not target.classifier:
+            roles[target.param] = target.role
+        elif not source.classifier:
+            skipped[target.param] = "classifier, left alone by classifier=0"
+        elif target.shape[0] != num_classes:
+            skipped[target.param] = f"classifier of {target.shape[0]} classes, the GHN predicts {num_classes}"
+        else:
+            roles[target.param] = target.role
+    return Offer(roles, skipped, graph)
+
+
+def given(
+    model: nn.Module, name: str, source: Source, function: Function, seed: int, kept: Collection[str], results: Pending
+) -> Offer:
+    """Run the function of a source, and check each value that it gives.
+
+    PyTorch's own generator starts from the seed here, on one thread, and is as it was afterwards.
+
+    Args:
+        model: given to the function. Nothing is written to it.
+        name: of the model, for messages.
+        source: whose function it is.
+        function: see `Function`.
+        seed: given to the function.
+        kept: names of parameters whose values are not wanted.
+        results: gets the values.
+
+    Raises:
+        ValueError: the function fails; it gives a name that the model does not have, or twice, or a value of another
+            shape, or one that is not finite in the parameter's dtype.
+    """
+    parameters = dict(model.named_parameters())
+    versions = {n: _version(p) for n, p in parameters.items()}
+    by_id = {id(p): n for n, p in parameters.items()}
+    names = {n: by_id[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
+    offer, seen = Offer({}, {}), set[str]()
+    with one_thread(), torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
+        for given_name, value in _pairs(function, model, name, source, seed):
+            problem = _problem(parameters, names, given_name, value, seen)
+            if problem:
+                raise InputError(f"{name}: {source} gives {problem} The model is unchanged.")
+            own = names[given_name]
+            if isinstance(value, str):
+                offer.skipped[own] = value
+            else:
+                offer.roles[own] = ""
+                if own not in kept:
+                    results.put(own, value.detach().cpu().clone())
+            seen.add(own)
+    changed = [n for n, p in parameters.items() if _version(p) != versions[n]]
+    if changed:
+        raise InputError(f"{name}: {source} has written to {changed[0]}. Its function must yield values instead.")
+    offer.roles.update(_roles(model, offer.roles))
+    left = {n: f"{source.name} has no value for it" for n in parameters if n not in seen}
+    offer.skipped.update(left)
+    return offer
+
+
+def _version(parameter: Tensor) -> int:
+    """How often a parameter was written to, as far as PyTorch counts."""
+    return 0 if parameter.is_inference() else parameter._version
+
+
+def _pairs(
+    function: Function, model: nn.Module, name: str, source: Source, seed: int
+) -> Iterator[tuple[str, Tensor | str]]:
+    """What a function gives, with an error that names it for whatever it raises."""
+    try:
+        for pair in function(model, seed):
+            given_name, value = pair
+            yield given_name, value
+    except Told:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{name}: the function of {source} failed: {type(error).__name__}: {error}. The model is unchanged."
+        ) from error
+
+
+def _problem(
+    parameters: Mapping[str, Tensor], names: Mapping[str, str], name: object, value: object, seen: Collection[str]
+) -> str | None:
+    """What is wrong with a pair that a function has given; None if nothing is."""
+    if not isinstance(name, str) or name not in names:
+        return (
+            f"a value for {shown(name)}, and the model has no parameter of that name.{did_you_mean(str(name), names)}"
+        )
+    if names[name] in seen:
+        return f"two values for {name}."
+    if isinstance(value, str):
+        return None
+    if not isinstance(value, Tensor):
+        return f"{shown(value)} for {name}, which is no tensor."
+    parameter = parameters[names[name]]
+    if value.shape != parameter.shape:
+        return f"a value of shape {tuple(value.shape)} for {name}, whose shape is {tuple(parameter.shape)}."
+    if value.is_meta:
+        return f"a value without memory (on the meta device) for {name}."
+    if value.is_complex() and not parameter.is_complex():
+        return f"a complex value for {name}, which is {parameter.dtype}."
+    if not value.to(parameter.dtype).isfinite().all():
+        return f"NaN or infinity for {name} (in {parameter.dtype})."
+    return None
+
+
+def _roles(model: nn.Module, names: Collection[str]) -> dict[str, str]:
+    """What kind of parameter each is, by its shape and the module that it belongs to."""
+    roles = {}
+    for name in names:
+        path = name.rpartition(".")[0]
+        parameter = model.get_parameter(name)
+        weight = model.get_submodule(path)._parameters.get("weight")
+        if parameter.dim() > 1 and (parameter.numel() > max(parameter.shape) or weight is parameter):
+            roles[name] = "weight"
+        else:
+            roles[name] = "norm" if weight is not None and weight.dim() < 2 else "bias"
+    return roles
