@@ -1,18 +1,19 @@
 """Putting off random initialisation changes neither the values that are kept nor the global generator."""
 
 import copy
+import threading
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from timm_ghn_init.own_init.deferred import DeferredInit, skip
+from timm_ghn_init.own_init.deferred import DeferredInit, draws_are_known, skip
 
 
 def test_this_pytorch_is_known() -> None:
     """Where it is not, models are built the slow way: say so here first."""
-    assert DeferredInit.is_exact()
+    assert draws_are_known()
 
 
 @pytest.mark.parametrize("draws", [0, 1, 2, 37, 1 << 15, (1 << 15) + 1, 100_001])
@@ -117,9 +118,33 @@ def test_a_part_of_a_storage_does_not_drop_the_rest() -> None:
 
 
 def test_an_error_ends_the_block() -> None:
+    """The generator is where it would be without the block."""
+    torch.manual_seed(0)
+    torch.empty(50).uniform_()
     state = torch.get_rng_state()
+    torch.manual_seed(0)
     with pytest.raises(KeyError), DeferredInit():
         torch.empty(50).uniform_()
         raise KeyError
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.empty(50).uniform_().max() > 0
+
+
+def test_draws_of_another_thread_do_not_repeat() -> None:
+    """Many draws at once, while a model is built and what it draws is put off."""
+    drawn: list[float] = []
+    stop = threading.Event()
+
+    def other() -> None:
+        while not stop.is_set():
+            drawn.append(torch.rand((), dtype=torch.float64).item())
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    for _ in range(20):
+        with DeferredInit() as deferred:
+            layers = [nn.Linear(100, 100) for _ in range(10)]
+            deferred.settle([layer.weight for layer in layers])
+    stop.set()
+    thread.join()
+    assert len(set(drawn)) == len(drawn) > 100

@@ -201,27 +201,21 @@ def test_the_last_convolution_of_squeezenet_is_its_classifier() -> None:
 
 def test_threads_leave_the_settings_of_the_process() -> None:
     """One thread begins, another one begins and goes on when the first has ended."""
-
-    def settings() -> tuple[Any, ...]:
-        return torch.get_default_dtype(), torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-
-    before, inside, ended = settings(), threading.Event(), threading.Event()
+    matmul: Any = torch.backends.mkldnn.matmul
+    inside, ended = threading.Event(), threading.Event()
 
     def second() -> None:
         with exact(torch.device("cpu")):
             inside.set()
             ended.wait(10)
-            assert torch.get_default_dtype() == torch.float32
+            assert matmul.fp32_precision == "ieee"
 
-    torch.set_default_dtype(torch.float64)
-    try:
+    with setting(torch.set_float32_matmul_precision, "medium", "highest"):
+        before = matmul.fp32_precision, torch.backends.cuda.matmul.allow_tf32
         with ThreadPoolExecutor(1) as pool:
             with exact(torch.device("cpu")):
                 running = pool.submit(second)
                 assert inside.wait(10)
             ended.set()
             running.result()
-        assert torch.get_default_dtype() == torch.float64
-    finally:
-        torch.set_default_dtype(before[0])
-    assert settings() == before
+        assert (matmul.fp32_precision, torch.backends.cuda.matmul.allow_tf32) == before == ("bf16", True)

@@ -18,8 +18,7 @@ def test_one_thread() -> None:
 
 def test_one_thread_each() -> None:
     n_threads = torch.get_num_threads()
-    with one_thread_each(3) as map_:
-        seen = list(map_(lambda _: (torch.get_num_threads(), torch.is_grad_enabled()), range(4)))
+    seen = one_thread_each(lambda _: (torch.get_num_threads(), torch.is_grad_enabled()), range(4), 3)
     assert seen == [(1, False)] * 4
     assert torch.get_num_threads() == n_threads
     assert torch.is_grad_enabled()

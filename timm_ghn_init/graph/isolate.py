@@ -1,13 +1,15 @@
 """Run a model on stand-in tensors and leave no trace of it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from ..utils.own_draws import keep_seed
 from .undo import Undo
 
 
@@ -51,8 +53,6 @@ def isolated(
 
     names = {name: stand_in(p) for name, p in parameters.items()}
     buffers.clear()
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its fused operators are opaque
     try:
         for m in (*modules, *undo.hidden):
             held: tuple[dict[str, Any], ...] = (m.__dict__, m._parameters, m._buffers)
@@ -64,11 +64,18 @@ def isolated(
             m.__dict__["training"] = False  # `eval` does not reach them
         if device != "meta":
             undo.made([copy for copy, _ in buffers], [original for _, original in buffers])
-        with torch.random.fork_rng(devices=()):  # a forward on the CPU might draw numbers
+        # On the CPU `nn.MultiheadAttention` would take its fast path, one opaque operator, but for a function mode.
+        with keep_seed(), nullcontext() if device == "meta" else _FunctionsAsTheyAre():
             yield Isolation(names, buffers, undo)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
         undo()
+
+
+class _FunctionsAsTheyAre(TorchFunctionMode):
+    """Calls every function of PyTorch as it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
 
 
 def _eval(modules: Sequence[nn.Module]) -> None:

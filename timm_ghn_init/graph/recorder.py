@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..utils.own_draws import draw
 from .inputs import Inputs
 from .isolate import isolated
 from .modules import unrolled_once
@@ -67,6 +68,7 @@ class Recorder(TorchDispatchMode):
         self.tape = Tape(named)
         self._fault: Exception | None = None
         self._steps = 0
+        self._generator = torch.Generator()  # of what a forward draws on the CPU
 
     def run(self, inputs: Inputs, device: str, values: Mapping[str, Tensor] | None = None) -> None:
         """One forward pass.
@@ -119,7 +121,7 @@ class Recorder(TorchDispatchMode):
             self._undo.keep(tensor)
         out = infer(func, args) if not kwargs else None
         if out is None:
-            out = func(*args, **kwargs)
+            out = draw(func, args, kwargs, self._generator)
         self._steps += 1
         tape = self.tape
         outputs = tensors_of((out,), {})

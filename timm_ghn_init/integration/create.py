@@ -1,7 +1,6 @@
 """A model that no rank ever holds whole, in one call."""
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from ..own_init.stand_ins import named_tensors
 from ..recipe.options import Options
 from ..sharded.blocks import shard_blocks
 from ..sources import Source, parse_source
+from ..utils.own_draws import own_draws
 from ..weights.timm_config import note_source
 
 
@@ -67,9 +67,10 @@ def create_sharded(
     def constructed(names: Collection[str]) -> dict[str, Tensor]:
         with torch.device("cpu"):
             create = timm.model_entrypoint(model_name) if timm.is_model(model_name) else None
-            deferred = deferred_init(create, (), timm_kwargs)
+            generator = torch.Generator().manual_seed(source.seed_or(seed))
+            deferred = deferred_init(create, (), timm_kwargs, generator)
             build = partial(timm.create_model, model_name, **timm_kwargs)
-            return _constructed(build, deferred, names, source.seed_or(seed))
+            return _constructed(build, deferred, names, generator.initial_seed())
 
     options = Options(seed=seed, device=device, timeout=timeout, example_inputs=example_inputs)
     report = initialise(model, source, options, constructed=constructed)
@@ -101,11 +102,9 @@ def _constructed(
 
     If its initialisation can be put off, no more of its memory is touched than they need.
     """
-    with torch.random.fork_rng(devices=()):
-        torch.default_generator.manual_seed(seed)
-        with deferred or nullcontext():
-            model = build()
-            tensors = named_tensors(model)
-            if deferred is not None:
-                deferred.settle([t for n, t in tensors.items() if n not in names])
+    with deferred or own_draws(seed):
+        model = build()
+        tensors = named_tensors(model)
+        if deferred is not None:
+            deferred.settle([t for n, t in tensors.items() if n not in names])
     return {n: tensors[n].detach().clone() for n in names if n in tensors}

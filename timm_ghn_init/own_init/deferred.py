@@ -2,12 +2,13 @@
 
 Building a model spends most of its time on drawing random values that a prediction then replaces. Inside a
 `DeferredInit` block the operations that draw them are noted down instead. Afterwards they are carried out for the
-tensors that keep their values, bit for bit as without the block: what they need is the state that the global generator
-would have had, and a second thread finds that by advancing a copy of the generator while the model is being built.
+tensors that keep their values, bit for bit as without the block. They need the state that the generator has at each
+operation: a second thread advances the generator while the model is being built, and notes the states.
 
-An operator that is not known here runs as always, after whatever it reads has been carried out. What reads memory
-without an operator of PyTorch in the same thread (NumPy, `torch.save`, another thread) is not seen, nor is who sets the
-global generator: `deferred_init` says for which constructors the block is safe.
+The generator is only ever advanced, never put back, so another thread that draws from it meanwhile gets no number
+twice. An operator that is not known here runs as always, after whatever it reads has been carried out. The block does
+not see what reads memory without an operator of PyTorch in the same thread (NumPy, `torch.save`, another thread), nor
+who seeds the generator: `deferred_init` says for which constructors the block is safe.
 """
 
 import queue
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..utils.own_draws import draw
+
 _aten = torch.ops.aten
 
 # How many 32-bit draws the CPU generator spends on a float32 tensor of n values; None: that depends on more than n.
@@ -35,7 +38,10 @@ _CHUNK = 1 << 14
 
 
 def deferred_init(
-    create: Callable[..., Any] | None, args: Sequence[Any], kwargs: Mapping[str, Any]
+    create: Callable[..., Any] | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    generator: torch.Generator = torch.default_generator,
 ) -> "DeferredInit | None":
     """A `DeferredInit` to build a model in; None where it is not certain that it changes nothing.
 
@@ -45,9 +51,11 @@ def deferred_init(
     Args:
         create: the function that builds the model, as it is registered with timm; None if that is not known.
         args, kwargs: what it will be given.
+        generator: what it draws from, on the CPU.
     """
     timms = (getattr(create, "__module__", None) or "").partition(".")[0] == "timm"
-    return DeferredInit() if timms and _is_data([*args, *kwargs.values()]) and DeferredInit.is_exact() else None
+    certain = timms and _is_data([*args, *kwargs.values()]) and draws_are_known()
+    return DeferredInit(generator) if certain else None
 
 
 def _is_data(value: Any) -> bool:
@@ -76,18 +84,14 @@ class DeferredInit(TorchDispatchMode):
     usual while values are still missing, and `settle` supplies them; leaving the block does both.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, generator: torch.Generator = torch.default_generator) -> None:
         super().__init__()
+        self._generator = generator
         self._pending: dict[int, list[_Call]] = {}  # by storage
         self._open = self._settled = False
 
-    @classmethod
-    def is_exact(cls) -> bool:
-        """Whether this PyTorch's generator spends its draws as `_DRAWS` says."""
-        return _draws_are_known()
-
     def __enter__(self) -> "DeferredInit":
-        self._open, self._stream = True, _Stream()
+        self._open, self._stream = True, _Stream(self._generator)
         super().__enter__()
         return self
 
@@ -102,7 +106,7 @@ class DeferredInit(TorchDispatchMode):
     def settle(self, overwritten: Collection[Tensor]) -> None:
         """Carry out what was put off, but for tensors that are about to be overwritten whole. Counts once.
 
-        Afterwards the global generator has the state that it would have had without the block.
+        Afterwards the generator has the state that it would have had without the block.
         """
         self.close()
         if self._settled:
@@ -112,7 +116,7 @@ class DeferredInit(TorchDispatchMode):
         for key in [k for k in self._pending if k in dropped]:
             del self._pending[key]
         self._carry_out(list(self._pending))
-        torch.default_generator.set_state(self._stream.state())
+        self._stream.wait()
 
     def close(self) -> None:
         """From here on every operation runs as usual, and must not read what has been put off."""
@@ -149,10 +153,8 @@ class DeferredInit(TorchDispatchMode):
             self._pending.setdefault(_storage(x), []).append(call)
             return x
         self._carry_out([_storage(t) for t in _tensors(args, kwargs)])
-        torch.default_generator.set_state(self._stream.state())
-        out = func(*args, **kwargs)
-        self._stream.restart(torch.default_generator.get_state())
-        return out
+        self._stream.wait()
+        return draw(func, args, kwargs, self._generator)
 
     @torch.no_grad()
     def _carry_out(self, keys: Iterable[int]) -> None:
@@ -167,42 +169,43 @@ class DeferredInit(TorchDispatchMode):
 
 
 class _Stream:
-    """A copy of the global CPU generator that another thread advances."""
+    """A generator that another thread advances; where no thread can be started, the calling one does."""
 
-    def __init__(self) -> None:
-        self._generator = torch.Generator().set_state(torch.default_generator.get_state())
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
         self._requests: queue.Queue[tuple[int, list[Tensor]] | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = threading.Thread(target=self._work, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._thread = None
 
     def advance(self, draws: int) -> list[Tensor]:
         """Skip draws; the list returned holds the state before them as soon as `wait` has returned."""
         before: list[Tensor] = []
-        self._requests.put((draws, before))
+        if self._thread is None:
+            self._skip(draws, before)
+        else:
+            self._requests.put((draws, before))
         return before
 
     def wait(self) -> None:
         self._requests.join()
 
-    def state(self) -> Tensor:
-        self.wait()
-        return self._generator.get_state()
-
-    def restart(self, state: Tensor) -> None:
-        self.wait()
-        self._generator.set_state(state)
-
     def finish(self) -> None:
-        self._requests.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._requests.put(None)
+            self._thread.join()
 
     def _work(self) -> None:
         while (request := self._requests.get()) is not None:
-            draws, before = request
-            before.append(self._generator.get_state())
-            skip(self._generator, draws)
+            self._skip(*request)
             self._requests.task_done()
         self._requests.task_done()
+
+    def _skip(self, draws: int, before: list[Tensor]) -> None:
+        before.append(self._generator.get_state())
+        skip(self._generator, draws)
 
 
 def skip(generator: torch.Generator, draws: int) -> None:
@@ -214,7 +217,8 @@ def skip(generator: torch.Generator, draws: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _draws_are_known() -> bool:
+def draws_are_known() -> bool:
+    """Whether the generator of this PyTorch spends its draws as `_DRAWS` says."""
     for func, draws in _DRAWS.items():
         for n in (16, 37, 4096, 4099):
             one, other = torch.Generator().manual_seed(n), torch.Generator().manual_seed(n)

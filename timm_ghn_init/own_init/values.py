@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..utils.own_draws import own_draws
 from ..utils.text import logger
+from ..utils.threads import one_thread
 from .stand_ins import meta_parameter, named_tensors, placeless_parameter, replaced
 
 _logger = logger(__name__)
@@ -84,8 +86,7 @@ def own_values(model: nn.Module, wanted: Collection[str], seed: int) -> OwnValue
             return meta_parameter(tensor)
         return tensor.detach().cpu().clone()  # a buffer that stays, but may be reset with others
 
-    with replaced(model, stand_in), torch.no_grad(), torch.random.fork_rng(devices=()):
-        torch.default_generator.manual_seed(seed)
+    with replaced(model, stand_in), torch.no_grad(), one_thread(), own_draws(seed):
         versions = {name: t._version for name, t in stand_ins.items()}
         _initialise(model)
         found = named_tensors(model)

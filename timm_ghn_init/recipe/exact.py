@@ -1,12 +1,13 @@
 """Arithmetic that does not depend on what the caller has set: the same model, the same bits."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
-from ..utils.process_settings import OfTheProcess
+Setting = tuple[Any, Callable[[Any], object], Any]  # a value, a function that sets it, and the one for whole float32
 
 
 @contextmanager
@@ -22,41 +23,43 @@ def exact(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if torch.get_default_device() != torch.device("cpu"):
             stack.enter_context(torch.device("cpu"))
-        stack.enter_context(_settings_of_the_process())
+        stack.enter_context(_whole_products())
         yield
 
 
 @contextmanager
-def _float32_by_default() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
+def _whole_products() -> Iterator[None]:
+    """No TensorFloat-32 or bfloat16 inside of products.
+
+    This is a setting of the process. It is left alone unless the user has asked for reduced precision; then the first
+    block of all threads sets it, and the last one puts it back.
+    """
+    global _inside
+    with _lock:
+        if not _inside:
+            _reduced[:] = [setting for setting in _settings() if setting[0] not in ("none", setting[2])]
+            for _, change, whole in _reduced:
+                change(whole)
+        _inside += 1
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                for before, change, _ in _reduced:
+                    change(before)
 
 
-@contextmanager
-def _whole_float32() -> Iterator[None]:
-    """No TensorFloat-32 or bfloat16 inside of products, whichever of PyTorch's settings asked for it."""
-    b: Any = torch.backends
-    settings = [b, b.mkldnn, b.cudnn, b.cuda.matmul, *(getattr(b.mkldnn, n, b) for n in ("matmul", "conv"))]
-    settings = [s for s in (*settings, getattr(b.cudnn, "conv", b)) if hasattr(s, "fp32_precision")]
-    if not settings:  # before PyTorch 2.9
-        old = torch.get_float32_matmul_precision(), b.cudnn.allow_tf32
-        torch.set_float32_matmul_precision("highest")
-        b.cudnn.allow_tf32 = False
-    before = [s.fp32_precision for s in settings]
-    for s in settings:
-        s.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for s, precision in zip(settings, before, strict=True):
-            s.fp32_precision = precision
-        if not settings:
-            torch.set_float32_matmul_precision(old[0])
-            b.cudnn.allow_tf32 = old[1]
+_lock, _inside = threading.Lock(), 0
+_reduced: list[Setting] = []
 
 
-_settings_of_the_process = OfTheProcess(_float32_by_default, _whole_float32)
+def _settings() -> Iterator[Setting]:
+    """Those of PyTorch that reduce the precision of products."""
+    backends: Any = torch.backends
+    if not hasattr(backends.cuda.matmul, "fp32_precision"):  # before PyTorch 2.9
+        yield torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision, "highest"
+        return
+    for products in (backends.cuda.matmul, backends.mkldnn.matmul):
+        yield products.fp32_precision, lambda value, p=products: setattr(p, "fp32_precision", value), "ieee"

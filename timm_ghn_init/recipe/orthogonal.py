@@ -32,7 +32,7 @@ def orthogonalize_(columns: Tensor) -> Tensor:
     torch.geqrf(matrix, out=(matrix, tau))
     flip = columns.diagonal() < 0
     torch.linalg.householder_product(matrix, tau, out=matrix)
-    return columns.mul_(torch.where(flip, -1.0, 1.0)[:, None])
+    return columns.mul_(torch.where(flip, -1.0, 1.0).to(columns)[:, None])
 
 
 def cholesky_qr(columns: Tensor, period: int = _NO_PERIOD, shifted: bool = False) -> tuple[Tensor, Tensor]:

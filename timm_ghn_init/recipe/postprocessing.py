@@ -225,12 +225,8 @@ def process(
         return layer.name, _process_alone(layer, equations, where[layer.name], read, results)
 
     ordered = sorted(layers, key=lambda layer: cost(layer.weight), reverse=True)  # else the longest might end up alone
-    with one_thread_each(_MAX_WORKERS) as map_, progress_bar(progress, len(ordered)) as advance:
-        sigmas = {}
-        for name, sigma in map_(one, ordered):
-            sigmas[name] = sigma
-            advance()
-    return sigmas
+    with progress_bar(progress, len(ordered)) as advance:
+        return dict(one_thread_each(one, ordered, _MAX_WORKERS, advance))
 
 
 def _process_alone(

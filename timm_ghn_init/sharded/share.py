@@ -21,7 +21,8 @@ def share_ghn(ghn: GHN | None, facts: Facts, layout: Layout, device: torch.devic
         with torch.device("meta"):
             ghn = GHN.of(facts)
         ghn.load_state_dict(
-            {name: torch.empty(t.shape, device=device) for name, t in ghn.state_dict().items()}, assign=True
+            {name: torch.empty(t.shape, dtype=torch.float32, device=device) for name, t in ghn.state_dict().items()},
+            assign=True,
         )
         ghn.eval().requires_grad_(False)
     for tensor in ghn.state_dict().values():

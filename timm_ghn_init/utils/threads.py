@@ -4,17 +4,20 @@ PyTorch splits an operation over all its threads and waits for the last of them.
 another process keeps a core busy, the wait is a thousand times longer than the work.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 import torch
+
+T, R = TypeVar("T"), TypeVar("R")
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Operations of this block are not split."""
+    """Operations of this block are not split. Other threads that compute already keep their setting."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -23,21 +26,69 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-@contextmanager
-def one_thread_each(most: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A `map` without gradients over several items at once, as many as PyTorch has threads, at the most `most`.
+def one_thread_each(
+    work: Callable[[T], R], items: Iterable[T], most: int, after: Callable[[], object] = lambda: None
+) -> list[R]:
+    """Do `work` without gradients on several items at once, on as many as PyTorch has threads.
 
-    The results do not depend on the number of threads: each item is computed by one.
+    The results do not depend on the number of threads: each item is computed by one. Where no thread can be started,
+    the calling thread computes all of them.
+
+    Args:
+        work: what to do with an item.
+        items: what to work on. They are begun in their order.
+        most: how many at once at the most.
+        after: called by this thread after each item.
+
+    Returns:
+        What `work` returned, in the order of the items.
+
+    Raises:
+        Exception: the first one that `work` raises. No item is begun after that.
     """
-
-    def prepare() -> None:
-        torch.set_num_threads(1)
-        torch.set_grad_enabled(False)  # a thread has its own setting, and this one ends with the pool
-        torch.inference_mode(inference).__enter__()
-
     n_threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
+    futures: list[tuple[T, Future[R]]] = [(item, Future()) for item in items]
+    waiting = iter(futures)
+    ready = threading.Semaphore(0)
+
+    def work_in_thread() -> None:
+        torch.get_num_threads()  # only from now on this thread has a number of its own
+        torch.set_num_threads(1)
+        ready.release()
+        with torch.inference_mode(inference), torch.no_grad():
+            go_on()
+
+    def go_on() -> None:
+        for item, future in waiting:  # the next of them goes to whoever asks first
+            try:
+                future.set_result(work(item))
+            except BaseException as error:
+                future.set_exception(error)
+                stop()
+
+    def stop() -> None:
+        for _ in waiting:
+            pass
+
+    threads: list[threading.Thread] = []
     try:
-        with ThreadPoolExecutor(min(n_threads, most), initializer=prepare) as pool:
-            yield pool.map
+        for thread in [threading.Thread(target=work_in_thread) for _ in range(min(n_threads, most, len(futures)))]:
+            try:
+                thread.start()
+            except RuntimeError:  # the process has as many as it may have
+                break
+            threads.append(thread)
+            ready.acquire()
+        torch.set_num_threads(n_threads)  # else a thread that is started from now on would take over the last number
+        if not threads:
+            with one_thread(), torch.no_grad():
+                go_on()
+        results = []
+        for _, future in futures:
+            results.append(future.result())
+            after()
+        return results
     finally:
-        torch.set_num_threads(n_threads)  # new threads inherit what was set last, wherever it was
+        stop()
+        for thread in threads:
+            thread.join()

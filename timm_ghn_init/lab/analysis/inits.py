@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from ...checkpoints.formats import CheckpointError
@@ -11,6 +10,7 @@ from ...checkpoints.load import load_ghn, resolve_default
 from ...initialize import init_model
 from ...sources import is_source, parse_source
 from ...utils.checks import InputError
+from ...utils.own_draws import own_draws
 from ..finetune.pretrained import WeightsUnavailable, with_timms_weights
 from ..finetune.protocol import PRETRAINED, TIMM
 
@@ -93,8 +93,7 @@ def initialised(
         CheckpointError: the GHN cannot be had.
     """
     check_inits([init])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_draws(seed):
         model = with_timms_weights(create) if init == PRETRAINED else create(False)
     if not is_source(init):
         return Initialised(init, model)
