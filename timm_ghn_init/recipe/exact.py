@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,4 +63,4 @@ def _settings() -> Iterator[Setting]:
         yield torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision, "highest"
         return
     for products in (backends.cuda.matmul, backends.mkldnn.matmul):
-        yield products.fp32_precision, lambda value, p=products: setattr(p, "fp32_precision", value), "ieee"
+        yield products.fp32_precision, partial(setattr, products, "fp32_precision"), "ieee"

@@ -6,12 +6,12 @@ A prediction is known by its graph and computed later. A function is run at once
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ..graph import Graph
 from ..sources import Source
 from ..utils.checks import InputError, shown
+from ..utils.own_draws import own_draws
 from ..utils.text import Told, did_you_mean
 from ..utils.threads import one_thread
 from .pending import Pending
@@ -60,7 +60,8 @@ def given(
 ) -> Offer:
     """Run the function of a source, and check each value that it gives.
 
-    PyTorch's own generator starts from the seed here, on one thread, and is as it was afterwards.
+    What it draws on the CPU without a generator of its own starts from the seed, as after `torch.manual_seed`. It runs on
+    one thread.
 
     Args:
         model: given to the function. Nothing is written to it.
@@ -80,8 +81,7 @@ def given(
     by_id = {id(p): n for n, p in parameters.items()}
     names = {n: by_id[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
     offer, seen = Offer({}, {}), set[str]()
-    with one_thread(), torch.random.fork_rng(devices=()):
-        torch.default_generator.manual_seed(seed)
+    with one_thread(), own_draws(seed):
         for given_name, value in _pairs(function, model, name, source, seed):
             problem = _problem(parameters, names, given_name, value, seen)
             if problem:
