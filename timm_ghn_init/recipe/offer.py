@@ -60,8 +60,7 @@ def given(
 ) -> Offer:
     """Run the function of a source, and check each value that it gives.
 
-    What it draws on the CPU without a generator of its own starts from the seed, as after `torch.manual_seed`. It runs on
-    one thread.
+    It runs on one thread. What it draws on the CPU without a generator of its own starts from the seed.
 
     Args:
         model: given to the function. Nothing is written to it.
