@@ -64,11 +64,18 @@ class Provenance:
         """An operation on parameters and constants, or on anything `by_shape` alone."""
         if func._schema.is_mutable:
             return
-        args, kwargs = tree_map_only(Tensor, lambda t: self._made.get(id(t), t), (tuple(args), dict(kwargs)))
+        args = tuple(map(self._how_made, args))
+        kwargs = {key: self._how_made(value) for key, value in kwargs.items()}
         for i, t in enumerate(outputs):
             output = i if len(outputs) > 1 else None
             storage = t.untyped_storage()._cdata
             self._made[id(t)] = _Made(func, args, kwargs, output, by_shape, t.shape, t.dtype, storage)
+
+    def _how_made(self, argument: Any) -> Any:
+        """An argument, its tensors replaced by how they were made."""
+        if isinstance(argument, Tensor):
+            return self._made.get(id(argument), argument)
+        return [self._how_made(a) for a in argument] if isinstance(argument, (list, tuple)) else argument
 
     def wrote(self, tensor: Tensor) -> None:
         """Others may be views of the same memory, so nothing is known of it any more."""

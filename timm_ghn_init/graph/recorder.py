@@ -4,8 +4,8 @@
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from .inputs import Inputs
 from .isolate import isolated
 from .modules import unrolled_once
 from .nested import named_tensors
-from .primitives import OPERATORS, constant
+from .primitives import OPERATORS, Rule, constant
 from .rules.moments import running_statistics
 from .shapes import infer
 from .tape import Tape, tensors_of, written_by
@@ -114,9 +114,14 @@ class Recorder(TorchDispatchMode):
                 raise self._fault from None
             raise ForwardError(error, self._steps, len(self.tape.ops) > 1) from error
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # PyTorch would wrap every call of the method below; compiled code is not compiled here
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        written = written_by(func, args, kwargs) if func._schema.is_mutable else ()
+        operator = _operator(func)
+        written = written_by(operator.writes, args, kwargs) if operator.writes else ()
         for tensor in written:
             self._undo.keep(tensor)
         out = infer(func, args) if not kwargs else None
@@ -124,20 +129,18 @@ class Recorder(TorchDispatchMode):
             out = draw(func, args, kwargs, self._generator)
         self._steps += 1
         tape = self.tape
-        outputs = tensors_of((out,), {})
+        outputs = [out] if type(out) is Tensor else tensors_of((out,), {})
         if any(t.is_nested for t in outputs):
             self._fault = ValueError(
                 f"{type(self.model).__name__}: its forward pass makes nested tensors (torch.nested), which have no "
                 "shape to follow. Nothing was changed. Initialise the same layers in a model that pads or masks."
             )
             raise self._fault
-        name = func._schema.name
-        rule = OPERATORS.get(name)
         try:
-            if rule is None:
-                value = tape.contract(name, tensors_of(args, kwargs))
+            if operator.rule is None:
+                value = tape.contract(operator.name, tensors_of(args, kwargs))
             else:
-                value = rule(tape, args, kwargs, out)
+                value = operator.rule(tape, args, kwargs, out)
         except Exception as fault:  # ours, not the model's
             self._fault = fault
             raise
@@ -146,8 +149,8 @@ class Recorder(TorchDispatchMode):
             tape.provenance.wrote(tensor)
         if self._has_values:
             self._undo.made(outputs, tensors_of(args, kwargs))
-        if not value.origin or (value == FEATURES and not any(t.is_floating_point() for t in outputs)):
-            tape.provenance.note(func, args, kwargs, outputs, by_shape=rule is constant)
+        if not value.origin or (not (outputs and outputs[0].is_floating_point()) and value == FEATURES):
+            tape.provenance.note(func, args, kwargs, outputs, by_shape=operator.rule is constant)
         for tensor in outputs:
             carries = _carries(tensor, value)
             tape.assign(tensor, value if carries else CONSTANT)
@@ -156,6 +159,21 @@ class Recorder(TorchDispatchMode):
         if not outputs:
             tape.pick(value)  # a number
         return out
+
+
+class _Operator(NamedTuple):
+    """What is the same for every call of an operator, and slow to ask PyTorch for."""
+
+    name: str
+    rule: Rule | None
+    writes: list[tuple[int, str]]  # position and name of the arguments that it writes to
+
+
+@cache
+def _operator(func: Any) -> _Operator:
+    arguments = func._schema.arguments if func._schema.is_mutable else ()
+    writes = [(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+    return _Operator(func._schema.name, OPERATORS.get(func._schema.name), writes)
 
 
 def _carries(tensor: Tensor, value: Value) -> bool:

@@ -205,13 +205,9 @@ def tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
     return found
 
 
-def written_by(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors that an operation writes to."""
-    given = []
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given.append(kwargs.get(argument.name, args[position] if position < len(args) else None))
-    return tensors_of(given, {})
+def written_by(arguments: Iterable[tuple[int, str]], args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that an operation writes to, by position and name of those arguments."""
+    return tensors_of([kwargs.get(name, args[i] if i < len(args) else None) for i, name in arguments], {})
 
 
 def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -49,16 +49,19 @@ class Undo:
                 continue
             cls = type(thing)
             seen.add(id(thing))
-            if id(thing) not in known and isinstance(thing, nn.Module):
-                self.hidden.append(thing)
             if cls not in kinds:
                 kinds[cls] = _kinds(cls)
+            if isinstance(thing, nn.Module) and id(thing) not in known:
+                self.hidden.append(thing)
             for kind in kinds[cls]:
                 content = kind.content(thing)
                 self._saved.append((kind, thing, content))
-                held = [h for h in kind.held(content) if type(h) not in _ATOMS]
-                self._empty += [h for h in held if type(h) in _PLAIN and not h]
-                things += [h for h in held if type(h) not in _PLAIN or h]
+                for held in kind.held(content):
+                    cls = type(held)
+                    if cls in _PLAIN and not held:
+                        self._empty.append(held)
+                    elif cls not in _ATOMS and not (cls is tuple and _ATOMS.issuperset(map(type, held))):
+                        things.append(held)
 
     def made(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
         """Note memory that an operation has newly made, so that nobody else's values are in it."""
@@ -94,7 +97,7 @@ class Undo:
 
 
 def _hooks(module: nn.Module) -> list[Any]:
-    named = [held for name, held in vars(module).items() if isinstance(held, dict) and name.endswith("_hooks")]
+    named = [held for name, held in vars(module).items() if type(held) in _PLAIN and held and name.endswith("_hooks")]
     return [hook for hooks in named for hook in hooks.values()]
 
 

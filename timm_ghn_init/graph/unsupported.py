@@ -70,26 +70,28 @@ def refuse_unsupported(model: Any, name: str) -> None:
         ValueError: a scripted, exported, lazy, quantised, offloaded or flatly sharded model, in whole or in part.
         TypeError: no module at all.
     """
-    parts = dict(_parts(model))
-    kinds = {cls: _kind_of(cls) for cls in {type(part) for part in parts.values()}}
-    for path, part in parts.items():
-        kind = kinds[type(part)] or _kind_by_attributes(part)
+    classes: dict[type, _Kind | None] = {}
+    for path, part in _parts(model):
+        cls = type(part)
+        if cls not in classes:
+            classes[cls] = _kind_of(cls)
+        kind = classes[cls] or _kind_by_attributes(part)
         if kind is not None:
-            where = f"{path} is" if path else "the model is"
+            where = f"{'.'.join(filter(None, path))} is" if any(path) else "the model is"
             raise InputError(f"{name}: {where} {kind.what}. {kind.way_out} Nothing was changed.")
     if not isinstance(model, nn.Module):
         raise TypeError(f"A model is a torch.nn.Module, not {type(model).__module__}.{type(model).__qualname__}.")
 
 
-def _parts(model: Any) -> Iterator[tuple[str, Any]]:
-    """The model, its modules and the tensors that they hold, by name."""
-    yield "", model
+def _parts(model: Any) -> Iterator[tuple[tuple[str, str], Any]]:
+    """The model, its modules and the tensors that they hold, each with the module's path and its name there."""
+    yield ("", ""), model
     if isinstance(model, nn.Module):
         for path, module in model.named_modules():
-            yield path, module
+            yield (path, ""), module
             for name, tensor in chain(module._parameters.items(), module._buffers.items()):
                 if tensor is not None:
-                    yield f"{path}.{name}" if path else name, tensor
+                    yield (path, name), tensor
 
 
 def _kind_of(cls: type) -> _Kind | None:

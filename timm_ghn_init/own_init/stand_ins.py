@@ -48,7 +48,16 @@ def replaced(model: nn.Module, stand_in: Callable[[str, Tensor], Tensor]) -> Ite
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """A model's parameters, then its buffers, by name; what has several names goes by the first."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    modules = list(model.named_modules())
+    found: dict[str, Tensor] = {}
+    for held in ("_parameters", "_buffers"):
+        seen: set[int] = set()
+        for path, module in modules:
+            for key, tensor in getattr(module, held).items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    found[f"{path}.{key}" if path else key] = tensor
+    return found
 
 
 def meta_parameter(tensor: Tensor) -> Tensor:

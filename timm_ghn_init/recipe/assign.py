@@ -151,8 +151,11 @@ def brought(where: Mapping[str, torch.device], tiles: Mapping[str, Tile]) -> dic
 @torch.no_grad()
 def write_results(model: nn.Module, results: Pending) -> None:
     """Write what has waited for it into parameters and buffers of a model, as `write` does."""
+    names = results.names()
+    if not names:
+        return
     tensors = named_tensors(model)
-    for name in results.names():
+    for name in names:
         tensors[name].copy_(results.get(name))
         results.drop(name)
     for weight in parametrised(model):

@@ -182,7 +182,7 @@ def postprocess(
         unknown = set(names or ()) - {n for n, _ in model.named_parameters(remove_duplicate=False)}
         if unknown:
             raise InputError(f"{type(model).__name__} has no parameter {shown(min(unknown))}, which names= names.")
-        targets = [t for t in to_process(inner, layer) if names is None or given[t.name] in names]
+        targets = [t for t in to_process(inner, layer) if names is None or given.get(t.name, t.name) in names]
         where = {t.name: _compute_device(t.weight, device) for t in targets}
 
         def read(target: Layer, whole: Tensor) -> None:
@@ -192,7 +192,7 @@ def postprocess(
             sigmas = process(targets, Equations(beta, orthogonal, seed), where, read, results, progress)
         with uninterrupted():
             write_results(inner, results)
-    return [Processed(t.number, given[t.name], tuple(t.weight.shape), sigmas[t.name]) for t in targets]
+    return [Processed(t.number, given.get(t.name, t.name), tuple(t.weight.shape), sigmas[t.name]) for t in targets]
 
 
 def process(

@@ -83,10 +83,11 @@ def _check(place: Place, plan: Plan) -> None:
             raise InputError(
                 f"{place.name}: {by.name} is computed from {name}. Initialise the model before sharding it."
             )
+    parameters = dict(place.model.named_parameters(remove_duplicate=False))
     # The classifier too, whatever classes the GHN has.
     heads = [] if plan.offer.graph is None else [n for n, t in plan.graph.targets.items() if t.classifier]
     for name in dict.fromkeys((*plan.written, *heads)):
-        problem = assign.unwritable(place.part(place.model.get_parameter(name)))
+        problem = assign.unwritable(place.part(parameters[name]))
         if problem:
             raise InputError(f"{place.name}: {name} {problem} Nothing was changed.")
     for layer in plan.changed:

@@ -117,7 +117,7 @@ class Whole(Place):
 
     @torch.no_grad()
     def write(self, tiles: Mapping[str, Tile], results: Pending, found: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
-        tensors = named_tensors(self.model)
+        tensors = named_tensors(self.model) if self._own else {}
         own = [(tensors[name], value) for name, value in self._own.items()]
         for part, value in (*own, *found):
             part.copy_(value)
