@@ -1,38 +1,47 @@
 """What a GHN is worth: the accuracy of networks with predicted parameters that were never trained."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from ...ghn import GHN
-from ...initialize import init_model
 from ...utils.checks import InputError
 from ...utils.progress import over
 from ..images.batches import Images
-from .networks import IMAGE, SPLITS, Network, network
+from .networks import IMAGE, Network, as_network, network
 
-TIMM_MODELS = ("resnet18", "resnet50", "mobilenetv2_100", "densenet121", "convnext_atto", "vit_tiny_patch16_224")
+TIMM_MODELS = (
+    "resnet18",
+    "resnet50",
+    "densenet121",
+    "mobilenetv2_100",
+    "efficientnet_b0",
+    "repvgg_a0",
+    "convnext_atto",
+    "convnext_atto_ols",
+    "convnextv2_atto",
+    "vit_tiny_patch16_224",
+    "mixer_s16_224",
+)
 BATCH, BATCHES = 200, 4  # held-out images for each network
 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracies of one network, 0 to 1.
+    """Accuracy of one network, 0 to 1.
 
     Attributes:
-        group: the split, and in it the kind; or "timm".
+        group: "timm", or "test: " and the family of a sampled network.
         name: what tells the network from the others of its group.
-        predicted, random: accuracy with predicted parameters, and with PyTorch's (or timm's) own initialisation.
+        predicted: accuracy with predicted parameters.
     """
 
     group: str
     name: str
     predicted: float
-    random: float
 
 
 @torch.no_grad()
@@ -45,14 +54,14 @@ def evaluate(
     timm_models: tuple[str, ...] = TIMM_MODELS,
     progress: bool | None = None,
 ) -> list[Score]:
-    """Score held-out networks of the sampler, and timm's own models at 32 x 32, on held-out images.
+    """Score networks that were not trained on, and timm's own models at 32 x 32, on held-out images.
 
-    Norms that have batch statistics use those of the batch of 200 images: a predicted network has no running ones.
+    Norms that have batch statistics use those of the batch of 200 images, and layer scales are 1, see `as_network`.
 
     Args:
         ghn: trained for `images.num_classes` classes.
         images: see `open_images`.
-        networks: of the split "test"; of each unusual split ("deep", "wide", "nonorm") a third of that.
+        networks: how many of the sampler's split "test".
         seed: of networks and images.
         timm_models: names; () for none.
         progress: as in `Trainer.run`.
@@ -62,64 +71,43 @@ def evaluate(
     """
     if ghn.num_classes != images.num_classes:
         raise InputError(f"The GHN predicts {ghn.num_classes} classes, {images.name} has {images.num_classes}.")
-    device = ghn.device
-    batches = []
-    for i in range(BATCHES):
-        x, y = images.batch(seed, i, BATCH, train=False)
-        batches.append((torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)))
-    jobs = [
-        (_sampled, (split, seed, index))
-        for split in SPLITS[1:]
-        for index in range(networks if split == "test" else -(-networks // 3))
+    batches = [
+        tuple(torch.from_numpy(values).to(ghn.device) for values in images.batch(seed, i, BATCH, train=False))
+        for i in range(BATCHES)
     ]
-    jobs += [(_timm, (name, seed)) for name in timm_models]  # type: ignore[misc]
-    return [
-        job(ghn, batches, *args) for job, args in over(jobs, "Evaluating", show=progress, unit="network", stays=True)
-    ]
+    scores = []
+    for job in over([*range(networks), *timm_models], "Evaluating", show=progress, unit="network", stays=True):
+        if isinstance(job, int):
+            net, name = network("test", seed, job, ghn.num_classes), f"test {job}"
+        else:
+            net, name = timm_network(job, ghn.num_classes), job
+        group = "timm" if name == job else f"test: {net.kind}"
+        scores.append(Score(group, name, _accuracy(net, ghn.predict(net.graph), batches)))
+    return scores
 
 
-Batches = list[tuple[Tensor, Tensor]]
-
-
-def _sampled(ghn: GHN, batches: Batches, split: str, seed: int, index: int) -> Score:
-    net, graph = network(split, seed, index, ghn.num_classes)
-    predicted = ghn.predict(graph)
-    torch.manual_seed(seed + index)
-    initialised = Network(net.record, ghn.num_classes).to(ghn.device)
-    group = split if split != "test" else f"test: {net.record.kind}"
-    return Score(
-        group,
-        f"{split} {index}",
-        _accuracy(lambda x: functional_call(net, predicted, (x,)), batches),
-        _accuracy(initialised, batches),
-    )
-
-
-def _timm(ghn: GHN, batches: Batches, name: str, seed: int) -> Score:
+def timm_network(name: str, num_classes: int) -> Network:
+    """A timm architecture for images of 32 x 32, on the meta device; a ViT gets patches of 4 x 4."""
     import timm
 
-    torch.manual_seed(seed)
-    size: dict[str, Any] = {"img_size": IMAGE} if name.startswith("vit") else {}
-    model: nn.Module = timm.create_model(name, num_classes=ghn.num_classes, **size).to(ghn.device).train()
-    random = _accuracy(model, batches)
-    init_model(model, "ghn", ghn=ghn, input_size=IMAGE)
-    return Score("timm", name, _accuracy(model, batches), random)
+    sizes: dict[str, Any] = {"img_size": IMAGE} if name.startswith(("vit", "mixer")) else {}
+    sizes |= {"patch_size": 4} if name.startswith("vit") else {}
+    with torch.device("meta"):
+        module = timm.create_model(name, num_classes=num_classes, **sizes)
+    return as_network(name, module)
 
 
-def _accuracy(model: Callable[[Tensor], Any], batches: Batches) -> float:
-    right = [(model(images).argmax(1) == labels).float().mean() for images, labels in batches]
+def _accuracy(net: Network, parameters: dict[str, Tensor], batches: list[tuple[Tensor, ...]]) -> float:
+    right = [(net(parameters, images).argmax(1) == labels).float().mean() for images, labels in batches]
     return torch.stack(right).mean().item()
 
 
-def summary(scores: list[Score]) -> Iterator[tuple[str, int, float, float]]:
-    """Of each group, of all "test" groups and of the convolutional ones among them: count and mean accuracies."""
-    groups: dict[str, list[Score]] = {}
+def summary(scores: list[Score]) -> Iterator[tuple[str, int, float]]:
+    """Of each group, and of all sampled networks: name, count and mean accuracy."""
+    groups: dict[str, list[float]] = {}
     for score in scores:
-        names = [f"timm: {score.name}" if score.group == "timm" else score.group]
-        if score.group.startswith("test"):
-            names += ["test"] + ["test, convolutional"] * (score.group != "test: vit")
-        for name in names:
-            groups.setdefault(name, []).append(score)
+        sampled = score.group.startswith("test")
+        for name in [score.group, "test"] if sampled else [f"timm: {score.name}"]:
+            groups.setdefault(name, []).append(score.predicted)
     for name, members in sorted(groups.items()):
-        n = len(members)
-        yield name, n, sum(s.predicted for s in members) / n, sum(s.random for s in members) / n
+        yield name, len(members), sum(members) / len(members)

@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.data import DataLoader, Dataset
 
 from ...checkpoints.load import load_ghn, save_ghn
@@ -33,7 +32,7 @@ from ...utils.progress import Progress, clock
 from ...utils.text import Told, logger
 from ...version import __version__
 from ..images.batches import Images, open_images
-from .networks import MACS, MAX_MACS, network
+from .networks import MACS, MAX_MACS, Network, network
 
 _logger = logger(__name__)
 
@@ -282,15 +281,15 @@ class Trainer:
 
     def _step(self, batch: list[tuple[int, Tensor, Tensor]]) -> dict[str, float] | None:
         """One step of the optimiser: mean loss, accuracy and norm of the gradient; None where it was skipped."""
-        sampled = [self._network(index) for index, _, _ in batch]
+        networks = [self._network(index) for index, _, _ in batch]
         losses, right = [], 0.0
-        predictions = self.ghn.predict_many([graph for _, graph in sampled])
-        for (net, _), parameters, (_, images, labels) in zip(sampled, predictions, batch, strict=True):
+        predictions = self.ghn.predict_many([net.graph for net in networks])
+        for net, parameters, (_, images, labels) in zip(networks, predictions, batch, strict=True):
             # channels last: convolutions and norms are faster, on a CPU as well
             images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             labels = labels.to(self.device, non_blocking=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                logits = functional_call(net, parameters, (images,)).float()
+                logits = net(parameters, images).float()
             losses.append(F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing))
             right = right + (logits.detach().argmax(1) == labels).float().mean() / len(batch)
         loss = torch.stack(losses)
@@ -305,7 +304,7 @@ class Trainer:
         self.optimizer.step()
         return dict(zip(("loss", "accuracy", "grad_norm"), values, strict=True))
 
-    def _network(self, index: int) -> Any:
+    def _network(self, index: int) -> Network:
         config = self.config
         return network("train", config.seed, index, self.images.num_classes, config.max_macs)
 

@@ -1,175 +1,326 @@
-"""Random networks to train a GHN on, in the spirit of DeepNets-1M (arXiv 2110.13100, Section 3).
+"""Random networks to train a GHN on: timm's own classes at small random sizes.
 
-A network is a `Record`, a small JSON object; `sample` draws it, deterministically by (split, seed, index), and `build`
-makes the module. The held-out splits are drawn like the training networks ("test") or from outside of what is drawn
-there ("deep", "wide", "nonorm").
+DeepNets-1M (arXiv 2110.13100, Section 3) is made of blocks of its own. A GHN that is trained on such networks fails on
+real ones whose details differ, so here each network is an instance of a class of timm. `FAMILIES` lists the classes
+and, for each argument, the values to draw from. Every network is a function of (split, seed, index).
+
+The architectures that `evaluate` scores are larger than any of these networks, so no GHN sees them in training.
 """
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
+from timm.models._efficientnet_builder import decode_arch_def, resolve_act_layer, round_channels
+from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+from timm.models.convnext import ConvNeXt
+from timm.models.densenet import DenseNet
+from timm.models.efficientnet import EfficientNet
+from timm.models.mlp_mixer import MlpMixer
+from timm.models.mobilenetv3 import MobileNetV3
+from timm.models.regnet import RegNet, RegNetCfg
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...graph import Graph, trace
 from ...utils.checks import InputError, number
-from .blocks import BLOCKS, Style, Transformer, activation, conv
 
 IMAGE = 32
-KINDS = (*BLOCKS, "mixed", "vit")
-SPLITS = ("train", "test", "deep", "wide", "nonorm")
-WIDTHS = (16, 24, 32, 40, 48, 64, 80, 96, 128)
-MAX_MACS = 2e6  # multiplications per image of a training network: a CPU core shall do
-MACS = number("at least 3e5, as hardly a network takes less", lambda value: value >= 3e5)  # or none would ever be drawn
+SPLITS = ("train", "test")
+MAX_MACS = 2.5e7  # multiplications per image of a network: a CPU core can train with them
+MACS = number("at least 1e6, because hardly any network takes less", lambda value: value >= 1e6)
+
+Draw = Callable[[random.Random], Any]
 
 
-@dataclass(frozen=True)
-class Record:
-    """One network.
+class Family(NamedTuple):
+    """One row of `FAMILIES`.
 
     Attributes:
-        kind: a name in `KINDS`.
-        blocks: of each stage, a name in `BLOCKS`, or "transformer" for the last.
-        widths, depths: channels and blocks of each stage.
-        stem: (kernel, stride) of the first convolution.
-        stem_pool: a max pooling of stride 2 after it, as in ResNet.
-        down: how a stage halves the resolution: "stride" in its first block, or "max" or "avg" pooling before it.
-        style: see `Style`.
+        make: called with `num_classes` and a value for each of `ranges`.
+        ranges: keyword -> a tuple of values to choose from, or a function of the generator that draws the value.
+        share: how many networks of each round belong to the family.
+    """
+
+    make: Callable[..., nn.Module]
+    ranges: dict[str, tuple[Any, ...] | Draw]
+    share: int = 1
+
+
+# Draws of an argument
+
+
+def widths(*first: int, stages: int = 4, growth: tuple[float, ...] = (1.5, 2, 2)) -> Draw:
+    """Channels of each stage: multiples of 8 that grow by one factor."""
+
+    def draw(rng: random.Random) -> tuple[int, ...]:
+        width, factor = rng.choice(first), rng.choice(growth)
+        return tuple(round(width * factor**stage / 8) * 8 for stage in range(stages))
+
+    return draw
+
+
+def depths(most: int = 2, third: int = 6, stages: int = 4) -> Draw:
+    """Blocks of each stage. Every other network is deep in its third stage, as most architectures are."""
+
+    def draw(rng: random.Random) -> tuple[int, ...]:
+        drawn = [rng.randint(1, most) for _ in range(stages)]
+        if rng.random() < 0.5:
+            drawn[2] = rng.randint(most, third)
+        return tuple(drawn)
+
+    return draw
+
+
+def between(low: int, high: int) -> Draw:
+    return lambda rng: rng.randint(low, high)
+
+
+# Constructors that need more than keyword arguments
+
+
+def _vit(*, size: tuple[int, int, int], class_token: bool, **arguments: Any) -> nn.Module:
+    patch, heads, width = size
+    return VisionTransformer(
+        img_size=IMAGE,
+        patch_size=patch,
+        embed_dim=heads * width,
+        num_heads=heads,
+        class_token=class_token,
+        global_pool="token" if class_token else "avg",
+        **arguments,
+    )
+
+
+def _resnet(*, groups: tuple[int, int], attention: str | None, **arguments: Any) -> nn.Module:
+    cardinality, base_width = groups
+    return ResNet(
+        cardinality=cardinality, base_width=base_width, block_args={"attn_layer": attention}, **arguments
+    )
+
+
+def _regnet(*, num_classes: int, w0: int, wm: float, depth: int, **arguments: Any) -> nn.Module:
+    slope = w0 * (wm**3 - 1) / (depth - 1)  # with which the widths fall into four stages, as RegNet requires
+    return RegNet(RegNetCfg(w0=w0, wa=slope, wm=wm, depth=depth, **arguments), num_classes=num_classes)
+
+
+def _mobile(make: Callable[..., nn.Module], *, stages: list[list[str]], act: str, **arguments: Any) -> nn.Module:
+    rounded = partial(round_channels, divisor=8)
+    act_layer = resolve_act_layer({"act_layer": act}, act)
+    return make(decode_arch_def(stages), round_chs_fn=rounded, act_layer=act_layer, **arguments)
+
+
+def _mobile_stages(rng: random.Random) -> list[list[str]]:
+    """Timm's own notation: a depthwise separable block, then inverted residuals, one string for each stage."""
+    width, se = rng.choice((8, 16)), rng.choice(("", "", "_se0.25"))
+    stages = [[f"ds_r1_k3_s{rng.choice((1, 1, 2))}_c{width}"]]
+    for _ in range(rng.randint(2, 5)):
+        width = min(96, round(width * rng.choice((1, 1.5, 1.5, 2)) / 8) * 8)
+        repeats, kernel, stride = rng.randint(1, 3), rng.choice((3, 3, 5)), rng.choice((1, 2, 2))
+        stages.append([f"ir_r{repeats}_k{kernel}_s{stride}_e{rng.choice((3, 4, 6))}_c{width}{se}"])
+    return stages
+
+
+def _byob(
+    *,
+    num_classes: int,
+    type: str,
+    channels: tuple[int, ...],
+    blocks: tuple[int, ...],
+    group: int,
+    ratio: float,
+    **arguments: Any,
+) -> nn.Module:
+    stages = tuple(
+        ByoBlockCfg(type=type, d=d, c=c, s=2, gs=group, br=ratio) for d, c in zip(blocks, channels, strict=True)
+    )
+    return ByobNet(ByoModelCfg(blocks=stages, **arguments), num_classes=num_classes)
+
+
+# The families
+
+_CONVNEXT: dict[str, Any] = {
+    "depths": depths(),
+    "kernel_sizes": (7, 7, 7, 5, 3),
+    "conv_mlp": (False, True),
+    "ls_init_value": (None,),  # 1e-6 would hide the blocks from the loss
+}
+# (patch size, heads, width of a head): the more patches there are, the narrower is the network
+_VIT_SIZES = (
+    *((4, heads, width) for heads, width in ((2, 16), (3, 16), (2, 32), (4, 16), (3, 32))),
+    *((8, heads, width) for heads, width in ((2, 32), (3, 32), (4, 32), (3, 48), (3, 64))),
+    *((16, heads, width) for heads, width in ((3, 32), (3, 48), (3, 64), (6, 32))),
+)
+_VIT: dict[str, Any] = {
+    "size": _VIT_SIZES,
+    "depth": between(3, 12),
+    "mlp_ratio": (2.0, 3.0, 4.0, 4.0),
+}
+_RESNET: dict[str, Any] = {
+    "layers": depths(),
+    "stem_width": (16, 32, 64),
+    "stem_type": ("", "", "deep"),
+    "avg_down": (False, False, True),
+    "attention": (None, None, None, "se"),
+}
+_MOBILE: dict[str, Any] = {
+    "stages": _mobile_stages,
+    "act": ("relu6", "relu", "silu", "hard_swish"),
+    "stem_size": (8, 16, 32),
+    "num_features": (64, 128, 192),
+}
+_BYOB: dict[str, Any] = {"blocks": depths(), "act_layer": ("relu", "relu", "silu")}
+
+FAMILIES: dict[str, Family] = {
+    "convnext": Family(
+        ConvNeXt,
+        _CONVNEXT
+        | {
+            "dims": widths(8, 16, 24, 32, 40),
+            "stem_type": ("patch", "patch", "overlap", "overlap_tiered", "overlap_act"),
+        },
+        share=4,
+    ),
+    "convnextv2": Family(ConvNeXt, _CONVNEXT | {"dims": widths(8, 16, 24, 32, 40), "use_grn": (True,)}, share=2),
+    "convnext, small patches": Family(ConvNeXt, _CONVNEXT | {"dims": widths(8, 16, 24), "patch_size": (2,)}),
+    "vit, class token": Family(_vit, _VIT | {"class_token": (True,)}, share=4),
+    "vit, average pooling": Family(_vit, _VIT | {"class_token": (False,)}, share=2),
+    "mixer": Family(
+        MlpMixer,
+        {
+            "img_size": (IMAGE,),
+            "patch_size": (4, 8, 16),
+            "num_blocks": between(2, 8),
+            "embed_dim": (32, 64, 96, 128, 192),
+        },
+    ),
+    "resnet, basic": Family(
+        _resnet,
+        _RESNET | {"block": (BasicBlock,), "channels": widths(16, 24, 32, 48, 64), "groups": ((1, 64),)},
+        share=2,
+    ),
+    "resnet, bottleneck": Family(
+        _resnet,
+        _RESNET
+        | {
+            "block": (Bottleneck,),
+            "channels": widths(8, 16, 24, 32),
+            "groups": ((1, 64), (1, 64), (1, 128), (4, 16), (8, 16)),
+        },
+        share=2,
+    ),
+    "regnet": Family(
+        _regnet,
+        {
+            "w0": (16, 24, 32),
+            "wm": (1.7, 2.0, 2.4),
+            "depth": between(6, 12),
+            "group_size": (4, 8, 16),
+            "stem_width": (16, 32),
+            "se_ratio": (0.0, 0.0, 0.25),
+        },
+    ),
+    "efficientnet": Family(partial(_mobile, EfficientNet), _MOBILE, share=3),
+    "mobilenetv3": Family(partial(_mobile, MobileNetV3), _MOBILE),
+    "densenet": Family(
+        DenseNet,
+        {
+            "growth_rate": (8, 12, 16, 24),
+            "block_config": depths(most=4, third=8),
+        },
+    ),
+    "repvgg": Family(
+        _byob,
+        _BYOB
+        | {
+            "type": ("rep",),
+            "channels": widths(16, 24, 32, 48),
+            "group": (0,),
+            "ratio": (1.0,),
+            "stem_type": ("rep",),
+            "stem_chs": (16, 32),
+        },
+    ),
+    "byobnet, bottleneck": Family(
+        _byob,
+        _BYOB
+        | {
+            "type": ("bottle",),
+            "channels": widths(32, 48, 64, 96),
+            "group": (0, 0, 8),
+            "ratio": (0.25, 0.5),
+            "stem_type": ("tiered", "3x3", "deep"),
+            "stem_pool": ("maxpool", ""),
+            "stem_chs": (16, 32),
+        },
+    ),
+}
+_ROUND = tuple(name for name, family in FAMILIES.items() for _ in range(family.share))
+
+
+# Networks
+
+
+class Network(NamedTuple):
+    """A network without values: its parameters are to be predicted.
+
+    Attributes:
+        kind: a key of `FAMILIES`, or the name of an architecture.
+        module: on the meta device.
+        graph: of `module`, in the dialect of GHN-2.
+        fixed: values of the parameters that no GHN predicts, by name.
     """
 
     kind: str
-    blocks: tuple[str, ...]
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
-    stem: tuple[int, int] = (3, 1)
-    stem_pool: bool = False
-    down: str = "stride"
-    style: Style = field(default_factory=Style)
+    module: nn.Module
+    graph: Graph
+    fixed: dict[str, Tensor]
 
-    def to_json(self) -> dict[str, Any]:
-        """Only lists, strings, numbers; `from_json` reads it back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> "Record":
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return Record(**values | {"style": Style(**data["style"])})
+    def __call__(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        """(B, 3, 32, 32) -> logits (B, num_classes), with predicted parameters."""
+        fixed = {name: value.to(images.device) for name, value in self.fixed.items()}
+        logits: Tensor = functional_call(self.module, parameters | fixed, (images,))
+        return logits
 
 
-class Network(nn.Module):
-    """(B, 3, 32, 32) -> logits (B, num_classes)."""
+def as_network(kind: str, module: nn.Module) -> Network:
+    """Prepare a model on the meta device to be run with predicted parameters.
 
-    def __init__(self, record: Record, num_classes: int) -> None:
-        super().__init__()
-        self.record = record
-        stages = list(_stages(record))
-        self.stem = _stem(record)
-        self.stages = nn.Sequential(*(_stage(record, stage) for stage in stages))
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.fc = nn.Linear(stages[-1].c_out, num_classes)
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.pool(self.stages(self.stem(x))))
-
-
-_POOLS: dict[str, Callable[[], nn.Module]] = {"max": lambda: nn.MaxPool2d(2), "avg": lambda: nn.AvgPool2d(2)}
-
-
-class _Stage(NamedTuple):
-    """Blocks of one kind; `side` is that of their output, which is half of their input's where they `halve`."""
-
-    block: str
-    c_in: int
-    c_out: int
-    depth: int
-    halve: bool
-    side: int
-
-
-def _stages(record: Record) -> Iterator[_Stage]:
-    channels, side = record.widths[0], _stem_side(record)
-    for i, (block, width, depth) in enumerate(zip(record.blocks, record.widths, record.depths, strict=True)):
-        halve = block != "transformer" and i > 0 and side >= 4
-        side //= 1 + halve
-        yield _Stage(block, channels, width, depth, halve, side)
-        channels = width
-
-
-def _stem_side(record: Record) -> int:
-    return IMAGE // record.stem[1] // (1 + record.stem_pool)
-
-
-def _stem(record: Record) -> nn.Sequential:
-    style, channels, (kernel, stride) = record.style, record.widths[0], record.stem
-    layers: list[nn.Module] = [*conv(style, 3, channels, kernel, stride), activation(style)]
-    if kernel == stride:
-        layers[0] = nn.Conv2d(3, channels, kernel, stride)  # patches do not overlap
-    return nn.Sequential(*layers, *([nn.MaxPool2d(3, 2, 1)] if record.stem_pool else []))
-
-
-def _stage(record: Record, stage: _Stage) -> nn.Module:
-    block, c_in, c_out, depth, halve, side = stage
-    if block == "transformer":
-        reduce = conv(record.style, c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        return nn.Sequential(reduce, Transformer(record.style, c_out, side, depth))
-    make, pooled = BLOCKS[block], halve and record.down != "stride"
-    strides = [2 if halve and not pooled else 1] + [1] * (depth - 1)
-    blocks = [make(record.style, c_in if i == 0 else c_out, c_out, stride) for i, stride in enumerate(strides)]
-    return nn.Sequential(*([_POOLS[record.down]()] if pooled else []), *blocks)
-
-
-def build(record: Record, num_classes: int) -> Network:
-    """The network of a record on the meta device: it has no memory, its parameters are to be predicted."""
-    with torch.device("meta"):
-        return Network(record, num_classes)
-
-
-def within(record: Record, limit: float) -> bool:
-    """Whether a forward pass takes at most about so many multiplications for one image.
-
-    Each parameter is used at every pixel of what its stage puts out. No more is built than it takes to tell.
+    Norms take the statistics of the batch, since a predicted network has no running ones. What is not predicted gets
+    the value that has no effect: layer scales are 1, and class tokens are 0, like timm's to within 1e-6.
     """
-    with torch.device("meta"):
-        total = _stem_side(record) ** 2 * _count(_stem(record))
-        for stage in _stages(record):
-            if total > limit:
-                break
-            total += stage.side**2 * _parameters(record, stage)
-    return total <= limit
-
-
-def _parameters(record: Record, stage: _Stage) -> int:
-    """How many a stage has. All blocks but the first are alike, so one of them is enough."""
-    if stage.depth == 1 or stage.block == "transformer":
-        return _count(_stage(record, stage))
-    first, other = stage._replace(depth=1), stage._replace(c_in=stage.c_out, depth=1, halve=False)
-    return _count(_stage(record, first)) + (stage.depth - 1) * _count(_stage(record, other))
-
-
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    for norm in (m for m in module.modules() if isinstance(m, _BatchNorm)):
+        norm.track_running_stats = False
+        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+    graph = trace(module.train(), IMAGE)
+    left = {name: p.shape for name, p in module.named_parameters() if name not in graph.targets}
+    return Network(kind, module, graph, {name: torch.full(s, float(len(s) == 1)) for name, s in left.items()})
 
 
 @lru_cache(maxsize=8192)
-def network(split: str, seed: int, index: int, num_classes: int, max_macs: float = MAX_MACS) -> tuple[Network, Graph]:
-    """A sampled network and its graph; those that were asked for lately are kept."""
-    built = build(sample(split, seed, index, max_macs), num_classes)
-    return built, trace(built, IMAGE)
+def network(split: str, seed: int, index: int, num_classes: int, max_macs: float = MAX_MACS) -> Network:
+    """A sampled network and its graph; the latest are kept."""
+    return as_network(*sample(split, seed, index, num_classes, max_macs))
 
 
-def sample(split: str, seed: int, index: int, max_macs: float = MAX_MACS) -> Record:
-    """Draw a network; the kinds take turns.
+def sample(
+    split: str, seed: int, index: int, num_classes: int = 10, max_macs: float = MAX_MACS
+) -> tuple[str, nn.Module]:
+    """Draw a network; the families take turns.
 
     Args:
         split: a name in `SPLITS`.
         seed, index: which network of the split.
-        max_macs: of the networks for training; those held out as unusual ("deep", "wide") may have eight times that.
+        num_classes: of its classifier.
+        max_macs: the most multiplications per image that it may take.
+
+    Returns:
+        The name of its family, and the module on the meta device.
 
     Raises:
         ValueError: there is no such split, or no network is so small.
@@ -178,78 +329,30 @@ def sample(split: str, seed: int, index: int, max_macs: float = MAX_MACS) -> Rec
     if split not in SPLITS:
         raise InputError(f"Unknown split {split!r}; there are {', '.join(SPLITS)}.")
     rng = random.Random(f"{split} {seed} {index}")  # seeded by the string's SHA-512, the same everywhere
-    limit = max_macs * (8 if split in ("deep", "wide") else 1)
-    kind = KINDS[index % len(KINDS)]
-    if split == "train" and kind == "vit" and index // len(KINDS) % 2:
-        kind = "convnext"  # which are harder to learn than the others
+    kind = _ROUND[index % len(_ROUND)]
+    make, ranges, _ = FAMILIES[kind]
     while True:
-        record = _draw(rng, kind, split)
-        if within(record, limit):
-            return record
+        drawn = {name: values(rng) if callable(values) else rng.choice(values) for name, values in ranges.items()}
+        with torch.device("meta"):
+            module = make(num_classes=num_classes, **drawn)
+        if macs(module) <= max_macs:
+            return kind, module
 
 
-def _draw(rng: random.Random, kind: str, split: str) -> Record:
-    stages = 1 if kind == "vit" else rng.randint(1, 4)
-    names = [kind] * stages
-    if kind == "mixed":
-        names = [rng.choice(list(BLOCKS)) for _ in range(stages)]
-    if kind == "vit" or (kind == "mixed" and rng.random() < 0.25):
-        names[-1] = "transformer"
-    wide = split == "wide"
-    width = rng.choice((128, 160, 192) if wide else WIDTHS[:7])
-    widths = [min(width if wide else 128, round(width * rng.choice((1, 1.5, 2)) ** i / 8) * 8) for i in range(stages)]
-    deep = (5, 10) if split == "deep" else (1, 6 if stages == 1 else 3)
-    norm = "none" if split == "nonorm" else _norm(rng, kind)
-    if norm == "none" and split == "train":  # without a norm only shallow networks
-        deep = (1, 1)
-    patches = kind == "vit" or (kind == "convnext" and rng.random() < 0.7)
-    stem = rng.choice(((4, 4), (8, 8), (2, 2)) if kind == "vit" else ((4, 4), (2, 2)) if patches else _STEMS)
-    record = Record(
-        kind=kind,
-        blocks=tuple(names),
-        widths=tuple(widths),
-        depths=tuple(rng.randint(*deep) for _ in range(stages)),
-        stem=stem,
-        stem_pool=not patches and rng.random() < 0.3,
-        down=rng.choice(("stride", "stride", "max", "avg")),
-        style=_style(rng, kind, norm),
-    )
-    return _like_timms(rng, record) if split == "train" and norm != "none" else record
+@torch.no_grad()
+def macs(module: nn.Module) -> float:
+    """About how many multiplications a forward pass takes for one image: those of weights, not of attention."""
+    counts = []
 
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        positions = output.numel() / (output.shape[0] * layer.weight.shape[0])  # type: ignore[operator, index]
+        counts.append(layer.weight.numel() * positions)  # type: ignore[operator]
 
-def _like_timms(rng: random.Random, record: Record) -> Record:
-    """Some of the networks for training, brought nearer to what people use: deep in their third stage, with ResNet's
-    stem, with a layer scale that hides the blocks. Drawn last, so that held-out networks stay what they are."""
-    stages, style = len(record.depths), record.style
-    if stages >= 3 and rng.random() < 0.4:
-        depths = (*record.depths[:2], rng.randint(3, 6), *record.depths[3:])
-        record = replace(record, depths=depths)
-    if record.kind in ("basic", "bottleneck", "inverted", "dense") and rng.random() < 0.25:
-        record = replace(record, stem=(7, 2), stem_pool=True)
-    if record.kind == "convnext" and rng.random() < 0.5:
-        record = replace(record, style=replace(style, scale=1e-6))
-    return record
-
-
-_STEMS = ((3, 1), (3, 2), (5, 2), (7, 2), (3, 2))
-
-
-def _norm(rng: random.Random, kind: str) -> str:
-    if kind in ("convnext", "vit"):
-        return rng.choice(("ln", "ln", "ln", "bn"))
-    return rng.choice(
-        ("bn", "bn", "bn", "bn", "bn", "ln", "none") if kind == "plain" else ("bn", "bn", "bn", "bn", "ln")
-    )
-
-
-def _style(rng: random.Random, kind: str, norm: str) -> Style:
-    large = kind == "convnext"
-    return Style(
-        kernel=rng.choice((7, 7, 5, 3)) if large else rng.choice((3, 3, 3, 3, 5, 7)),
-        groups=rng.choice((1, 1, 1, 2, 4, 8, 0)),
-        dilation=rng.choice((1, 1, 1, 1, 2)),
-        norm=norm,
-        act="gelu" if large or kind == "vit" or rng.random() < 0.2 else "relu",
-        se=rng.random() < 0.25,
-        expand=rng.choice((2, 3, 4)),
-    )
+    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        module.eval()(torch.empty(2, 3, IMAGE, IMAGE, device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts)
