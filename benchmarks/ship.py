@@ -29,16 +29,14 @@ from timm_ghn_init.sources import KNOWN, SHIPPED
 
 ROOT = Path(__file__).parents[1]
 IMAGES = {
-    "formula": "32 x 32 images made by formula (`timm_ghn_init/images/formula.py`, in the spirit of\n"
-    "[arXiv:2101.08515](https://arxiv.org/abs/2101.08515)). It has seen no photograph and no digit.",
     "fashion-mnist": "Fashion-MNIST ([arXiv:1708.07747](https://arxiv.org/abs/1708.07747), MIT licence): 60,000 grey\n"
     "photographs of clothes in ten classes, brought to 32 x 32. It has seen no digit, no letter and no colour.",
 }
 PAGE = """# The GHN that ships: `{name}`
 
 A GHN-2 ([arXiv:2110.13100](https://arxiv.org/abs/2110.13100)), {parameters:.2f} M parameters, {size:.1f} MB,
-licence {license}, trained by this project on networks drawn at random (`timm_ghn_init/lab/training/networks.py`)
-and on {about} It is what `ghn` means where the released
+licence {license}, trained by this project on timm's classes at random small sizes
+(`timm_ghn_init/lab/training/networks.py`) and on {about} It is what `ghn` means where the released
 GHN-2 is neither on the machine nor to be downloaded.
 
 It is real and it is small: hours of a CPU instead of the released GHN-2's days of a GPU, and small images
@@ -58,17 +56,16 @@ The machine: {machine}.{earlier}
 
 ## Evaluation
 
-Accuracy on held-out images of networks that were never trained, `predicted` by this GHN and `random` as
-PyTorch or timm initialises them, with the batch's statistics in batch norms. There are {classes} classes:
-chance is {chance:.3f}. "test" are networks that were held out, "deep", "wide" and "nonorm" are drawn from outside of
-what it was trained on; timm's models are as they are, at 32 x 32.
+Accuracy on held-out images of networks whose parameters are predicted and which were never trained, with the batch's
+statistics in batch norms and layer scales of 1. There are {classes} classes: chance is {chance:.3f}. "test" are sampled
+networks that were not trained on; timm's models are as they are, at 32 x 32, the ViT with patches of 4 x 4.
 
 ```sh
 timm-ghn-init eval-ghn --source {name} --data {data} --networks {held_out}
 ```
 
-| networks | number | predicted | random |
-|---|---|---|---|
+| networks | number | predicted |
+|---|---:|---:|
 {table}
 
 {depth}What it is worth for training on other images is in [transfer.md](transfer.md).
@@ -100,7 +97,7 @@ def main() -> None:
     ghn = load_ghn(args.run / RESULT)
     checkpoint = torch.load(args.run / CHECKPOINT, weights_only=True, map_location="cpu")
     training = json.loads(checkpoint["config"]) | checkpoint["state"] | {"processes": checkpoint["world"]}
-    images = open_images(training["data"], ghn.num_classes, args.data_dir)
+    images = open_images(training["data"], args.data_dir)
     scores = evaluate(ghn, images, networks=args.networks)
     ghn.depth = args.depth
     target = KNOWN[SHIPPED].local_path
@@ -135,7 +132,7 @@ def earlier_training(path: Path) -> dict:
 def page(args: argparse.Namespace, training: dict, scores: list[Score], target: Path) -> str:
     ghn = load_ghn(target)
     chance = 1 / ghn.num_classes
-    rows = [f"| {name} | {n} | {predicted:.3f} | {random:.3f} |" for name, n, predicted, random in summary(scores)]
+    rows = [f"| {name} | {n} | {predicted:.3f} |" for name, n, predicted in summary(scores)]
     per_step = training["networks"] * training["processes"]
     text = PAGE.format(
         name=SHIPPED,

@@ -163,7 +163,6 @@ def test_postprocess(name: str, value: Any) -> None:
         ("batch_size", [1, "8"]),
         ("pool", [0]),
         ("warmup", [0]),
-        ("num_classes", [1]),
         ("max_macs", [NAN, INF, -5, 0, 1]),
         ("lr", [NAN, 0, -1, INF]),
         ("clip", [0, -1, NAN]),
@@ -187,7 +186,7 @@ def test_the_width_of_a_ghn() -> None:
 def test_networks_that_nobody_would_ever_draw() -> None:
     for macs in (1.0, NAN, -5.0):
         with pytest.raises(ValueError, match="max_macs must be"):
-            sample("train", 0, 0, macs)
+            sample("train", 0, 0, max_macs=macs)
 
 
 @pytest.mark.parametrize("text", ["9" * 400 + "T", "1e5", "-1", "nan", ""])

@@ -50,12 +50,12 @@ CUDA = torch.device("cuda:0")
 SMALL = {"max_shape": (16, 16, 3, 3), "num_classes": 1000, "hid": 8}
 TINY = {"max_shape": (8, 8, 3, 3), "hid": 8}
 CONFIG = TrainConfig(
-    num_classes=4,
+    data="digits",
     steps=6,
     networks=2,
     batch_size=8,
     pool=6,
-    max_macs=3e5,
+    max_macs=5e6,
     warmup=2,
     ghn={"max_shape": (8, 8, 3, 3), "hid": 8},
 )

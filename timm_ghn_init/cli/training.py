@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.checks import CLASSES, PROCESSES, WIDTH
+from ..utils.checks import PROCESSES, WIDTH
 from .arguments import Command, add_data, add_needed_source, as_source, number, option, seconds, whole
 from .messages import UserError, mistakes, table
 from .models import read_device
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 def add(command: Command) -> None:
     sub = command("train-ghn", train_ghn, go_on="run the same command with --resume to go on")
     sub.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the run: checkpoint, log, GHN")
-    add_data(sub, "formula")
-    sub.add_argument(
-        "--classes", type=option(CLASSES), default=100, metavar="N", help="of formula (default: %(default)s)"
-    )
+    add_data(sub, "fashion-mnist")
     sub.add_argument("--steps", type=whole(1), default=10_000, help="of the optimiser (default: %(default)s)")
     sub.add_argument("--time-budget", type=seconds, metavar="TIME", help="stop after, e.g., 90m; --resume goes on")
     sub.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
@@ -31,7 +28,7 @@ def add(command: Command) -> None:
     sub.add_argument("--networks", type=whole(1), default=8, help="per step and process (default: %(default)s)")
     sub.add_argument("--batch-size", type=whole(2), default=32, help="images per network (default: %(default)s)")
     sub.add_argument("--pool", type=whole(1), default=4000, help="different networks in all (default: %(default)s)")
-    sub.add_argument("--max-macs", type=number, help="multiplications per image of a network (default: 2e6)")
+    sub.add_argument("--max-macs", type=number, help="multiplications per image of a network (default: 2.5e7)")
     sub.add_argument("--lr", type=number, default=1e-3, help="default: %(default)s")
     sub.add_argument("--clip", type=number, default=0.3, help="largest norm of the gradient (default: %(default)s)")
     sub.add_argument("--hid", type=option(WIDTH), default=32, help="width of node embeddings (default: %(default)s)")
@@ -42,14 +39,14 @@ def add(command: Command) -> None:
 
     sub = command("eval-ghn", eval_ghn)
     add_needed_source(sub, "which GHN: its name or file")
-    add_data(sub, "formula", "the ones that it was trained on")
+    add_data(sub, "fashion-mnist", "the ones that it was trained on")
     sub.add_argument("--networks", type=whole(8), default=40, help="held out ones (default: %(default)s)")
     sub.add_argument("--seed", type=whole(0), default=0)
     sub.add_argument("--device", help="default: CPU")
 
 
 def train_ghn(args: argparse.Namespace) -> int:
-    """Train a GHN on sampled networks, with images made by formula or your own."""
+    """Train a GHN on networks of timm's classes at random small sizes."""
     import torch
 
     from ..lab.training.loop import RESULT, TrainConfig, Trainer
@@ -60,7 +57,6 @@ def train_ghn(args: argparse.Namespace) -> int:
     with mistakes(ValueError):
         config = TrainConfig(
             data=args.data,
-            num_classes=args.classes,
             steps=args.steps,
             networks=args.networks,
             batch_size=args.batch_size,
@@ -84,18 +80,18 @@ def train_ghn(args: argparse.Namespace) -> int:
 
 
 def eval_ghn(args: argparse.Namespace) -> int:
-    """Accuracy of held-out networks with a GHN's parameters and no training, against random ones and chance."""
+    """Accuracy of held-out networks with a GHN's parameters and no training, beside chance."""
     from ..checkpoints.load import load_ghn
     from ..lab.images.batches import open_images
     from ..lab.training.evaluate import evaluate, summary
 
     ghn = load_ghn(args.source, read_device(args.device) or "cpu")
     with mistakes(ValueError):
-        images = open_images(args.data or _trained_on(ghn, args.source), ghn.num_classes, args.data_dir)
+        images = open_images(args.data or _trained_on(ghn, args.source), args.data_dir)
         scores = evaluate(ghn, images, networks=args.networks, seed=args.seed)
     chance = 1 / images.num_classes
     rows = list(summary(scores))
-    groups = [dict(zip(("networks", "number", "predicted", "random"), row, strict=True)) for row in rows]
+    groups = [dict(zip(("networks", "number", "predicted"), row, strict=True)) for row in rows]
     data = {"data": images.name, "chance": chance, "groups": groups, "scores": [asdict(s) for s in scores]}
     show(args, data, lambda: _as_text(rows, data))
     return 0
@@ -103,17 +99,17 @@ def eval_ghn(args: argparse.Namespace) -> int:
 
 def _trained_on(ghn: "GHN", source: str) -> str:
     """The name of the images, in the GHN's file; a folder is kept there without its place."""
-    from ..lab.images.batches import NAMES
+    from ..lab.images.datasets import NAMED
 
-    if ghn.trained_on is None or ghn.trained_on not in NAMES:
+    if ghn.trained_on is None or ghn.trained_on not in NAMED:
         said = "nothing" if ghn.trained_on is None else repr(ghn.trained_on[:80])
         raise UserError(f"{source}: its file says {said} about the images it was trained on. Name some with --data.")
     return ghn.trained_on
 
 
-def _as_text(rows: list[tuple[str, int, float, float]], data: dict[str, Any]) -> str:
-    cells = [(name, n, f"{predicted:.3f}", f"{random:.3f}") for name, n, predicted, random in rows]
+def _as_text(rows: list[tuple[str, int, float]], data: dict[str, Any]) -> str:
+    cells = [(name, n, f"{predicted:.3f}") for name, n, predicted in rows]
     return (
-        f"{table(('networks', 'number', 'predicted', 'random'), cells)}\n\n"
+        f"{table(('networks', 'number', 'predicted'), cells)}\n\n"
         f"Accuracy on held-out images of {data['data']}, no training; chance is {data['chance']:.3f}."
     )

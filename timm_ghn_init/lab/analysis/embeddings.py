@@ -79,11 +79,11 @@ def timm_reference(size: int, patterns: Sequence[str] = ("*",), seed: int = 0) -
 
 def sampled_reference(size: int, seed: int = 0, split: str = "test") -> list[Architecture]:
     """Networks as those that `train-ghn` trains on, of a held-out split."""
-    from ..training.networks import IMAGE, build, sample
+    from ..training.networks import IMAGE, sample
 
     def architecture(index: int) -> Architecture:
-        record = sample(split, seed, index)
-        return Architecture(f"{split} {index}", record.kind, lambda d: trace(build(record, 10), IMAGE, d))
+        kind, module = sample(split, seed, index)
+        return Architecture(f"{split} {index}", kind, lambda d: trace(module, IMAGE, d))
 
     return [architecture(index) for index in range(size)]
 

@@ -1,68 +1,67 @@
-"""Batches of images to train on, each by (seed, index): formulas, or a data set with small shifts and mirrorings."""
+"""Batches of images to train a GHN on, each a function of (seed, index), with small shifts and mirrorings."""
 
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .datasets import NAMED, Dataset, load
-from .formula import FormulaImages
+from .datasets import Dataset, load
 
-NAMES = ("formula", *NAMED)  # see `open_images`
 SHIFT = 3  # pixels, at most, to each side
 
 
-class Images(Protocol):
-    """Where batches come from; see `FormulaImages`, which is one."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def num_classes(self) -> int: ...
-
-    def batch(self, seed: int, index: int, size: int, train: bool = True) -> tuple[np.ndarray, np.ndarray]: ...
-
-
-def open_images(data: str, num_classes: int = 100, folder: str | Path | None = None) -> Images:
-    """Images by name.
+def open_images(data: str, folder: str | Path | None = None) -> "Images":
+    """Batches of a data set at 32 x 32 pixels.
 
     Args:
-        data: "formula", or what `datasets.load` takes.
-        num_classes: of the formulas; a data set has its own.
-        folder: of CIFAR-10 and Fashion-MNIST.
+        data, folder: as `datasets.load` takes them.
 
     Raises:
         DatasetError: as `datasets.load`.
     """
-    return FormulaImages(num_classes) if data == "formula" else DatasetImages(load(data, 32, folder))
+    return Images(load(data, 32, folder))
 
 
-class DatasetImages:
-    """Batches of a data set that is in memory: random images, with small shifts and mirrorings when training."""
+class Images:
+    """Batches of a data set that is in memory.
+
+    Args:
+        dataset: see `datasets.load`.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset, self.name, self.num_classes = dataset, dataset.name, len(dataset.classes)
         pixels = dataset.train.images.float().transpose(0, 1).flatten(1) / 255
-        self.mean, self.std = (v.view(3, 1, 1) for v in (pixels.mean(1), pixels.std(1)))
+        deviation = pixels.std(1)
+        deviation[deviation == 0] = 1.0  # a colour that is the same everywhere, such as none
+        self.mean, self.std = (v.view(3, 1, 1) for v in (pixels.mean(1), deviation))
 
-    def batch(self, seed: int, index: int, size: int, train: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """As `FormulaImages.batch`. Held-out images come as they are, and one after the other."""
+    def batch(self, seed: int, index: int, size: int, train: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random images to train on, shifted and mirrored; or held-out images as they are, one after the other.
+
+        Args:
+            seed, index: which batch.
+            size: images in the batch.
+            train: held-out images (False) are never among those for training.
+
+        Returns:
+            Images (size, 3, 32, 32), float32, with mean 0 and deviation 1 over the training images; labels (size,).
+        """
         split = self.dataset.train if train else self.dataset.test
+        if not train:
+            batch = split.take(torch.arange(index * size, (index + 1) * size) % len(split))
+            return self._normalised(batch.images), batch.labels
         rng = np.random.default_rng((seed, index))
-        chosen = (
-            rng.integers(0, len(split), size) if train else np.arange(index * size, (index + 1) * size) % len(split)
-        )
-        batch = split.take(torch.from_numpy(chosen))
-        images = (batch.images.float() / 255 - self.mean) / self.std
-        if train:
-            images = _shifted(images, rng)
-            if self.dataset.flip:
-                mirrored = torch.from_numpy(rng.random(size) < 0.5)
-                images[mirrored] = images[mirrored].flip(-1)
-        return images.numpy(), batch.labels.numpy()
+        batch = split.take(torch.from_numpy(rng.integers(0, len(split), size)))
+        images = _shifted(self._normalised(batch.images), rng)
+        if self.dataset.flip:
+            mirrored = torch.from_numpy(rng.random(size) < 0.5)
+            images[mirrored] = images[mirrored].flip(-1)
+        return images, batch.labels
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        return (images.float() / 255 - self.mean) / self.std
 
 
 def _shifted(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

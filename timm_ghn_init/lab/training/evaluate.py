@@ -72,8 +72,7 @@ def evaluate(
     if ghn.num_classes != images.num_classes:
         raise InputError(f"The GHN predicts {ghn.num_classes} classes, {images.name} has {images.num_classes}.")
     batches = [
-        tuple(torch.from_numpy(values).to(ghn.device) for values in images.batch(seed, i, BATCH, train=False))
-        for i in range(BATCHES)
+        tuple(values.to(ghn.device) for values in images.batch(seed, i, BATCH, train=False)) for i in range(BATCHES)
     ]
     scores = []
     for job in over([*range(networks), *timm_models], "Evaluating", show=progress, unit="network", stays=True):

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...checkpoints.load import load_ghn, save_ghn
 from ...ghn import GHN
-from ...utils.checks import CLASSES, NOT_NEGATIVE, PART, POSITIVE, SEED, WIDTH, Kind, check_all, whole
+from ...utils.checks import NOT_NEGATIVE, PART, POSITIVE, SEED, WIDTH, Kind, check_all, whole
 from ...utils.files import append, replace_by_torch, replacing
 from ...utils.progress import Progress, clock
 from ...utils.text import Told, logger
@@ -49,8 +49,7 @@ class TrainConfig:
     """All that a training run depends on.
 
     Attributes:
-        data: "formula", "digits", "cifar10", "fashion-mnist", "letters" or a folder, see `open_images`.
-        num_classes: of the formulas.
+        data: "fashion-mnist", "digits", "cifar10", "letters" or a folder, see `open_images`.
         steps: of the optimiser; the learning rate follows a cosine to their end.
         networks: sampled networks in a step, in each process.
         batch_size: images for each network.
@@ -68,8 +67,7 @@ class TrainConfig:
         ValueError: a value that no run can have.
     """
 
-    data: str = "formula"
-    num_classes: int = 100
+    data: str = "fashion-mnist"
     steps: int = 10_000
     networks: int = 8
     batch_size: int = 32
@@ -99,7 +97,6 @@ class TrainConfig:
 
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys(("steps", "networks", "pool", "warmup"), whole(1)),
-    "num_classes": CLASSES,
     "batch_size": whole(2),
     **dict.fromkeys(("lr", "clip"), POSITIVE),
     "max_macs": MACS,
@@ -146,9 +143,10 @@ class Trainer:
         self.config, self.folder, self.workers = config, Path(folder), workers
         self.rank, self.world = _ranks()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.images: Images = open_images(config.data, config.num_classes, data_dir)
-        torch.manual_seed(config.seed)
-        self.ghn = GHN(num_classes=self.images.num_classes, **config.ghn).to(self.device).train()
+        self.images = open_images(config.data, data_dir)
+        with torch.random.fork_rng(devices=()):  # the program's own random numbers are as without a trainer
+            torch.default_generator.manual_seed(config.seed)
+            self.ghn = GHN(num_classes=self.images.num_classes, **config.ghn).to(self.device).train()
         self.optimizer = _adamw(list(self.ghn.parameters()), config.lr, config.weight_decay)
         self.state = State()
         if (self.folder / CHECKPOINT).exists():
@@ -345,7 +343,7 @@ class _Steps(Dataset[Any]):
         batches = []
         for i in range(first, first + config.networks):
             images, labels = self.images.batch(config.seed, step * len(indices) + i, config.batch_size)
-            batches.append((indices[i], torch.from_numpy(images), torch.from_numpy(labels)))
+            batches.append((indices[i], images, labels))
         return batches
 
 
