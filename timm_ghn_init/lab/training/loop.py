@@ -280,7 +280,7 @@ class Trainer:
     def _step(self, batch: list[tuple[int, Tensor, Tensor]]) -> dict[str, float] | None:
         """One step of the optimiser: mean loss, accuracy and norm of the gradient; None where it was skipped."""
         networks = [self._network(index) for index, _, _ in batch]
-        losses, right = [], 0.0
+        losses, right = [], torch.zeros((), device=self.device)
         predictions = self.ghn.predict_many([net.graph for net in networks])
         for net, parameters, (_, images, labels) in zip(networks, predictions, batch, strict=True):
             # channels last: convolutions and norms are faster, on a CPU as well
@@ -295,7 +295,7 @@ class Trainer:
         loss.mean().backward()
         self._average_gradients()
         norm = nn.utils.clip_grad_norm_(self.ghn.parameters(), self.config.clip)
-        values = torch.stack((loss.detach().mean(), torch.as_tensor(right), norm)).tolist()  # one look at a GPU
+        values = torch.stack((loss.detach().mean(), right, norm)).tolist()  # one look at a GPU
         if not math.isfinite(values[2]):  # an unlucky network: its gradient would spoil all that was learnt
             self.state.skipped_steps += 1
             return None

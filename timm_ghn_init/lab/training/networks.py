@@ -340,7 +340,7 @@ def sample(
 @torch.no_grad()
 def macs(module: nn.Module) -> float:
     """About how many multiplications a forward pass takes for one image: those of weights, not of attention."""
-    counts = []
+    counts: list[float] = []
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         positions = output.numel() / (output.shape[0] * layer.weight.shape[0])  # type: ignore[operator, index]
