@@ -342,9 +342,9 @@ def macs(module: nn.Module) -> float:
     """About how many multiplications a forward pass takes for one image: those of weights, not of attention."""
     counts: list[float] = []
 
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        positions = output.numel() / (output.shape[0] * layer.weight.shape[0])  # type: ignore[operator, index]
-        counts.append(layer.weight.numel() * positions)  # type: ignore[operator]
+    def count(layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        positions = output.numel() / (output.shape[0] * layer.weight.shape[0])
+        counts.append(layer.weight.numel() * positions)
 
     layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
