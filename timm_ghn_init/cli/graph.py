@@ -14,16 +14,16 @@ def add(command: Command) -> None:
     sub = command("graph", graph)
     add_architecture(sub)
     add_source(sub, DEFAULT, "whose graph: GHN-3's differs")
-    sub.add_argument("-o", "--output", required=True, metavar="FILE.svg|png|pdf|dot")
+    sub.add_argument("-o", "--output", required=True, metavar="FILE.svg|png|pdf")
     sub.add_argument(
         "--labels",
         action=argparse.BooleanOptionalAction,
-        help="primitive and shape beside each node (default: where no more than 200 are drawn)",
+        help="primitive and shape next to each node (default: in graphs of at most 200 nodes)",
     )
     sub.add_argument(
         "--fold",
         action=argparse.BooleanOptionalAction,
-        help="draw rows of equal blocks once (default: in graphs of more than 200 nodes)",
+        help="draw a row of equal blocks once (default: in graphs of more than 200 nodes)",
     )
 
 
@@ -31,7 +31,7 @@ def graph(args: argparse.Namespace) -> int:
     """Draw the graph of an architecture, without a checkpoint."""
     from ..lab.draw import FORMATS, MOST_LABELLED_NODES, draw
 
-    output = output_path(args.output, tuple(FORMATS))
+    output = output_path(args.output, FORMATS)
     _, traced = trace_model(args, read_ghn(args.source).dialect)
     with mistakes(ImportError):
         folded = len(traced.nodes) > MOST_LABELLED_NODES if args.fold is None else args.fold

@@ -117,7 +117,7 @@ class Graph:
     skipped: dict[str, str]
     dialect: Dialect = "ghn2"
     input_size: tuple[int, ...] = field(default=(3, 224, 224), compare=False)
-    picture: ClassVar["Callable[[Graph], str] | None"] = None  # as SVG; `draw`, which knows graphs, sets it
+    picture: ClassVar["Callable[[Graph], str | None] | None"] = None  # as SVG; `draw`, which knows graphs, sets it
 
     def distances(self, cutoff: int = 50) -> np.ndarray:
         """Lengths of the shortest directed paths: the virtual edges of GHN-2.

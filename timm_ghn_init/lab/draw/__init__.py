@@ -1,28 +1,19 @@
-"""A picture of a primitive graph, like the paper's Figure 3: .svg, .png, .pdf or .dot.
+"""A primitive graph goes in, a picture of it comes out, as in Figure 3 of the paper (arXiv 2207.10049)."""
 
-These graphs are long and thin: hundreds of layers, most of them one node wide. So the layout is layered (a row for each
-layer, branches side by side in lanes) and the long axis is cut into columns, at places that few edges cross. Blocks and
-stages are framed, and rows of equal blocks may be drawn once. All formats are drawn from the same layout.
-"""
-
+import io
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from ...graph import Graph
 from ...utils.checks import InputError
 from ...utils.files import replacing
 from ...utils.text import clean
-from .compose import MOST_LABELLED_NODES, layout
-from .dot import as_dot
-from .looks import GROUPS, RADIUS, STYLES, TIMES
-from .printed import as_pdf, as_png
-from .scene import Layout
-from .svg import as_svg
 
-__all__ = ["FORMATS", "GROUPS", "MOST_LABELLED_NODES", "RADIUS", "STYLES", "TIMES", "draw", "layout"]
+__all__ = ["FORMATS", "MOST_LABELLED_NODES", "draw"]
 
-FORMATS: dict[str, Callable[[Layout], bytes]] = {".svg": as_svg, ".png": as_png, ".pdf": as_pdf, ".dot": as_dot}
+FORMATS = (".svg", ".png", ".pdf")
+MOST_LABELLED_NODES = 200
+_NO_DATES = {".svg": {"Date": None}, ".png": {"Software": None}, ".pdf": {"CreationDate": None}}
 
 
 def draw(
@@ -33,35 +24,59 @@ def draw(
     labels: bool | None = None,
     folded: bool = False,
 ) -> None:
-    """Draw a primitive graph, as in Figure 3 of the paper.
+    """Draw a primitive graph, as in Figure 3 of the paper (arXiv 2207.10049).
 
-    Primitives are told apart by colour and, in groups, by marker; a legend counts them. Edges that skip layers are
-    drawn beside the chain. Stages and blocks are framed, by the names of the parameters. In an SVG the tooltip of a
-    node names its parameter.
+    Each primitive has a colour and each group of primitives a marker; a legend counts them. Edges run downwards, and
+    columns follow each other from left to right. Frames show stages and blocks, by the names of the parameters. The
+    same graph gives the same bytes.
 
     Args:
         graph: what to draw, from `trace`.
-        path: the file to write, .svg, .png, .pdf or .dot; its folder must exist. .png and .pdf need matplotlib.
+        path: the file to write, .svg, .png or .pdf; its folder must exist.
         title: heading, for instance the architecture's name. Default: "Primitive graph".
-        labels: write primitive and shape beside each node. Default: where no more than 200 are drawn.
-        folded: draw rows of equal blocks once, with their number ("blocks.1 × 26").
+        labels: write primitive and shape next to each node. Default: in graphs of at most 200 nodes.
+        folded: draw a row of equal blocks once, with their number ("blocks.1 × 26").
 
     Raises:
-        ValueError: the suffix is none of the four.
+        ValueError: the suffix is none of the three.
         OSError: the file cannot be written.
-        ImportError: a .png or .pdf was asked for and matplotlib is not installed.
+        ImportError: matplotlib is not installed.
+
+    Example:
+        >>> draw(trace(timm.create_model("resnet18")), "resnet18.svg", title="resnet18")
     """
     path = Path(path)
-    render = FORMATS.get(path.suffix.lower())
-    if render is None:
-        raise InputError(f"{path}: a graph is drawn as .svg, .png, .pdf or .dot, by the suffix of the file.")
-    content = render(layout(graph, clean(title or "Primitive graph"), labels=labels, folded=folded))
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"{path}: a graph is drawn as .svg, .png or .pdf. Give the file one of these suffixes.")
+    content = _render(graph, path.suffix.lower(), clean(title or "Primitive graph"), labels, folded)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
-def _picture(graph: Graph) -> str:
-    return as_svg(layout(graph, "Primitive graph", folded=len(graph.nodes) > MOST_LABELLED_NODES)).decode()
+def _render(graph: Graph, suffix: str, title: str, labels: bool | None, folded: bool) -> bytes:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(
+            "Pictures of graphs need matplotlib, which is not installed. "
+            "Install the extra [plot], for instance pip install '.[plot]' in a checkout."
+        ) from error
+    from .picture import figure
+
+    content = io.BytesIO()
+    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "timm-ghn-init"}):
+        shown = figure(graph, title, len(graph.nodes) <= MOST_LABELLED_NODES if labels is None else labels, folded)
+        shown.savefig(content, format=suffix[1:], metadata=_NO_DATES[suffix])
+    return content.getvalue()
+
+
+def _picture(graph: Graph) -> str | None:
+    """The SVG element that notebooks show; None without matplotlib."""
+    try:
+        text = _render(graph, ".svg", "Primitive graph", None, len(graph.nodes) > MOST_LABELLED_NODES).decode()
+    except ImportError:
+        return None
+    return text[text.index("<svg") :]
 
 
 Graph.picture = _picture

@@ -100,10 +100,10 @@ class _Row(NamedTuple):
 
 def _rows_of_equal_blocks(graph: Graph, named: list[Places], depth: int) -> Iterator[_Row]:
     blocks = list(_blocks(named, depth))
-    alike = [_signature(graph, start, end) for _, start, end in blocks]
+    signatures = [_signature(graph, start, end) for _, start, end in blocks]
     first = 0
     for i in range(1, len(blocks) + 1):
-        joined = i < len(blocks) and alike[i] == alike[first] and _is_next(blocks[i - 1], blocks[i])
+        joined = i < len(blocks) and signatures[i] == signatures[first] and _is_next(blocks[i - 1], blocks[i])
         if joined:
             continue
         name, start, end = blocks[first]

@@ -1,27 +1,14 @@
-"""What the parts of a picture look like."""
+"""Colours and markers of primitives, edges and frames."""
 
-import math
-from typing import NamedTuple
-
-
-class Marker(NamedTuple):
-    """A regular polygon (0 sides: a circle), as large as a circle of `scale` times the radius."""
-
-    sides: int
-    turn: float  # degrees, 0 is a corner at the top
-    scale: float
-    dot_shape: str
-
-
-# Groups differ by marker, the primitives of a group by colour: with the eight hues of Okabe and Ito and their darker
-# and lighter shades no two primitives of one marker are alike for a colour-blind reader or in grey.
+# Groups differ by marker (matplotlib's), the primitives of a group by colour. The hues of Okabe and Ito with darker and
+# lighter shades: two primitives with one marker differ for colour-blind readers and in grey.
 GROUPS = {
-    "weights": Marker(0, 0, 1.0, "circle"),
-    "vectors": Marker(4, 45, 1.15, "square"),
-    "pooling": Marker(3, 180, 1.3, "invtriangle"),
-    "joins": Marker(4, 0, 1.2, "diamond"),
-    "attention, gates": Marker(6, 0, 1.2, "hexagon"),
-    "inputs": Marker(5, 0, 1.25, "pentagon"),
+    "weights": "o",
+    "vectors": "s",
+    "pooling": "v",
+    "joins": "D",
+    "attention, gates": "h",
+    "inputs": "p",
 }
 STYLES: dict[str, tuple[str, str]] = {
     "conv": ("weights", "#0072b2"),
@@ -46,18 +33,6 @@ BACKGROUND = "#ffffff"
 INK = "#1f2933"
 FAINT_INK = "#66707a"
 OUTLINE = "#3a3a3a"
-CHAIN = "#7b8794"
-STAGE, BLOCK = "#f2f4f7", "#c9d0d8"  # filled, and outlined
-SKIP, CROWDED_SKIP = "#b0573a", "#e4c5bb"
+STAGE, BLOCK = "#f2f4f7", "#c9d0d8"  # stages are filled, blocks are outlined
+CHAIN, SKIP, CROWDED_SKIP = "#7b8794", "#b0573a", "#e4c5bb"
 TIMES = "\N{MULTIPLICATION SIGN}"
-FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
-CHAR = 0.61  # mean width of a character in units of the font size
-
-RADIUS = 5.5
-
-
-def corners(marker: Marker, x: float, y: float) -> list[tuple[float, float]]:
-    sides = marker.sides or 24
-    angles = (math.radians(marker.turn + 360 * i / sides) for i in range(sides))
-    radius = RADIUS * marker.scale
-    return [(x + radius * math.sin(a), y - radius * math.cos(a)) for a in angles]
