@@ -542,7 +542,7 @@ MISTAKES = {
     "folder without a slash": (("predict", "resnet18", "--source", "file:{ghn}", "-o", "{tmp}"), "/ for a folder"),
     "wrong suffix": (("predict", "resnet18", "--source", "file:{ghn}", "-o", "{tmp}/m.pth"), r"\.safetensors"),
     "graph, no folder": (("graph", "resnet18", "-o", "{tmp}/no/g.svg"), "{tmp}/no"),
-    "graph, wrong suffix": (("graph", "resnet18", "-o", "{tmp}/g.eps"), r"\.svg or \.png or \.pdf or \.dot"),
+    "graph, wrong suffix": (("graph", "resnet18", "-o", "{tmp}/g.eps"), r"\.svg or \.png or \.pdf"),
     "negative seed": (("predict", "resnet18", "--seed", "-1", "-o", "{tmp}/m.safetensors"), "--seed"),
     "no number": (("inspect", "resnet18", "--num-classes", "ten"), "--num-classes.*ten"),
     "no channels": (("inspect", "resnet18", "--in-chans", "0"), "--in-chans"),

@@ -77,9 +77,11 @@ def _frame_names(places: list[Places], times: dict[str, int]) -> dict[str, str]:
 
 def _draw_frames(axes: Any, placed: Layout) -> None:
     for frame in placed.frames:
-        look = {"fc": STAGE, "ec": "none", "zorder": 0} if frame.outer else {"fc": "none", "ec": BLOCK, "zorder": 0.5}
+        fill, line = (STAGE, "none") if frame.outer else ("none", BLOCK)
         size = (frame.width - 8, frame.height - 8)
-        axes.add_patch(FancyBboxPatch((frame.x + 4, frame.y + 4), *size, boxstyle="round,pad=4", **look))
+        axes.add_patch(
+            FancyBboxPatch((frame.x + 4, frame.y + 4), *size, boxstyle="round,pad=4", fc=fill, ec=line, zorder=0)
+        )
         weight = "bold" if frame.outer else "normal"
         _write(axes, frame.x + 5, frame.y + _NAME + 1.5, frame.name, _NAME, FAINT_INK, weight)
 
