@@ -59,6 +59,7 @@ def isolated(
             for tensors in held:
                 for key in [k for k, t in tensors.items() if isinstance(t, Tensor)]:
                     tensors[key] = stand_in(tensors[key])
+            m.__dict__.pop("_compiled_call_impl", None)
         _eval(modules)
         for m in undo.hidden:
             m.__dict__["training"] = False  # `eval` does not reach them

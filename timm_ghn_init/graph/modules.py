@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 
 def is_layer(module: nn.Module | None) -> bool:
@@ -19,11 +20,14 @@ def is_convolution(module: nn.Module | None) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd) or (hasattr(module, "kernel_size") and hasattr(module, "groups"))
 
 
-def unrolled_once(module: nn.RNNBase, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+def unrolled_once(module: nn.RNNBase, x: Any, state: Any = None) -> tuple[Any, Any]:
     """The forward of an LSTM, GRU or RNN for one time step: its linear layers, in the order in which they follow.
 
     Recording every step would repeat the same layers as often as the sequence is long.
     """
+    packed = x if isinstance(x, PackedSequence) else None
+    if packed is not None:
+        x = packed.data
     last = []
     for layer in range(module.num_layers):
         directions = []
@@ -37,7 +41,15 @@ def unrolled_once(module: nn.RNNBase, x: Tensor, state: Any = None) -> tuple[Ten
                 bias = getattr(module, f"bias_{kind}_l{layer}{suffix}", None)
                 h = F.linear(h, weight, bias)[..., :width]
             directions.append(h)
-            last.append(h.select(-2, -1))
+            last.append(_last_step(h, module, packed))
         x = torch.cat(directions, -1) if module.bidirectional else directions[0]
     final = torch.stack(last)
+    if packed is not None:
+        x = packed._replace(data=x)
     return x, (final, final) if isinstance(module, nn.LSTM) else final
+
+
+def _last_step(h: Tensor, module: nn.RNNBase, packed: PackedSequence | None) -> Tensor:
+    if packed is not None:
+        return h.narrow(0, 0, int(packed.batch_sizes[0]))
+    return h.select(-2 if module.batch_first or h.dim() == 2 else -3, -1)

@@ -3,15 +3,20 @@
 `primitives.py` says which rule an operator has, the rules stand in `rules/`, and what they write down in `tape.py`.
 """
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C import _current_autograd_node
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..utils.own_draws import draw
+from .higher_order import flex_attention, run_once, score_function
 from .inputs import Inputs
 from .isolate import isolated
 from .modules import unrolled_once
@@ -59,6 +64,7 @@ class Recorder(TorchDispatchMode):
     """
 
     outputs: Sequence[tuple[str, tuple[int, ...], Value]] = ()
+    supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -102,7 +108,7 @@ class Recorder(TorchDispatchMode):
             for module in self.modules:
                 if isinstance(module, nn.RNNBase):
                     module.__dict__["forward"] = partial(unrolled_once, module)
-            with self:
+            with _uncompiled(), self:
                 output = self._call(placed.args, placed.kwargs)
         self.outputs = [(name, tuple(t.shape), tape.value(t)) for name, t in named_tensors(output)]
 
@@ -114,12 +120,10 @@ class Recorder(TorchDispatchMode):
                 raise self._fault from None
             raise ForwardError(error, self._steps, len(self.tape.ops) > 1) from error
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # PyTorch would wrap every call of the method below; compiled code is not compiled here
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return self._higher_order(func, args, kwargs)
         operator = _operator(func)
         written = written_by(operator.writes, args, kwargs) if operator.writes else ()
         for tensor in written:
@@ -137,7 +141,11 @@ class Recorder(TorchDispatchMode):
             )
             raise self._fault
         try:
-            if operator.rule is None:
+            if _current_autograd_node() is not None:
+                value = tape.derivative(tensors_of(args, kwargs))
+            elif not isinstance(args[0] if args else None, Tensor) and not tensors_of(args, kwargs):
+                value = CONSTANT  # of Python numbers
+            elif operator.rule is None:
                 value = tape.contract(operator.name, tensors_of(args, kwargs))
             else:
                 value = operator.rule(tape, args, kwargs, out)
@@ -156,9 +164,32 @@ class Recorder(TorchDispatchMode):
             tape.assign(tensor, value if carries else CONSTANT)
             if not carries:
                 tape.pick(value)
-        if not outputs:
+        if not outputs and not written:
             tape.pick(value)  # a number
         return out
+
+    def _higher_order(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
+        if func.name() != "flex_attention":
+            with self:
+                return run_once(self.tape, func, args, kwargs)
+        out = flex_attention(self.tape, func, args, kwargs)
+        with self:
+            score_function(self.tape, args[0], args[3])
+        return out
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Let functions from `torch.compile(fullgraph=True)` run as they are written, as all others do while recorded.
+
+    They count the frames that were compiled and refuse to go on where there are none, unless another is counting.
+    """
+    count = getattr(sys.modules.get("torch._dynamo.eval_frame"), "set_fullgraph_compiled_frame_count", lambda n: n)
+    before = count(0)
+    try:
+        yield
+    finally:
+        count(before)
 
 
 class _Operator(NamedTuple):

@@ -107,6 +107,12 @@ class Tape:
             merged = merged._replace(leaves=frozenset().union(*(v.leaves for v in values if v.origin)))
         return merged
 
+    def derivative(self, tensors: list[Tensor]) -> Value:
+        """An operation of a backward pass, where a model puts out gradients: it adds no layers to those it is of."""
+        values = [self.value(t) for t in tensors]
+        layers = {use.op for value in values for name in value.leaves for use in self.uses.get(name, ())}
+        return Value(NO_OPS.union(layers, *(value.origin for value in values)), activated=True)
+
     def pick(self, value: Value) -> None:
         """Something that is no feature was computed from a value: an index, a mask, a decision."""
         self.picks |= value.origin
@@ -195,13 +201,13 @@ def is_mask(parameter: Tensor) -> bool:
 
 
 def tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Tensors among arguments, one level of lists deep."""
-    found = []
+    """Tensors among arguments, and in lists, which collectives nest."""
+    found: list[Tensor] = []
     for a in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(a, Tensor):
             found.append(a)
         elif isinstance(a, (list, tuple)):
-            found.extend(t for t in a if isinstance(t, Tensor))
+            found.extend(tensors_of(a, {}))
     return found
 
 
