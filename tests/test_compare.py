@@ -36,6 +36,20 @@ def test_numbers() -> None:
     assert total["distance"] == pytest.approx(10 / 51**0.5)
 
 
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (torch.complex(torch.ones(3), torch.zeros(3)), torch.complex(torch.ones(3), torch.ones(3))),
+        (torch.tensor([2**60]), torch.tensor([2**60 + 1])),
+        (torch.tensor([5e-324], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)),
+    ],
+    ids=["imaginary parts", "large whole numbers", "smallest numbers"],
+)
+def test_what_double_precision_does_not_show(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert summary(differences({"a": a}, {"a": b}))["different"] == ["a"]
+    assert summary(differences({"a": a}, {"a": a.clone()}))["equal"] == ["a"]
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"

@@ -123,7 +123,7 @@ def _made(init: str, args: argparse.Namespace, about: dict[str, Any]) -> _Weight
 
 
 def _as_text(rows: "list[Difference]", total: dict[str, Any]) -> str:
-    shown = [row for row in rows if row.distance != 0]
+    shown = [row for row in rows if not row.equal]
     lines = []
     if shown:
         header = ("tensor", "A", "B", "norm A", "norm B", "distance", "correlation")

@@ -7,12 +7,12 @@ and a part of a sharded parameter is cut out of the same whole on every rank.
 """
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..utils.checks import InputError
 from ..utils.own_draws import own_draws
 from ..utils.text import logger
 from ..utils.threads import one_thread
@@ -37,28 +37,48 @@ def on_meta(model: nn.Module) -> list[str]:
 
 
 def materialise(model: nn.Module, device: torch.device | str) -> None:
-    """Give memory to what has none, as `to_empty` does, and leave the rest alone. Parameters stay the same objects."""
-    made: dict[int, Tensor] = {}
+    """Give memory to what has none, as `to_empty` does, and leave the rest alone. Parameters stay the same objects.
 
-    def empty(t: Tensor) -> Tensor:
-        if not t.is_meta:
-            return t
-        if id(t) not in made:
-            made[id(t)] = torch.empty_like(t, device=device)
-        return made[id(t)]
-
-    with _swapping():
-        model._apply(empty)
+    Raises:
+        ValueError: someone holds a weak reference to a parameter, so that it cannot get memory. Others may have got it;
+            `forget` takes it back.
+    """
+    _put(model, on_meta(model), device)
 
 
 def forget(model: nn.Module, names: Collection[str]) -> None:
     """Put parameters and buffers of these names back on the meta device. Parameters stay the same objects."""
     tensors = named_tensors(model)
-    gone = {id(tensors[name]) for name in names if not tensors[name].is_meta}
-    if not gone:
-        return
-    with _swapping():
-        model._apply(lambda t: torch.empty_like(t, device="meta") if id(t) in gone else t)
+    _put(model, [name for name in names if not tensors[name].is_meta], "meta")
+
+
+def _put(model: nn.Module, names: Collection[str], device: torch.device | str) -> None:
+    """Give parameters and buffers of these names other memory, without values."""
+    tensors = named_tensors(model)
+    wanted = {id(tensors[name]): name for name in names}
+    made: dict[int, Tensor] = {}
+
+    def put(t: Tensor) -> Tensor:
+        if id(t) not in wanted:
+            return t
+        if id(t) not in made:
+            made[id(t)] = torch.empty_like(t, device=device)
+            if isinstance(t, nn.Parameter):
+                _swap(t, made[id(t)], f"{type(model).__name__}: {wanted[id(t)]}")
+        return t if isinstance(t, nn.Parameter) else made[id(t)]
+
+    # `_apply` would swap them itself, but only if a setting of the process says so.
+    model._apply(put)
+
+
+def _swap(parameter: nn.Parameter, new: Tensor, name: str) -> None:
+    try:
+        torch.utils.swap_tensors(parameter, nn.Parameter(new, requires_grad=parameter.requires_grad))
+    except RuntimeError as error:
+        raise InputError(
+            f"{name} is on the meta device and cannot get memory ({error}). Delete weak references to it, or build the "
+            "model on the CPU."
+        ) from error
 
 
 def own_values(model: nn.Module, wanted: Collection[str], seed: int) -> OwnValues:
@@ -156,14 +176,3 @@ def _is_set(tensor: Tensor, version: int) -> bool:
     if tensor.is_floating_point() or tensor.is_complex():
         return not bool(tensor.isnan().any())
     return tensor._version != version or bool((tensor != _mark(tensor)).any())
-
-
-@contextmanager
-def _swapping() -> Iterator[None]:
-    """Conversions keep a parameter's identity, and with it what is tied."""
-    before = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(True)
-    try:
-        yield
-    finally:
-        torch.__future__.set_swap_module_params_on_conversion(before)
