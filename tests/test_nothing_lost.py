@@ -11,10 +11,12 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from timm_ghn_init import InitReport, init_model, postprocess
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.recipe import assign, postprocessing
+from timm_ghn_init.sources import SHIPPED
 
 ORTH = "ghn2-orth?layer=1"
 
@@ -200,3 +202,71 @@ def test_what_is_not_predicted_may_hold_anything(seeded_ghn2: GHN) -> None:
     assert {"aux.weight", "table.weight"} <= set(report.skipped)
     assert (model.aux.weight == float("inf")).all() and (model.table.weight == 1).all()
     assert "layer4.0.conv2.weight" in report.postprocessed
+
+
+class Layouts(nn.Module):
+    """A network with a weight for each way in which tensors lie in memory."""
+
+    def __init__(self, lie: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.position = nn.Parameter(torch.zeros(1, 16, 32))
+        self.conv, self.point = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 8, 1)
+        self.norms = nn.ModuleList([nn.LayerNorm([8, 4, 4]), nn.LayerNorm([1, 8, 4, 4])])
+        self.linear = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+        self.head = nn.Linear(8, 10)
+        for module in self.modules():
+            for name, p in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(lie(p.detach())))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x) + self.position.transpose(1, 2).reshape(1, 32, 4, 4)
+        x = self.norms[1](self.norms[0](self.point(x))[:, None])[:, 0]
+        return self.head(self.linear(x.mean((2, 3))))
+
+
+def reversed_dims(t: Tensor) -> Tensor:
+    order = tuple(reversed(range(t.dim())))
+    return t.permute(order).contiguous().permute(order)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "permuted": reversed_dims,
+    "channels last": lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t,
+    "every other value": lambda t: t.repeat_interleave(2, -1)[..., ::2],
+    "in the midst of other memory": lambda t: torch.cat((t, t, t)).narrow(0, len(t), len(t)),
+}
+
+
+@pytest.mark.parametrize("source", [SHIPPED, f"{SHIPPED}-orth?layer=1", "rand", "orth"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout_gets_the_same_values(layout: str, source: str) -> None:
+    plain, other = Layouts(lambda t: t), Layouts(LAYOUTS[layout])
+    for model in (plain, other):
+        init_model(model, source, input_size=4)
+    for (name, a), b in zip(plain.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_an_expanded_buffer_is_refused_before_anything_is_written() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.Flatten(), nn.Linear(32, 10))
+    model[1].running_mean = torch.zeros(1).expand(32)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"1\.running_mean is expanded"):
+        init_model(model, SHIPPED, input_size=3, init_rest=True)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_fake_tensors_are_refused() -> None:
+    real = resnet()
+    before = state(real)
+    with FakeTensorMode():
+        fake = resnet()
+        with pytest.raises(ValueError, match="fake"):
+            init_model(real, SHIPPED)
+        with pytest.raises(ValueError, match="fake"):
+            timm.create_model("test_resnet", pretrained=SHIPPED)
+    for call in (lambda: init_model(fake, ORTH), lambda: init_model(fake, "rand"), lambda: postprocess(fake, layer=1)):
+        with pytest.raises(ValueError, match="fake"):
+            call()
+    assert_unchanged(real, before)

@@ -28,18 +28,20 @@ class Tile:
     target: Target
 
     def write_(self, parameter: Tensor) -> None:
-        """Fill a parameter in place, casting to its dtype.
+        """Fill a parameter in place, however it lies in memory, casting to its dtype.
 
         The rows of a position embedding that are not predicted (see `Target.part`) are left alone.
         """
         target = self.target
         if target.role == "pos_enc":
             target.part(parameter).copy_(self.block)
-        elif target.kernel is not None:
+        elif target.kernel is None:
+            _repeat(parameter, self.block, target.offset)
+        elif parameter.is_contiguous():
             for expert in parameter.view(-1, *target.kernel):
                 _repeat(expert, self.block)
-        else:
-            _repeat(parameter, self.block, target.offset)
+        else:  # permuted, say: it need not be possible to look at it as experts
+            parameter.copy_(self.full())
 
     def write_part_(self, part: Tensor, offset: Sequence[int]) -> None:
         """`write_` for a part of the parameter, which alone is in memory.

@@ -6,6 +6,8 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ..utils.checks import InputError
 
@@ -22,6 +24,11 @@ _FSDP1 = _Kind(
     r"\.FullyShardedDataParallel$|\.FlatParameter$",
     "wrapped in FullyShardedDataParallel (FSDP1), which keeps parameters in flat pieces",
     "Initialise the model before wrapping it, or shard it with torch.distributed.fsdp.fully_shard (FSDP2).",
+)
+_FAKE = _Kind(
+    r"\.FakeTensor$",
+    "fake (FakeTensorMode): its tensors have no values and can get none",
+    "Initialise the model outside of FakeTensorMode.",
 )
 _ZERO3 = _Kind(
     r"^deepspeed\..*(Zero|Init)Param",
@@ -56,6 +63,7 @@ _KINDS = (
         "quantised",
         "Initialise the model in floating point, then quantise that.",
     ),
+    _FAKE,
     _FSDP1,
     _ZERO3,
 )
@@ -67,7 +75,7 @@ def refuse_unsupported(model: Any, name: str) -> None:
     """Raise where a model, or a part of it, is of a kind that cannot be traced. Nothing is touched.
 
     Raises:
-        ValueError: a scripted, exported, lazy, quantised, offloaded or flatly sharded model, in whole or in part.
+        ValueError: a scripted, exported, lazy, quantised, offloaded, flatly sharded or fake model, in whole or in part.
         TypeError: no module at all.
     """
     classes: dict[type, _Kind | None] = {}
@@ -79,6 +87,8 @@ def refuse_unsupported(model: Any, name: str) -> None:
         if kind is not None:
             where = f"{'.'.join(filter(None, path))} is" if any(path) else "the model is"
             raise InputError(f"{name}: {where} {kind.what}. {kind.way_out} Nothing was changed.")
+    if any(isinstance(mode, FakeTensorMode) for mode in _get_current_dispatch_mode_stack()):
+        raise InputError(f"{name}: operators are {_FAKE.what}. {_FAKE.way_out} Nothing was changed.")
     if not isinstance(model, nn.Module):
         raise TypeError(f"A model is a torch.nn.Module, not {type(model).__module__}.{type(model).__qualname__}.")
 

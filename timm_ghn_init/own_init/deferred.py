@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from ..utils.own_draws import draw
 
@@ -53,6 +53,8 @@ def deferred_init(
         args, kwargs: what it will be given.
         generator: what it draws from, on the CPU.
     """
+    if _get_current_dispatch_mode_stack():  # which sees or changes operators itself
+        return None
     timms = (getattr(create, "__module__", None) or "").partition(".")[0] == "timm"
     certain = timms and _is_data([*args, *kwargs.values()]) and draws_are_known()
     return DeferredInit(generator) if certain else None

@@ -77,16 +77,19 @@ def _by_kernel(device: torch.device, work: Callable[[Any], T], instead: str) -> 
 
 
 def unwritable(parameter: Tensor) -> str | None:
-    """Why a parameter cannot be written to, and the way out; None if it can, also where it has no memory yet."""
+    """Why a parameter cannot be predicted, and the way out; None if it can, also where it has no memory yet."""
     if not (parameter.is_floating_point() or parameter.is_complex()):
         return f"is {parameter.dtype}, which holds no prediction. Initialise the model before it is quantised."
-    if parameter.is_meta:
-        return None
-    if parameter.layout != torch.strided:
-        return f"is {parameter.layout}. Initialise the model with a dense parameter there."
-    if _overlaps(parameter):
+    return None if parameter.is_meta else locked(parameter)
+
+
+def locked(tensor: Tensor) -> str | None:
+    """Why the memory of a parameter or buffer cannot be written to, and the way out; None if it can."""
+    if tensor.layout != torch.strided:
+        return f"is {tensor.layout}. Initialise the model with a dense tensor there."
+    if _overlaps(tensor):
         return "is expanded: several of its values share one place in memory. Give it a .clone() for its .data first."
-    if parameter.is_inference() and not torch.is_inference_mode_enabled():
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
         return (
             "was made under torch.inference_mode, outside of which it cannot be written. Initialise the model inside, "
             "or build it outside."
@@ -155,11 +158,12 @@ def write_results(model: nn.Module, results: Pending) -> None:
     if not names:
         return
     tensors = named_tensors(model)
-    for name in names:
-        tensors[name].copy_(results.get(name))
-        results.drop(name)
-    for weight in parametrised(model):
-        weight.refresh()
+    with one_thread():
+        for name in names:
+            tensors[name].copy_(results.get(name))
+            results.drop(name)
+        for weight in parametrised(model):
+            weight.refresh()
 
 
 def invert(
@@ -173,16 +177,17 @@ def invert(
         tiles: predictions. Those used are taken out.
         results: have the values of a function.
     """
-    for name in [n for n in computed if n not in done]:
-        by = computed[name]
-        parameter = by.parameters[name]
-        value = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-        if name in tiles:
-            tiles.pop(name).to(value.device).write_(value)
-        else:
-            value.copy_(results.get(name))
-        for written, tensor in by.inverse(value).items():
-            results.put(written, tensor)
+    with one_thread():  # products and singular vectors, whose bits depend on the number of threads
+        for name in [n for n in computed if n not in done]:
+            by = computed[name]
+            parameter = by.parameters[name]
+            value = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+            if name in tiles:
+                tiles.pop(name).to(value.device).write_(value)
+            else:
+                value.copy_(results.get(name))
+            for written, tensor in by.inverse(value).items():
+                results.put(written, tensor)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from ..utils.checks import FLAG, InputError, instance, number, shown, whole
@@ -395,6 +396,8 @@ def unprocessable(weight: Tensor) -> str | None:
 def _no_values(weight: Tensor, values_matter: bool) -> str | None:
     if hasattr(weight, "device_mesh"):
         return "is sharded: name a source with -orth in `init_model`, or post-process the model before sharding it"
+    if isinstance(weight, FakeTensor):
+        return "is fake (FakeTensorMode): it has no values"
     if weight.is_meta:
         return "is on the meta device: materialise the model first (`model.to_empty(device=...)`, then load or predict)"
     if values_matter and weight.numel() and not all(math.isfinite(x) for x in torch.aminmax(weight.detach())):

@@ -93,6 +93,11 @@ class Whole(Place):
         self._own = {n: value for n, value in self._own.items() if n in set(wanted)}
         self.unset = tuple(n for n in self.unset if n in self._own)
         self.own = tuple(n for n in self._own if n not in self.unset)
+        tensors = named_tensors(self.model)
+        for name in self._own:
+            problem = None if tensors[name].is_meta else assign.locked(tensors[name])
+            if problem:
+                raise InputError(f"{self.name}: {name} {problem} Nothing was changed.")
         if any(t.is_meta for t in named_tensors(self.model).values()):
             materialise(self.model, self._home)
 
@@ -118,6 +123,8 @@ class Whole(Place):
     @torch.no_grad()
     def write(self, tiles: Mapping[str, Tile], results: Pending, found: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
         tensors = named_tensors(self.model) if self._own else {}
+        if tensors:  # before the first write, for memory might be short
+            tiles = assign.brought({name: tensors[name].device for name in tiles}, tiles)
         own = [(tensors[name], value) for name, value in self._own.items()]
         for part, value in (*own, *found):
             part.copy_(value)

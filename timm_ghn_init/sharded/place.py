@@ -17,6 +17,7 @@ from ..ghn import GHN, Facts, Tile
 from ..graph import Graph, TraceError, trace
 from ..own_init.stand_ins import meta_parameter, named_tensors, replaced
 from ..own_init.values import forget, materialise, on_meta, own_values, warn_unset
+from ..recipe.assign import brought
 from ..recipe.clock import Clock
 from ..recipe.options import Options
 from ..recipe.pending import Pending
@@ -163,12 +164,13 @@ class Sharded(Place):
     @torch.no_grad()
     def write(self, tiles: Mapping[str, Tile], results: Pending, found: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
         tensors = named_tensors(self.model)
+        parts = {name: local(tensors[name]) for name in tiles}
+        tiles = brought({name: part.device for name, part in parts.items()}, tiles)
         for name, value in self._own.items():
             _local(tensors[name]).copy_(value)
         with one_thread():
             for name, tile in tiles.items():
-                part = local(tensors[name])
-                tile.to(part.device).write_part_(part, self.layout.own_box(tensors[name]).offset)
+                tile.write_part_(parts[name], self.layout.own_box(tensors[name]).offset)
         for name in results.names():
             local(tensors[name]).copy_(results.get(name))
             results.drop(name)
