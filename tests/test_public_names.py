@@ -88,3 +88,13 @@ def test_every_entry_of_a_docstring_section_has_a_name() -> None:
                 seen += len(entries)
                 free += [(path.name, entry) for entry in entries if not ENTRY.match(entry)]
     assert seen > 100 and not free
+
+
+def test_short_paths_are_the_same_modules() -> None:
+    code = """
+import importlib
+for name in ("finetune", "analysis.difference", "training.loop", "images.batches", "draw"):
+    short, full = (importlib.import_module(f"timm_ghn_init{path}.{name}") for path in ("", ".lab"))
+    assert short is full and full.__spec__.name == full.__name__ == f"timm_ghn_init.lab.{name}", name
+"""
+    subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True)

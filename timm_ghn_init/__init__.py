@@ -6,6 +6,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .integration.public_paths import provide
 from .integration.registration import register, unregister
 from .sources import Source, list_sources, parse_source
 
@@ -84,4 +85,5 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+provide()
 register()
