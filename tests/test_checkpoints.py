@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import GHN2_CONFIG, seed_weights
 from fetching import fetch_and_say
@@ -31,7 +32,7 @@ from file_server import FileServer, serving
 from processes import context
 from safetensors.torch import load_file, safe_open, save_file
 
-from timm_ghn_init import init_model, sources
+from timm_ghn_init import init_model, sources, trace
 from timm_ghn_init.checkpoints import download
 from timm_ghn_init.checkpoints import load as checkpoints
 from timm_ghn_init.checkpoints.load import (
@@ -44,6 +45,7 @@ from timm_ghn_init.checkpoints.load import (
     save_ghn,
 )
 from timm_ghn_init.ghn import GHN, Facts
+from timm_ghn_init.recipe.postprocessing import list_layers
 from timm_ghn_init.sources import KNOWN, Source
 from timm_ghn_init.weights.key import ghn_digest
 
@@ -129,9 +131,29 @@ def test_a_ghn_carries_where_its_post_processing_begins(tmp_path: Path) -> None:
     assert init_model(model, "ghn2-orth", ghn=loaded, input_size=8).layer == 7  # a guess
 
 
+def test_post_processing_begins_at_a_depth_for_each_kind_of_network(tmp_path: Path) -> None:
+    ghn = copy.deepcopy(small())
+    ghn.depth = {"conv": 0.0, "convnext": 0.25, "attention": 0.5}
+    save_ghn(ghn, tmp_path / "a.safetensors")
+    small_ones: dict[str, dict[str, Any]] = {
+        "resnet18": {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)},
+        "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)},
+        "mixer_s32_224": {"num_blocks": 2, "embed_dim": 16, "img_size": 32},
+        "vit_tiny_patch16_224": {"depth": 2, "img_size": 32},
+    }
+    kinds = {}
+    for name, arguments in small_ones.items():
+        model = timm.create_model(name, **arguments)
+        report = init_model(model, "ghn2-orth", ghn=load_ghn(tmp_path / "a.safetensors"), input_size=32)
+        kinds[name] = kind = trace(model, 32).kind
+        assert report.layer == int(ghn.depth[kind] * len(list_layers(model))) + 1
+    assert list(kinds.values()) == ["conv", "convnext", "convnext", "attention"]
+
+
 def test_facts_travel_with_a_ghn(tmp_path: Path) -> None:
     """Whatever is noted of a GHN, now or later, is in its copies, its file and its key."""
-    other = {"config": None, "depth": 0.25, "trained_on": "a \n folder"}
+    depths = {"conv": 0.0, "convnext": 0.25, "attention": 0.5}
+    other = {"config": None, "depth": depths, "layer_scale": 0.25, "trained_on": "a \n folder"}
     assert list(other) == [f.name for f in fields(Facts)]  # a new field: name a value for it
     ghn = GHN.of(replace(small().facts, **{name: value for name, value in other.items() if value is not None}))
     ghn.load_state_dict(small().state_dict())
@@ -146,7 +168,7 @@ def test_facts_travel_with_a_ghn(tmp_path: Path) -> None:
         assert received.facts == ghn.facts and ghn_digest(received) == ghn_digest(ghn)
 
 
-@pytest.mark.parametrize("text", ["1", "-0.1", "nan", "a quarter", ""])
+@pytest.mark.parametrize("text", ["1", "-0.1", "NaN", "a quarter", "", "[0]", "true", '{"conv": 0.1}', "[" * 9999])
 def test_a_depth_that_is_none(tmp_path: Path, text: str) -> None:
     save_ghn(small(), tmp_path / "a.safetensors", {"depth": text})
     with pytest.raises(CheckpointError, match=r"a\.safetensors: depth must be a number from 0 up to 1"):

@@ -1,5 +1,6 @@
 """init_model: what it writes, what it leaves alone, and what it refuses."""
 
+import copy
 import json
 import logging
 from collections import OrderedDict
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import timm_ghn_init
-from timm_ghn_init import GHN, TraceError, init_model, trace
+from timm_ghn_init import GHN, TraceError, init_model, load_ghn, save_ghn, trace
+from timm_ghn_init.recipe.layer_scale import layer_scales
 
 
 def small() -> nn.Sequential:
@@ -339,3 +341,65 @@ def test_cuda_agrees_with_the_cpu(where: str, seeded_ghn2: GHN) -> None:
     for (name, p), q in zip(reference.named_parameters(), model.parameters(), strict=True):
         assert q.device.type == where
         assert (p - q.cpu()).abs().max() <= 1e-4 * p.abs().max(), name
+
+
+# -- layer scales ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["file:{ghn}", "file:{ghn}-orth", "rand", "orth"])
+def test_layer_scales_get_the_value_that_the_source_names(source: str, tmp_path: Path, seeded_ghn2: GHN) -> None:
+    save_ghn(seeded_ghn2, tmp_path / "a.safetensors")
+    source = source.format(ghn=tmp_path / "a.safetensors")
+    kept = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "num_classes": 10}
+    model, plain = (timm.create_model("convnext_atto", **kept) for _ in range(2))
+    report = init_model(model, f"{source}?layer_scale=0.25&skip=stages.3.*", input_size=32)
+    init_model(plain, f"{source}?skip=stages.3.*", input_size=32)
+    for (name, value), other in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
+        if name.endswith("gamma") and "stages.3" not in name:
+            assert (value == 0.25).all() and (other == 1e-6).all()
+            assert report.skipped[name] == "layer scale, set to 0.25"
+        elif "stages.3" not in name and "head" not in name:
+            assert torch.equal(value, other), name
+    assert (model.stages[3].blocks[0].gamma == 1e-6).all()
+
+
+def test_layer_scales_get_the_value_that_was_chosen_for_the_ghn(tmp_path: Path, seeded_ghn2: GHN) -> None:
+    ghn = copy.deepcopy(seeded_ghn2)
+    ghn.layer_scale = 0.5
+    save_ghn(ghn, tmp_path / "a.safetensors")
+    assert load_ghn(tmp_path / "a.safetensors").layer_scale == 0.5
+    for key, wanted in (("", 0.5), ("?layer_scale=keep", 1e-6), ("?layer_scale=2", 2.0)):
+        model = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8), num_classes=10)
+        init_model(model, f"file:{tmp_path / 'a.safetensors'}{key}", input_size=32)
+        scales = torch.cat([stage.blocks[0].gamma for stage in model.stages])
+        assert (scales == wanted).all()
+
+
+def test_layer_scales_are_set_where_the_weights_come_from_the_cache() -> None:
+    models = [timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)) for _ in range(2)]
+    reports = [init_model(model, "ghn2-fashion?layer_scale=0.5&cache=1", input_size=32) for model in models]
+    assert [report.cached for report in reports] == [False, True]
+    for model in models:
+        assert (model.stages[0].blocks[0].gamma == 0.5).all()
+
+
+def test_what_is_a_layer_scale() -> None:
+    """Known by name; a norm that calls its weight "gamma" is none."""
+
+    class Norm(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gamma, self.beta = (torch.nn.Parameter(torch.ones(4)) for _ in range(2))
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.lin = Norm(), torch.nn.Linear(4, 4)
+            self.gamma_1 = torch.nn.Parameter(torch.ones(4))
+            self.layer_scale = torch.nn.Parameter(torch.ones(4, 1, 1))
+
+    assert set(layer_scales(Block(), ())) == {"gamma_1", "layer_scale"}
+    assert set(layer_scales(Block(), {"gamma_1"})) == {"layer_scale"}
+    with torch.device("meta"):
+        found = {name: len(layer_scales(timm.create_model(name), ())) for name in ("cait_xxs24_224", "resmlp_12_224")}
+    assert found == {"cait_xxs24_224": 52, "resmlp_12_224": 24}

@@ -18,7 +18,19 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from .utils.checks import FLAG, NAMESPACE, NOT_NEGATIVE, SEED, InputError, Kind, either, instance, one_of, whole
+from .utils.checks import (
+    FLAG,
+    NAMESPACE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    InputError,
+    Kind,
+    either,
+    instance,
+    one_of,
+    whole,
+)
 from .utils.text import did_you_mean
 
 DEFAULT = "ghn"
@@ -177,13 +189,22 @@ class Baseline:
 _HE = "Delving Deep into Rectifiers: Surpassing Human-Level Performance on ImageNet Classification"
 _RAND = "timm_ghn_init.recipe.baselines:rand"
 _SAXE = "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks"
+_DRAWN = ("seed", "layer_scale", "only", "skip")
 
 BASELINES: dict[str, Baseline] = {
     baseline.name: baseline
     for baseline in (
-        Baseline("rand", "He initialisation, no GHN", _HE, "1502.01852", ("seed", "only", "skip"), _RAND),
         Baseline(
-            *("orth", "Orthogonal initialisation, no GHN", _SAXE, "1312.6120", ("layer", "seed", "only", "skip")),
+            "rand", "He initialisation, no GHN", _HE, "1502.01852", ("seed", "layer_scale", "only", "skip"), _RAND
+        ),
+        Baseline(
+            *(
+                "orth",
+                "Orthogonal initialisation, no GHN",
+                _SAXE,
+                "1312.6120",
+                ("layer", *_DRAWN),
+            ),
             *(_RAND, True),
         ),
     )
@@ -214,6 +235,7 @@ KEYS: dict[str, _Key] = {
     "seed": _Key(SEED, "seed"),
     "orth": _Key(_SWITCH, "orthogonal"),
     "classifier": _Key(_SWITCH, "classifier"),
+    "layer_scale": _Key(either(POSITIVE, one_of("auto", "keep")), "layer_scale"),
     "only": _Key(PATTERNS, "only"),
     "skip": _Key(PATTERNS, "skip"),
     "cache": _Key(_SWITCH, "cache", predicts=False),
@@ -239,6 +261,8 @@ class Source:
         orthogonal: whether post-processing makes weights orthogonal, Eq. (2), or only adds its noise. The key `orth`:
             "ghn2-orth?orth=0" is noise alone, "ghn2?orth=1" is the same as "ghn2-orth".
         classifier: whether the classification layer is predicted.
+        layer_scale: the value that layer scales get, which multiply the branches of a residual network (timm starts
+            them at 1e-6). "keep" leaves them; "auto" is what was chosen for the GHN (`GHN.layer_scale`), or "keep".
         only, skip: patterns of parameter names, as `fnmatch` reads them: only what one of `only` matches is
             initialised, and nothing that one of `skip` matches.
         cache: whether finished weights are kept on disk; None leaves that to TIMM_GHN_CACHE.
@@ -258,6 +282,7 @@ class Source:
     seed: int | None = None
     orthogonal: bool = True
     classifier: bool = True
+    layer_scale: float | Literal["auto", "keep"] = "auto"
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     cache: bool | None = None
@@ -281,6 +306,8 @@ class Source:
         if not (self.orth or self.orthogonal):
             raise InputError(f"Source {self.name!r}: orthogonal=False (noise only) needs orth=True.")
         object.__setattr__(self, "beta", float(self.beta))
+        if not isinstance(self.layer_scale, str):
+            object.__setattr__(self, "layer_scale", float(self.layer_scale))
 
     def __str__(self) -> str:
         pairs = [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..graph import PRIMITIVES, Dialect, Graph, Node, Place, Target
 from ..utils.threads import one_thread
 from .decoders import ConvDecoder, MLPDecoder, resize
-from .facts import Facts
+from .facts import Depth, Facts
 from .gated_gnn import MLP, GatedGNN, NodeMLP
 from .graphormer import Graphormer
 from .shape_encoder import ShapeEncoder
@@ -42,7 +42,10 @@ class GHN(nn.Module):
         facts: all that belongs to the GHN besides its state dict. The other attributes are read from it.
         config: the keyword arguments above.
         depth: the part of a network's layers, from 0 up to 1, before its post-processing begins, where that was chosen
-            for this GHN by measuring (see `recipe.postprocessing.auto_layer`); else None. Kept in its file's metadata.
+            for this GHN by measuring (see `recipe.plan.auto_layer`); else None. One number, or one for each kind of
+            network (see `Graph.kind`). Kept in its file's metadata.
+        layer_scale: the value that layer scales get (see `Source.layer_scale`), where that was chosen likewise; else
+            None, and they keep their own. A network whose layer scales are 1e-6 does not use what is predicted.
         trained_on: name of the images it was trained on, where its file says so; else None. From a file, so any text.
 
     Example:
@@ -118,12 +121,20 @@ class GHN(nn.Module):
         return self.facts.config
 
     @property
-    def depth(self) -> float | None:
+    def depth(self) -> Depth | None:
         return self.facts.depth
 
     @depth.setter
-    def depth(self, depth: float | None) -> None:
+    def depth(self, depth: Depth | None) -> None:
         self.facts = replace(self.facts, depth=depth)
+
+    @property
+    def layer_scale(self) -> float | None:
+        return self.facts.layer_scale
+
+    @layer_scale.setter
+    def layer_scale(self, value: float | None) -> None:
+        self.facts = replace(self.facts, layer_scale=value)
 
     @property
     def trained_on(self) -> str | None:

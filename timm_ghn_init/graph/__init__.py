@@ -1,10 +1,11 @@
 """A network's primitive graph: model -> Graph. Knows torch.nn, nothing of hypernetworks or timm."""
 
-from .graph import PRIMITIVES, Dialect, Graph, Node, Place, Role, Target
+from .graph import KINDS, PRIMITIVES, Dialect, Graph, Node, Place, Role, Target
 from .trace import TraceError, model_name, trace
 from .unsupported import refuse_unsupported
 
 __all__ = [
+    "KINDS",
     "PRIMITIVES",
     "Dialect",
     "Graph",

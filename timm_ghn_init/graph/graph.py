@@ -32,6 +32,7 @@ PRIMITIVES = (
 )
 
 Dialect = Literal["ghn2", "ghn3"]
+KINDS = ("conv", "convnext", "attention")  # of networks, see `Graph.kind`
 Role = Literal["weight", "norm", "bias", "pos_enc"]
 
 
@@ -118,6 +119,14 @@ class Graph:
     dialect: Dialect = "ghn2"
     input_size: tuple[int, ...] = field(default=(3, 224, 224), compare=False)
     picture: ClassVar["Callable[[Graph], str | None] | None"] = None  # as SVG; `draw`, which knows graphs, sets it
+
+    @property
+    def kind(self) -> str:
+        """A name in `KINDS`: "attention", "convnext" (layer norms and no attention, also an MLP-Mixer), or "conv"."""
+        primitives = {node.primitive for node in self.nodes}
+        if "msa" in primitives:
+            return "attention"
+        return "convnext" if "ln" in primitives and "bn" not in primitives else "conv"
 
     def distances(self, cutoff: int = 50) -> np.ndarray:
         """Lengths of the shortest directed paths: the virtual edges of GHN-2.

@@ -39,8 +39,12 @@ class Finished:
         if resolved.org:
             self.repo = f"{resolved.org}/{hub.repo_name(place.name, resolved.source, resolved.digest)}"
 
-    def fill(self, predict: Callable[[], object]) -> None:
-        """Fill the predicted parts of the parameters: from the cache, else from the Hub, else by `predict`."""
+    def fill(self, predict: Callable[[], object], results: Pending) -> None:
+        """Fill the predicted parts of the parameters: from the cache, else from the Hub, else by `predict`.
+
+        Args:
+            results: what is written with them, where they are found.
+        """
         place = self._place
         if not self.key:
             predict()
@@ -49,8 +53,8 @@ class Finished:
         parts = {n: targets[n].part(parameters[n]) for n in self._plan.names}
 
         def take(found: Mapping[str, Tensor]) -> None:
-            with Pending() as none, assign.uninterrupted():
-                place.write({}, none, [(part, found[name]) for name, part in parts.items()])
+            with assign.uninterrupted():
+                place.write({}, results, [(part, found[name]) for name, part in parts.items()])
 
         def make() -> bool:
             found = place.clock("hub", lambda: hub.find(self.repo, self.key, targets, parts)) if self.repo else None

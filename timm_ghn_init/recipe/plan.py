@@ -16,6 +16,7 @@ from ..sources import Source
 from ..utils.checks import InputError
 from ..utils.text import logger
 from ..weights.key import weights_key
+from .layer_scale import layer_scales
 from .offer import Offer
 from .parametrised import Parametrised, parametrised
 from .postprocessing import Equations, Layer, check_options, layers_of, to_process
@@ -44,6 +45,7 @@ class Plan(NamedTuple):
         seed: of all that is drawn at random.
         changed: the layers to post-process: weights among `names`, and nothing else.
         computed: those of `names` that a weight is computed from -> that weight, for which the value is.
+        scaled: layer scales that get `layer_scale`.
     """
 
     resolved: Resolved
@@ -54,6 +56,15 @@ class Plan(NamedTuple):
     seed: int
     changed: list[Layer]
     computed: dict[str, Parametrised]
+    scaled: tuple[str, ...] = ()
+
+    @property
+    def layer_scale(self) -> float | None:
+        """The value that layer scales get; None where they keep their own."""
+        asked, ghn = self.source.layer_scale, self.resolved.ghn
+        if asked == "auto":
+            return None if ghn is None else ghn.layer_scale
+        return None if asked == "keep" else float(asked)
 
     @property
     def source(self) -> Source:
@@ -119,6 +130,8 @@ def make_plan(
         raise TraceError(f"{name}: {source} has values for none of its parameters: {skipped}")
     plan = Plan(resolved, offer, names, skipped, 0, source.seed_or(seed), [], _computed(model, names))
     plan = plan._replace(skipped={n: reason for n, reason in skipped.items() if n not in plan.companions})
+    if plan.layer_scale is not None:
+        plan = _with_scales(plan, layer_scales(model, {*kept, *plan.written}))
     layers = layers_of(model)
     if not source.is_postprocessed or (not layers and source.orth):
         return plan
@@ -132,6 +145,11 @@ def make_plan(
     changed = [f._replace(name=weights[id(f.weight)]) for f in found if id(f.weight) in weights]
     _tell_left(name, layers, layer, plan)
     return plan._replace(layer=layer, changed=changed)
+
+
+def _with_scales(plan: Plan, scales: Collection[str]) -> Plan:
+    told = dict.fromkeys(scales, f"layer scale, set to {plan.layer_scale:g}")
+    return plan._replace(scaled=tuple(scales), skipped=plan.skipped | told)
 
 
 def kept_parameters(
@@ -178,8 +196,9 @@ def _auto_layer_of(plan: Plan, n_layers: int, n_body: int) -> int:
     ghn = plan.resolved.ghn
     if ghn is None:
         return 1
+    depth = ghn.facts.depth_for(plan.graph.kind)
     # Counted as if there were one layer for the logits, so that a backbone does not depend on it.
-    return min(auto_layer(_architecture(plan.graph), n_body + 1, ghn.depth), max(1, n_layers))
+    return min(auto_layer(_architecture(plan.graph), n_body + 1, depth), max(1, n_layers))
 
 
 def auto_layer(architecture: str | None, n_layers: int, depth: float | None = None) -> int:

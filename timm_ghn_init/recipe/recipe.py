@@ -5,6 +5,8 @@ Nothing is written before all is computed. What the recipe needs to know of a mo
 
 from collections.abc import Mapping
 
+import torch
+
 from ..ghn import Tile
 from ..report import InitReport
 from ..utils.checks import InputError
@@ -64,12 +66,18 @@ def initialise(place: Place, resolved: Resolved, options: Options) -> InitReport
         with assign.uninterrupted():
             clock("write", lambda: place.write(tiles, results))
 
+    def set_scales() -> None:
+        for name in plan.scaled:
+            part = place.part(place.model.get_parameter(name))
+            results.put(name, torch.full(part.shape, plan.layer_scale or 0.0, dtype=part.dtype))
+
     with Pending() as results:
         try:
             plan = place.together("plan and checks", plan_and_check, lambda plan: _in_common(place, plan))
             finished = Finished(place, plan)
             place.together("memory", lambda: place.give_memory(plan.whole))
-            finished.fill(compute_and_write)
+            set_scales()
+            finished.fill(compute_and_write, results)
         except BaseException:
             place.take_back()
             raise
@@ -86,7 +94,7 @@ def _check(place: Place, plan: Plan) -> None:
     parameters = dict(place.model.named_parameters(remove_duplicate=False))
     # The classifier too, whatever classes the GHN has.
     heads = [] if plan.offer.graph is None else [n for n, t in plan.graph.targets.items() if t.classifier]
-    for name in dict.fromkeys((*plan.written, *heads)):
+    for name in dict.fromkeys((*plan.written, *plan.scaled, *heads)):
         problem = assign.unwritable(place.part(parameters[name]))
         if problem:
             raise InputError(f"{place.name}: {name} {problem} Nothing was changed.")
