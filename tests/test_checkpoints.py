@@ -138,7 +138,7 @@ def test_post_processing_begins_at_a_depth_for_each_kind_of_network(tmp_path: Pa
     small_ones: dict[str, dict[str, Any]] = {
         "resnet18": {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)},
         "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)},
-        "mixer_s32_224": {"num_blocks": 2, "embed_dim": 16, "img_size": 32},
+        "mixer_s32_224": {"img_size": 32},
         "vit_tiny_patch16_224": {"depth": 2, "img_size": 32},
     }
     kinds = {}
