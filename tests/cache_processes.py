@@ -12,7 +12,7 @@ import filelock  # noqa: F401 (imported late otherwise, by each process)
 import safetensors.torch  # noqa: F401
 import timm
 
-from timm_ghn_init import ghn, init_model
+from timm_ghn_init import ghn, init_model, utils
 from timm_ghn_init.weights import cache
 from timm_ghn_init.weights import files as weights
 
@@ -74,7 +74,8 @@ def stop_at(moment: str, tell: Callable[[], object]) -> None:
 
 def announce(waiting: Any) -> None:
     """Let this process tell when it waits for the lock."""
-    cache._logger.info = lambda text, *_: waiting.release() if "waiting for another process" in text else None
+    utils.files.QUIET = 0.1
+    utils.files._logger.warning = lambda *_: waiting.release()
 
 
 def collect(processes: list[Any], answers: Any) -> list[Any]:

@@ -14,11 +14,8 @@ class FileServer(ThreadingHTTPServer):
     Attributes:
         requests: (method, path, Range header) of each request so far.
         cut: list of numbers of bytes after which the next responses break off; then they come whole.
-        ranges: answer Range requests with the part that is asked for.
         status: answer every request with this status and no content.
         reason: said beside the status.
-        length: say how long the answer is.
-        redirects: path -> Location.
         drip: seconds between two bytes of the answer, from its first header on or only of its body (`drip_headers`).
         authorizations: Authorization headers that were sent.
         gate: body bytes past the first half wait for this event.
@@ -32,11 +29,8 @@ class FileServer(ThreadingHTTPServer):
         self.content = content
         self.requests: list[tuple[str, str, str | None]] = []
         self.cut: list[int] = []
-        self.ranges = True
         self.status = 0
         self.reason: str | None = None
-        self.length = True
-        self.redirects: dict[str, str] = {}
         self.drip = 0.0
         self.drip_headers = True
         self.authorizations: set[str | None] = set()
@@ -64,25 +58,13 @@ class _Handler(BaseHTTPRequestHandler):
         server.authorizations.add(self.headers.get("Authorization"))
         if server.drip and server.drip_headers:
             self.wfile = _Dripping(self.wfile, server)  # type: ignore[assignment]
-        if to := server.redirects.get(self.path):
-            self.send_response_only(302)
-            self.send_header("Location", to)
-            self.end_headers()
-            return
         if server.status:
             self.send_response_only(server.status, server.reason)
             self.send_own_headers()
             return
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and server.ranges else 0
-        if start >= len(server.content) > 0:
-            self.send_error(416)
-            return
-        body = server.content[start:]
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
-        if server.length:
-            self.send_header("Content-Length", str(len(body)))
+        body = server.content
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
         self.send_own_headers()
         if self.command == "HEAD":
             return

@@ -426,9 +426,10 @@ def test_a_lock_that_never_opens(
     lock = file.with_name(f".{file.name[:2]}.lock")  # some versions of filelock remove it
     file.unlink()
     monkeypatch.setattr(cache, "_PATIENCE", 0.2)
-    with FileLock(lock), caplog.at_level(logging.INFO, "timm_ghn_init.weights.cache"):
+    monkeypatch.setattr("timm_ghn_init.utils.files.QUIET", 0.1)
+    with FileLock(lock):
         assert not initialise()
-    assert "waiting for another process" in caplog.text
+    assert f"predicts the same weights and holds {lock}" in caplog.text
     assert initialise()
 
 
@@ -632,14 +633,7 @@ def test_command_prune_and_clear(run: Callable, home: Path) -> None:
     assert run("prune")[1] == "removed 0 files, 0.00B\n"
     assert run("prune", "--size", "3KB")[1].startswith("removed 1 files, 1.")
     assert len(files(home)) == 2
-    unfinished = home / "weights" / ".timm-ghn-init-00000000-abc.tmp"  # made on another machine
-    unfinished.mkdir()
-    (unfinished / ".tmpabc").write_text("half")
-    assert run("clear")[1].startswith("removed 2 files")  # it might still be written to
-    keep(2), keep(3)
-    for path in (unfinished / ".tmpabc", unfinished):
-        os.utime(path, (0, 0))
-    assert run("clear")[1].startswith("removed 3 files")
+    assert run("clear")[1].startswith("removed 2 files")
     assert not files(home) + list(home.rglob("*.tmp"))
     assert run("clear")[1].startswith("removed 0 files")
 

@@ -11,7 +11,6 @@ import re
 import resource
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -22,13 +21,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
 from conftest import GHN2_CONFIG, seed_weights
 from fetching import fetch_and_say
 from file_server import FileServer, serving
+from filelock import FileLock
 from processes import context
 from safetensors.torch import load_file, safe_open, save_file
 
@@ -43,6 +42,7 @@ from timm_ghn_init.checkpoints.load import (
     load_ghn,
     resolve_default,
     save_ghn,
+    shared_ghn,
 )
 from timm_ghn_init.ghn import GHN, Facts
 from timm_ghn_init.recipe.postprocessing import list_layers
@@ -65,10 +65,10 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     monkeypatch.setenv("TIMM_GHN_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TIMM_GHN_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.delenv("TIMM_GHN_DEFAULT", raising=False)
-    checkpoints._load.cache_clear()
+    checkpoints._shared.cache_clear()
     checkpoints._failed.clear()
     yield
-    checkpoints._load.cache_clear()
+    checkpoints._shared.cache_clear()
     checkpoints._failed.clear()
 
 
@@ -256,7 +256,6 @@ def test_files_of_the_user_are_read_where_they_lie(tmp_path: Path, suffix: str) 
     save_ghn(small(), path) if suffix == "safetensors" else torch_file(path)
     before = listing(tmp_path)
     for name in (path, str(path), f"file:{path}", f"file:{path}-orth?seed=1", Source(f"file:{path}")):
-        checkpoints._load.cache_clear()
         assert same(load_ghn(name), small())
     assert fetch(f"file:{path}") == path
     assert listing(tmp_path) == before
@@ -271,29 +270,51 @@ def test_a_loaded_ghn_outlives_its_file(tmp_path: Path) -> None:
     assert same(loaded, small())
 
 
-def test_one_instance_per_file_and_device(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    save_ghn(small(), path)
-    loaded = load_ghn(path)
-    assert load_ghn(f"file:{path}", "cpu") is loaded
-    (tmp_path / "link.safetensors").symlink_to(path)
-    assert load_ghn(tmp_path / "link.safetensors") is loaded
-    with pytest.raises(ValueError, match="one that can compute"):
-        load_ghn(path, "meta")
-    save_ghn(small("ghn1"), path)  # another file under the same name
-    assert same(load_ghn(path), small("ghn1"))
-
-
-def test_one_instance_for_many_threads(tmp_path: Path) -> None:
+def test_a_loaded_ghn_belongs_to_who_loaded_it(tmp_path: Path) -> None:
+    """What is done to it changes nothing that the same source gives later, in this process."""
     save_ghn(small(), tmp_path / "a.safetensors")
+    source = Source(f"file:{tmp_path}/a.safetensors")
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
+    init_model(model, source, input_size=8)
+    before = [p.detach().clone() for p in model.parameters()]
+    loaded = load_ghn(source)
+    loaded.depth = 0.9
+    for p in loaded.parameters():
+        p.mul_(2)
+    init_model(model, source, input_size=8)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert same(load_ghn(source), small()) and load_ghn(source).depth is None
+
+
+def test_the_package_shares_one_instance_per_file(tmp_path: Path) -> None:
+    cpu, path = torch.device("cpu"), tmp_path / "a.safetensors"
+    save_ghn(small(), path)
     loaded: list[GHN] = []
-    threads = [threading.Thread(target=lambda: loaded.append(load_ghn(tmp_path / "a.safetensors"))) for _ in range(8)]
+    work = lambda: loaded.append(shared_ghn(Source(f"file:{path}"), cpu))  # noqa: E731
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(loaded) == 8
-    assert len(set(map(id, loaded))) == 1
+    (tmp_path / "link.safetensors").symlink_to(path)
+    loaded.append(shared_ghn(Source(f"file:{tmp_path}/link.safetensors"), cpu))
+    assert len(loaded) == 5 and len(set(map(id, loaded))) == 1
+    save_ghn(small("ghn1"), path)  # another file of the same name
+    assert same(shared_ghn(Source(f"file:{path}"), cpu), small("ghn1"))
+    with pytest.raises(ValueError, match="one that can compute"):
+        load_ghn(path, "meta")
+
+
+def test_a_copy_of_a_file_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    """Where the bytes of a file are, and in which format, is not seen in a prediction."""
+    path = KNOWN[sources.SHIPPED].local_path
+    assert path is not None
+    save_ghn(load_ghn(sources.SHIPPED), tmp_path / S, {"note": "longer metadata"})
+    torch_file(tmp_path / P, load_ghn(sources.SHIPPED))
+    models = [torch.nn.Sequential(torch.nn.Conv2d(3, 40, 3), torch.nn.Conv2d(40, 9, 3)) for _ in range(3)]
+    for model, name in zip(models, (sources.SHIPPED, f"file:{tmp_path / S}", f"file:{tmp_path / P}"), strict=True):
+        init_model(model, f"{name}-orth?layer=1", input_size=8)
+        assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), model.parameters(), strict=True))
 
 
 def test_random_state_and_default_dtype_are_left_alone(tmp_path: Path) -> None:
@@ -315,7 +336,6 @@ def test_random_state_and_default_dtype_are_left_alone(tmp_path: Path) -> None:
 def test_on_cuda(tmp_path: Path) -> None:
     save_ghn(small(), tmp_path / "a.safetensors")
     loaded = load_ghn(tmp_path / "a.safetensors", "cuda")
-    assert load_ghn(tmp_path / "a.safetensors", "cuda:0") is loaded
     assert all(p.is_cuda for p in loaded.parameters())
     assert same(copy.deepcopy(loaded).cpu(), small())
 
@@ -339,23 +359,20 @@ def test_what_wrappers_put_before_names(tmp_path: Path, prefix: str, kind: str) 
     path = torch_file(tmp_path / P, ghn, state_dict={prefix + name: t for name, t in state.items()})
     assert same(load_ghn(path), ghn)
     torch_file(tmp_path / P, ghn, state_dict={**state, f"{prefix}x": torch.ones(1)})
-    checkpoints._load.cache_clear()
     with pytest.raises(CheckpointError, match=r"1 unknown .*x"):
         load_ghn(path)
 
 
 def test_what_trainers_save_beside_a_ghn(tmp_path: Path) -> None:
-    """An optimiser's state, scalars of NumPy, also in the config, and what else torch reads without being asked."""
+    """An optimiser's state, and what else torch reads without being asked."""
     ghn = copy.deepcopy(small()).train().requires_grad_()
     optimizer = torch.optim.AdamW(ghn.parameters())
     sum(p.sum() for p in ghn.parameters()).backward()
     optimizer.step()
-    config = {**ghn.config, "hid": np.int64(ghn.config["hid"]), "ve": np.bool_(True), "hypernet": np.str_("gatedgnn")}
     beside = {
         "optimizer": optimizer.state_dict(),
         "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 3).state_dict(),
         "generator": torch.get_rng_state(),
-        "best": np.float64(0.5),
         "seen": {1, 2},
         "count": collections.Counter("abca"),
         "size": torch.Size([2, 3]),
@@ -366,22 +383,20 @@ def test_what_trainers_save_beside_a_ghn(tmp_path: Path) -> None:
         "raw": (b"abc", bytearray(b"abc"), 1j, 2**100, -1.5, None),
     }
     for zipped in (True, False):
+        if not zipped:
+            del beside["float8"]  # PyTorch itself does not read it from its older format
         torch.save(
-            {"state_dict": ghn.state_dict(), "config": config, **beside},
+            {"state_dict": ghn.state_dict(), "config": ghn.config, **beside},
             tmp_path / P,
             _use_new_zipfile_serialization=zipped,
         )
-        checkpoints._load.cache_clear()
         assert same(load_ghn(tmp_path / P), ghn)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e5m2], ids=str)
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_torch_files_in_other_precisions(tmp_path: Path, dtype: torch.dtype, zipped: bool) -> None:
+def test_torch_files_in_other_precisions(tmp_path: Path, dtype: torch.dtype) -> None:
     ghn = copy.deepcopy(small()).to(dtype)
-    torch.save(
-        {"state_dict": ghn.state_dict(), "config": ghn.config}, tmp_path / P, _use_new_zipfile_serialization=zipped
-    )
+    torch_file(tmp_path / P, ghn)
     assert same(load_ghn(tmp_path / P), copy.deepcopy(ghn).float())
 
 
@@ -402,7 +417,7 @@ class Settings:
     """Somebody's own class."""
 
     def __init__(self) -> None:
-        self.lr, self.where = 0.1, Path("x")
+        self.lr = 0.1
 
 
 @pytest.fixture
@@ -412,19 +427,11 @@ def _no_safe_globals() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_no_safe_globals")
-def test_other_objects_are_named_and_can_be_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = torch_file(tmp_path / P, args=Settings(), data=np.arange(3))
-    with pytest.raises(CheckpointError) as error:
+def test_other_objects_are_named_and_can_be_allowed(tmp_path: Path) -> None:
+    path = torch_file(tmp_path / P, args=Settings())
+    with pytest.raises(CheckpointError, match=rf"add_safe_globals\(\[{__name__}\.Settings\]\)"):
         load_ghn(path)
-    named = ["numpy._core.multiarray._reconstruct", "numpy.ndarray", f"{__name__}.Settings"]
-    if np.__version__ < "2":
-        named[0] = "numpy.core.multiarray._reconstruct"
-    assert all(name in str(error.value) for name in named)
-    assert f"{__name__}.Settings" in str(error.value).partition("torch.serialization.add_safe_globals([")[2]
-
-    monkeypatch.setattr(Settings, "__setstate__", lambda *_: pytest.fail("it was made"), raising=False)
-    reconstruct = np.arange(3).__reduce__()[0]
-    torch.serialization.add_safe_globals([Settings, np.ndarray, reconstruct, type(Path())])
+    torch.serialization.add_safe_globals([Settings])
     assert same(load_ghn(path), small())
     torch_file(path, config=Settings())
     with pytest.raises(CheckpointError, match=r"its config is no dictionary but .*Settings"):
@@ -452,12 +459,6 @@ def deflated(path: Path) -> Path:
         for name, data in entries:
             new.writestr(name, data)
     return path
-
-
-def test_a_packed_archive(tmp_path: Path) -> None:
-    before = set(os.listdir(tempfile.gettempdir()))
-    assert same(load_ghn(deflated(torch_file(tmp_path / P))), small())
-    assert not [name for name in set(os.listdir(tempfile.gettempdir())) - before if name.startswith(".timm-ghn")]
 
 
 # Files that are wrong
@@ -534,27 +535,6 @@ def flip(path: Path, position: int) -> Path:
     return write(path, bytes(data))
 
 
-def larger_than_stored(path: Path) -> Path:
-    """One storage has lost its end; its size in the archive is right."""
-    with zipfile.ZipFile(path) as old:
-        entries = {name: old.read(name) for name in old.namelist()}
-    largest = max(entries, key=lambda name: len(entries[name]))
-    return archive(path, {**entries, largest: entries[largest][:-4]})
-
-
-def overlapping(path: Path) -> Path:
-    """More entries of the same bytes, as zip bombs have them."""
-    with zipfile.ZipFile(path, "a") as file:
-        largest = max(file.infolist(), key=lambda entry: entry.file_size)
-        for number in range(9):
-            entry = copy.copy(largest)
-            entry.filename = entry.orig_filename = f"{largest.filename}{number}"
-            file.filelist.append(entry)
-            file.NameToInfo[entry.filename] = entry
-        file._didModify = True
-    return path
-
-
 def config_with(**changes: Any) -> dict[str, Any]:
     return {k: v for k, v in {**SMALL, **changes}.items() if v is not ...}
 
@@ -573,10 +553,10 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "joblib, half": (lambda d: cut(joblib_file(d / P, small("ghn3").state_dict()), 0.5), "ends early|damaged"),
     "joblib, packed, half": (
         lambda d: cut(joblib_file(d / P, small("ghn3").state_dict(), compress=3), 0.5),
-        "packed data end early",
+        "packed data end early|damaged",
     ),
-    "torch, with code": (lambda d: with_config(d, RunsCode(d / "ran")), "never read.*code or objects"),
-    "torch, with code beside": (lambda d: torch_file(d / P, args=RunsCode(d / "ran")), "never read.*code or objects"),
+    "torch, with code": (lambda d: with_config(d, RunsCode(d / "ran")), "add_safe_globals"),
+    "torch, with code beside": (lambda d: torch_file(d / P, args=RunsCode(d / "ran")), "add_safe_globals"),
     "pickle, with code": (lambda d: write(d / P, pickle.dumps(RunsCode(d / "ran"))), "not admitted"),
     "joblib, with code": (lambda d: joblib_file(d / P, {"x": RunsCode(d / "ran")}), "not admitted"),
     "pickle named safetensors": (lambda d: write(d / S, pickle.dumps(RunsCode(d / "ran"))), "not admitted"),
@@ -585,29 +565,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another model": (lambda d: torch.save(torch.nn.Linear(2, 2).state_dict(), d / P) or d / P, "no GHN's checkpoint"),
     "an entry that is no tensor": (lambda d: with_weight(d, lambda t: 3), WEIGHT),
     "a bit of a tensor flipped": (lambda d: flip(torch_file(d / P), torch_offset(d / P)), "damaged|CRC"),
-    "a tensor that repeats one value": (
-        lambda d: with_weight(d, lambda t: torch.zeros(1, 1).expand(t.shape)),
-        "more than 4 times what it holds",
-    ),
-    "a tensor larger than its storage": (lambda d: larger_than_stored(torch_file(d / P)), "not there, or not whole"),
-    "zeros without end": (
-        lambda d: deflated(torch_file(d / P, beside=torch.zeros(10**7))),
-        "more than weights in .* bytes can need",
-    ),
-    "entries that overlap": (lambda d: overlapping(torch_file(d / P)), "more than weights in .* bytes can need"),
-    "an archive of something else": (lambda d: archive(d / P, {"x/readme": b"hello"}), "not of torch.save"),
-    "a TorchScript archive": (
-        lambda d: archive(d / P, {"x/data.pkl": b"\x80\x02}.", "x/constants.pkl": b""}),
-        "TorchScript",
-    ),
-    "of a big-endian machine": (
-        lambda d: archive(d / P, {"x/data.pkl": b"\x80\x02}.", "x/byteorder": b"big"}),
-        "big-endian",
-    ),
-    "packed with LZMA": (
-        lambda d: archive(d / P, {"x/data.pkl": b"\x80\x02}."}, zipfile.ZIP_LZMA),
-        "packed in a way that is not read",
-    ),
+    "an archive of something else": (lambda d: archive(d / P, {"x/readme": b"hello"}), "damaged"),
     "a tensor of integers": (lambda d: with_weight(d, torch.Tensor.int), WEIGHT),
     "a sparse tensor": (lambda d: with_weight(d, torch.Tensor.to_sparse), WEIGHT),
     "NaN": (lambda d: with_weight(d, poison(float("nan"))), f"{WEIGHT} holds NaN"),
@@ -636,7 +594,8 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a config that is no JSON": (lambda d: save_with(d / S, {"config": "{"}), "no JSON"),
     "a config that is a list": (lambda d: save_with(d / S, {"config": "[]"}), "no dictionary"),
     "layers without tensors": (lambda d: with_config(d, {**CONFIGS["ghn3"], "layers": 1000}), "1000 layers"),
-    "a header without end": (lambda d: write(d / S, (2**30).to_bytes(8, "little") + b"{}"), "header is said to have"),
+    "a header without end": (lambda d: write(d / S, (2**30).to_bytes(8, "little") + b"{}"), "damaged"),
+    "a packed archive": (lambda d: deflated(torch_file(d / P)), "packed archive.*torch.save"),
     "heads that do not fit": (lambda d: with_config(d, config_with(heads=3)), "multiple of 4 and of heads"),
     "a size beyond all": (lambda d: with_config(d, config_with(max_shape=(4096,) * 4)), "No GHN is that large"),
 }
@@ -708,7 +667,6 @@ def test_damaged_files_give_one_kind_of_error(tmp_path: Path, record_property: C
             for _ in range(3):
                 changed[draw.choice(ends)] = draw.randrange(256)
             path.write_bytes(changed)
-            checkpoints._load.cache_clear()
             try:
                 load_ghn(path)
             except CheckpointError:
@@ -756,10 +714,8 @@ def test_fetch(server: FileServer, tmp_path: Path) -> None:
     assert "2110.13100" in metadata["paper"]
     before = listing(tmp_path)
     assert fetch("ghn2") == path
-    loaded = load_ghn("ghn2")
-    assert same(loaded, small())
-    assert load_ghn("ghn2-orth") is loaded
-    assert load_ghn(Source("ghn2", seed=3)) is loaded
+    for source in ("ghn2", "ghn2-orth", Source("ghn2", seed=3)):
+        assert same(load_ghn(source), small())
     assert is_cached("ghn2")
     assert len(server.requests) == 1
     assert listing(tmp_path) == before
@@ -823,7 +779,7 @@ def test_a_disk_that_fills_up_while_it_downloads(server: FileServer, tmp_path: P
 @pytest.mark.parametrize("status", [204, 200])
 def test_an_answer_with_nothing_in_it(server: FileServer, tmp_path: Path, status: int) -> None:
     server.content, server.status = b"", status if status != 200 else 0
-    with pytest.raises(CheckpointError, match=r"answered 204 No Content, without a file|is empty"):
+    with pytest.raises(CheckpointError, match=r"answered 204 No Content, without a file|ended after 0 bytes"):
         fetch("ghn2")
     assert kept(tmp_path) == []
 
@@ -848,41 +804,6 @@ def test_a_verified_file_that_is_no_ghn(server: FileServer, tmp_path: Path, monk
     assert not (tmp_path / "ran").exists()
 
 
-def test_broken_connections_are_taken_up_again(server: FileServer, tmp_path: Path, content: bytes) -> None:
-    server.cut = [50_000, 1000]
-    assert same(load_ghn("ghn2"), small())
-    assert server.gets() == [None, "bytes=50000-", "bytes=51000-"]
-
-
-def test_a_connection_that_brings_nothing(server: FileServer, tmp_path: Path, content: bytes) -> None:
-    """What came is kept for the next attempt."""
-    server.cut = [50_000, 0]
-    with pytest.raises(CheckpointError, match=r"ended early.*Try again"):
-        fetch("ghn2")
-    (part,) = kept(tmp_path)
-    assert part.endswith(".part") and (tmp_path / "home" / part).stat().st_size == 50_000
-    server.requests.clear()
-    assert same(load_ghn("ghn2"), small())
-    assert server.gets() == ["bytes=50000-"]
-    assert len(kept(tmp_path)) == 1
-
-
-@pytest.mark.parametrize("size", [10, 2**22], ids=["shorter", "longer"])
-def test_a_beginning_of_another_file(server: FileServer, tmp_path: Path, size: int) -> None:
-    (tmp_path / "home").mkdir()
-    write(tmp_path / "home" / f".timm-ghn-init-{KNOWN['ghn2'].blob}-abc.part", b"x" * size)
-    assert same(load_ghn("ghn2"), small())
-    assert server.gets()[0] == f"bytes={size}-"
-    assert server.gets()[-1] is None
-    assert len(server.gets()) == 2
-
-
-def test_a_server_without_ranges(server: FileServer, tmp_path: Path) -> None:
-    server.ranges, server.cut = False, [50_000]
-    assert same(load_ghn("ghn2"), small())
-    assert server.gets() == [None, "bytes=50000-"]
-
-
 @pytest.mark.parametrize("status", [403, 404, 500, 503])
 def test_http_errors(server: FileServer, tmp_path: Path, status: int) -> None:
     server.status = status
@@ -901,7 +822,7 @@ def test_no_network(tmp_path: Path) -> None:
 def test_a_server_that_says_nothing(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
     server.gate = threading.Event()
-    server.cut = [2, 0]  # one byte, then silence
+    server.cut = [2]  # one byte, then silence
     start = time.monotonic()
     with pytest.raises(CheckpointError, match="timed out"):
         fetch("ghn2")
@@ -937,13 +858,6 @@ def test_a_newer_release_is_not_mistaken_for_what_is_kept(server: FileServer, mo
     assert not is_cached("ghn2")
     with pytest.raises(CheckpointError, match="blob"):
         fetch("ghn2")
-
-
-def test_what_a_killed_conversion_left(server: FileServer, tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    write(tmp_path / "home" / "ghn2.tmp", b"half a file")
-    assert same(load_ghn("ghn2"), small())
-    assert kept(tmp_path) == [fetch("ghn2").name]
 
 
 def test_progress_bars(server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -992,24 +906,45 @@ def test_eight_threads_fetch_one_file(server: FileServer, tmp_path: Path) -> Non
     assert kept(tmp_path) == [paths[0].name]
 
 
+def test_a_connection_that_breaks(server: FileServer, tmp_path: Path) -> None:
+    server.cut = [50_000]
+    with pytest.raises(CheckpointError, match=r"could not be downloaded .*50000.*Try again"):
+        fetch("ghn2")
+    assert kept(tmp_path) == []
+    assert same(load_ghn("ghn2"), small())
+
+
 def test_killed_in_the_middle_of_a_download(server: FileServer, tmp_path: Path, content: bytes) -> None:
     server.gate = threading.Event()  # the second half does not come
 
     def arrived() -> int:
-        return sum(part.stat().st_size for part in (tmp_path / "home").glob("*.part"))
+        return sum(p.stat().st_size for p in (tmp_path / "home").rglob("*.pt"))
 
     with fetchers(server, tmp_path, 1) as ((process,), _):
         deadline = time.monotonic() + 60
         while not arrived() and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert process.exitcode == -9
-    have = arrived()
-    assert 0 < have <= len(content) // 2
+    assert process.exitcode == -9 and 0 < arrived() <= len(content) // 2
     server.gate.set()
     server.gate = None
     assert same(load_ghn("ghn2"), small())
-    assert server.gets() == [None, f"bytes={have}-"]
     assert len(kept(tmp_path)) == 1
+
+
+def test_who_waits_says_for_which_file(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("timm_ghn_init.utils.files.QUIET", 0.1)
+    (tmp_path / "home").mkdir()
+    held, thread = FileLock(tmp_path / "home" / "ghn2.lock"), threading.Thread(target=lambda: fetch("ghn2"))
+    with held:
+        thread.start()
+        deadline = time.monotonic() + 10
+        while not caplog.records and time.monotonic() < deadline:
+            time.sleep(0.01)
+    thread.join(30)
+    assert f"which fetches ghn2 and holds {tmp_path / 'home' / 'ghn2.lock'}" in caplog.text
+    assert is_cached("ghn2")
 
 
 # GHN-3, from the Hub
@@ -1060,7 +995,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path, hub: dict[str, Any]) -> No
 
     hub["ghn3tm8.pt"] = LocalEntryNotFoundError("cannot find the requested files in the local cache")
     with pytest.raises(
-        CheckpointError, match=r"ghn3-t: ghn3tm8\.pt cannot be had .*(local cache|no network).*file:PATH"
+        CheckpointError, match=r"ghn3-t: ghn3tm8\.pt cannot be downloaded .*(local cache|no network).*file:PATH"
     ):
         load_ghn("ghn3-t")
     assert kept(tmp_path) == []
@@ -1110,7 +1045,7 @@ def test_through_the_real_hub_client(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads peak memory from /proc")
 def test_converting_and_loading_take_one_copy_at_most(tmp_path: Path) -> None:
-    """Of 53 MB, 34 in the largest tensor."""
+    """Beside the file, whose pages the system may drop. Of 53 MB, 34 are in the largest tensor."""
     config = {**CONFIGS["ghn3"], "hid": 64, "max_shape": (128, 128, 16, 16), "num_classes": 1000}
     with torch.device("meta"):
         shapes = {name: tuple(t.shape) for name, t in GHN(**config).state_dict().items()}
@@ -1123,7 +1058,7 @@ package = types.ModuleType('timm_ghn_init')
 package.__path__ = [{str(Path(sources.__file__).parent)!r}]
 sys.modules['timm_ghn_init'] = package
 from timm_ghn_init.checkpoints import load as checkpoints
-checkpoints._from_hub = lambda ghn: checkpoints.Path({str(file)!r})
+checkpoints.download_from_hub = lambda *_: checkpoints.Path({str(file)!r})
 checkpoints.load_ghn({str(saved(tmp_path / "small.safetensors"))!r})  # so that all is imported
 
 def memory(key):
@@ -1142,9 +1077,9 @@ print(peak(lambda: checkpoints.fetch('ghn3-xl')), peak(lambda: checkpoints.load_
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     convert, load = map(int, done.stdout.split())
-    slack = 2**23
-    assert convert < largest + slack
-    assert load < file.stat().st_size + slack
+    size, slack = file.stat().st_size, 2**23
+    assert convert < 2 * size + largest + slack
+    assert load < 2 * size + slack
 
 
 # The default GHN

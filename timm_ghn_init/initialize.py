@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoints.load import load_ghn, resolve_default
+from .checkpoints.load import resolve_default, shared_ghn
 from .ghn import GHN
 from .graph import model_name, refuse_unsupported
 from .recipe import finished, recipe
@@ -151,7 +151,7 @@ def finished_key(
     if source.baseline:
         raise InputError(f"{source} needs no GHN: there is no prediction to keep.")
     chosen = resolve_default(source.prediction)
-    return finished.find(model, Resolved(source, chosen, load_ghn(chosen)), input_size, seed)
+    return finished.find(model, Resolved(source, chosen, shared_ghn(chosen, torch.device("cpu"))), input_size, seed)
 
 
 def _resolve(place: Place, source: Source, options: Options) -> Resolved:
@@ -166,7 +166,7 @@ def _resolve(place: Place, source: Source, options: Options) -> Resolved:
         if own is not None:
             return source.prediction, own if own.device == place.device else copy.deepcopy(own).to(place.device)
         chosen = resolve_default(source.prediction, options.progress)
-        return chosen, load_ghn(chosen, place.device)
+        return chosen, shared_ghn(chosen, place.device)
 
     keep, org = False, None
     if place.whole:

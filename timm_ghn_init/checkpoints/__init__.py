@@ -1,11 +1,9 @@
-"""A GHN's file: find, fetch, verify, read.
+"""A GHN's file: a source's name goes in, a verified GHN comes out.
 
-load            find it, or fetch it once; the GHN
-  download      over HTTP, within bounds
+load            find it, or fetch it once; load and save
+  download      over HTTP, or from the Hub
   formats       read any format, checked; write ours
-    safetensors_header
-    torch_files   archives of `torch.save`, and the format before them
-    joblib_files  as GHN-3's
-      stand_ins   what takes the place of torch's and NumPy's names in a pickle
-        unpickle  the machine that reads pickles without running them
+    config        what a config may say
+    torch_files   what `torch.save` wrote
+    joblib_files  pickles as GHN-3's
 """

@@ -1,33 +1,24 @@
-"""Download one file over HTTP, within bounds, and go on where an interrupted download stopped."""
+"""Bring a released checkpoint here: over HTTP, or from the Hugging Face Hub."""
 
 import base64
-import io
+import socket
 import time
-from http.client import HTTPException, HTTPResponse, InvalidURL
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException, InvalidURL
+from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit, urlunsplit
-from urllib.request import (
-    AbstractHTTPHandler,
-    HTTPHandler,
-    HTTPRedirectHandler,
-    HTTPSHandler,
-    Request,
-    build_opener,
-)
+from urllib.request import Request, getproxies, urlopen
 
 from ..utils.progress import Progress
-from ..utils.text import Told, clean, logger
-
-_logger = logger(__name__)
+from ..utils.text import Told, as_cause, clean, clean_logs_of
 
 TIMEOUT = 5.0  # seconds, to connect and for every read
 SLOWEST = 1000.0  # bytes a second, on an average over
 WINDOW = 30.0  # seconds
-LONGEST = 3600.0  # seconds for the whole file
-LARGEST = 2**31  # bytes; what is larger comes through huggingface_hub
 _CHUNK = 2**18
-_ATTEMPTS = 20
 
 
 class DownloadError(Told, RuntimeError):
@@ -37,201 +28,121 @@ class DownloadError(Told, RuntimeError):
         super().__init__(clean(message, 1000))
 
 
-class _TooSlow(Exception):
-    """Less than `SLOWEST`, or longer than `LONGEST`."""
+def download(url: str, path: Path, progress: bool | None = None) -> None:
+    """Write what is at `url` to a file.
 
-
-class _NotWritten(Exception):
-    """The cause is an OSError of the disk, not of the network."""
-
-
-def download(url: str, file: BinaryIO, progress: bool | None = None) -> None:
-    """Bring a file up to the whole of what is at `url`; what is in it already is taken for its beginning.
-
-    A connection that breaks is opened again as long as each attempt brings something. Given up is what brings nothing
-    for 5 seconds, less than 1000 bytes a second over 30 seconds, or is not whole after an hour.
+    Own code because `torch.hub.download_url_to_file` has no time-out: it waits for ever for a server that does not
+    answer.
 
     Args:
         url: http or https, perhaps with a user and a password, which go to that server only.
-        file: open to read and write, without a buffer. It may be incomplete when this raises, for a later call to go
-            on with.
+        path: the file. It may be incomplete when this raises.
         progress: show a progress bar; None shows one where stderr is a terminal.
 
     Raises:
-        DownloadError: no connection, an HTTP error, an empty answer, an incomplete file, or too slow.
+        DownloadError: no connection, an HTTP error, an incomplete file, nothing for 5 seconds, or less than 1000 bytes
+            a second over 30 seconds.
         OSError: the file cannot be written.
     """
-    try:
-        _receive_all(url, file, progress)
-    except _NotWritten as error:
-        assert error.__cause__ is not None
-        raise error.__cause__ from None
-    if not _size(file):
-        raise DownloadError(f"{url} is empty: the answer had 0 bytes")
-
-
-def _receive_all(url: str, file: BinaryIO, progress: bool | None) -> None:
-    pace, cause = _Pace(), ""
-    for _ in range(_ATTEMPTS):
-        before = _size(file)
-        try:
-            if _receive(url, file, progress, pace):
-                return
-            cause = "the connection ended early"
-        except HTTPError as error:
-            if error.code != 416:
-                raise DownloadError(f"{url} answered {error.code} {clean(error.reason, 200)}") from None
-            file.truncate(0)  # there is nothing past what we have: not the same file
-            continue
-        except _TooSlow as error:
-            raise DownloadError(f"{url} could not be downloaded ({error})") from None
-        except InvalidURL:  # its text may be a part of a password
-            raise DownloadError(
-                f"{url} is no address: in a user and a password, / is written %2F and @ is %40"
-            ) from None
-        except (OSError, HTTPException, ValueError) as error:
-            cause = f"{type(error).__name__}: {clean(error, 200)}"
-        if _size(file) <= before:
-            raise DownloadError(f"{url} could not be downloaded ({cause})")
-        _logger.info("Downloading %s: %s after %d bytes, trying again", url, cause, _size(file))
-    raise DownloadError(f"{url} could not be downloaded in {_ATTEMPTS} attempts ({cause})")
-
-
-def _receive(url: str, file: BinaryIO, progress: bool | None, pace: "_Pace") -> bool:
-    """One request, for what is missing. Whether the file is whole afterwards, as far as the server says."""
-    have = _size(file)
-    with _opener(pace).open(_request(url, have), timeout=TIMEOUT) as response:
-        if response.status not in (200, 206, None):  # None: no HTTP
+    with _errors_name(url), urlopen(_request(url), timeout=TIMEOUT) as response:
+        if response.status not in (200, None):  # None: no HTTP
             raise DownloadError(f"{url} answered {response.status} {clean(response.reason, 200)}, without a file")
-        if have and not _continues(response, have):
-            have = 0
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        if (total or 0) > LARGEST:
-            raise DownloadError(f"{url} sends more than {LARGEST >> 30} GiB")
-        name = url.rsplit("/", 1)[-1]
-        with Progress(name, total, show=progress, done=have, unit="B", delay=0, stays=True, sizes=True) as shown:
-            file.truncate(have)
-            file.seek(have)
-            while chunk := response.read1(_CHUNK):  # what has come, rather than wait for more and lose it
-                if file.tell() + len(chunk) > LARGEST:
-                    raise DownloadError(f"{url} sends more than {LARGEST >> 30} GiB")
-                _write(file, chunk)
+        total, name = int(length) if length else None, url.rsplit("/", 1)[-1]
+        with (
+            open(path, "wb", buffering=0) as file,
+            Progress(name, total, show=progress, unit="B", delay=0, stays=True, sizes=True) as shown,
+        ):
+            for chunk in _chunks(response):
                 shown.step(len(chunk))
-    return total is None or _size(file) == total
+                with _disk():
+                    while chunk:
+                        chunk = chunk[file.write(chunk) :]
+        if shown.done != (total or shown.done) or not shown.done:
+            raise DownloadError(f"{url} could not be downloaded (the connection ended after {shown.done} bytes)")
 
 
-def _request(url: str, have: int) -> Request:
-    """For the file from a position on; a user and a password are taken out of the address."""
+def download_from_hub(repo: str, file: str) -> Path:
+    """The path of a file of a Hub repository, in huggingface_hub's own cache.
+
+    Raises:
+        DownloadError: it is neither there nor can the Hub be reached.
+    """
+    from huggingface_hub import hf_hub_download
+
+    clean_logs_of("huggingface_hub")
+    unreachable = hub_unreachable()
+    try:
+        return Path(hf_hub_download(repo, file, local_files_only=bool(unreachable)))
+    except Exception as error:  # its errors have no common base
+        cause = unreachable or f"{type(error).__name__}: {error}".split("\n")[0]
+        raise DownloadError(
+            f"{file} cannot be downloaded from the Hugging Face Hub repository {repo} ({cause})"
+        ) from as_cause(error)
+
+
+def hub_unreachable() -> str:
+    """Why the Hub cannot be reached; "" if it may be. huggingface_hub itself tries again for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if getproxies():  # which know names that this machine does not
+        return ""
+    host = urlsplit(constants.ENDPOINT).hostname
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return f"no network: {host} is not found"
+    return ""
+
+
+def _request(url: str) -> Request:
+    """A user and a password are taken out of the address. They do not go to servers that a redirect names."""
     parts = urlsplit(url)
     user, at, place = parts.netloc.rpartition("@")
     request = Request(urlunsplit(parts._replace(netloc=place)), headers={"User-Agent": "timm_ghn_init"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
     if at:
         basic = base64.b64encode(unquote(user).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {basic}")
     return request
 
 
-def _continues(response: Any, have: int) -> bool:
-    """Whether the server sends just what is missing, instead of everything."""
-    return response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+def _chunks(response: Any) -> Iterator[bytes]:
+    """What comes, as long as it comes fast enough."""
+    marked, received = time.monotonic(), 0
+    while chunk := response.read1(_CHUNK):
+        yield chunk
+        received += len(chunk)
+        if (seconds := time.monotonic() - marked) >= WINDOW:
+            if received < SLOWEST * seconds:
+                raise TimeoutError(f"too slow: {received / seconds:.0f} bytes a second, less than {SLOWEST:.0f}")
+            marked, received = time.monotonic(), 0
 
 
-def _write(file: BinaryIO, chunk: bytes) -> None:
+class _DiskError(Exception):
+    """Its cause is an OSError of the disk, not of the network."""
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
     try:
-        while chunk:
-            chunk = chunk[file.write(chunk) :]
+        yield
     except OSError as error:
-        raise _NotWritten from error
+        raise _DiskError from error
 
 
-def _size(file: BinaryIO) -> int:
-    return file.seek(0, io.SEEK_END)
-
-
-# Bounds of speed and time. They hold for all that a server sends, headers included, so they stand below the library.
-
-
-class _Pace:
-    """How fast a download has been, over all of its connections."""
-
-    def __init__(self) -> None:
-        self.begun = self.marked = time.monotonic()
-        self.received = 0  # since the mark
-
-    def check(self) -> None:
-        now = time.monotonic()
-        if now - self.begun > LONGEST:
-            raise _TooSlow(f"not whole after {LONGEST:.0f} seconds")
-        if now - self.marked >= WINDOW:
-            speed = self.received / (now - self.marked)
-            if speed < SLOWEST:
-                raise _TooSlow(f"too slow: {speed:.0f} bytes a second, less than {SLOWEST:.0f}")
-            self.marked, self.received = now, 0
-
-
-class _Watched(io.RawIOBase):
-    """What comes from a socket, as long as it comes fast enough."""
-
-    def __init__(self, socket: Any, pace: _Pace) -> None:
-        self.socket, self.pace = socket, pace
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self.pace.check()
-        count = self.socket.readinto(buffer)
-        self.pace.received += count or 0
-        return count
-
-    def close(self) -> None:
-        self.socket.close()
-        super().close()
-
-
-class _Watching(AbstractHTTPHandler):
-    """urllib's handler, whose responses are read through `_Watched`."""
-
-    pace: _Pace
-
-    def do_open(self, http_class: Any, req: Request, **http_conn_args: Any) -> Any:
-        def watched(*args: Any, **kwargs: Any) -> HTTPResponse:
-            response = HTTPResponse(*args, **kwargs)
-            response.fp = io.BufferedReader(_Watched(response.fp.detach(), self.pace))  # type: ignore[attr-defined]
-            return response
-
-        def connect(host: str, **kwargs: Any) -> Any:
-            connection = http_class(host, **kwargs)
-            connection.response_class = watched
-            return connection
-
-        return super().do_open(connect, req, **http_conn_args)  # type: ignore[arg-type]
-
-
-class _WatchingHTTP(_Watching, HTTPHandler):
-    """Without TLS."""
-
-
-class _WatchingHTTPS(_Watching, HTTPSHandler):
-    """With it."""
-
-
-class _Redirecting(HTTPRedirectHandler):
-    """urllib's handler; a user and a password go along where the server stays the same."""
-
-    def redirect_request(self, req: Request, *args: Any) -> Request | None:
-        new = super().redirect_request(req, *args)
-        basic = req.unredirected_hdrs.get("Authorization")
-        if new is not None and basic and (new.type, new.host) in ((req.type, req.host), ("https", req.host)):
-            new.add_unredirected_header("Authorization", basic)
-        return new
-
-
-def _opener(pace: _Pace) -> Any:
-    handlers = _WatchingHTTP(), _WatchingHTTPS()
-    for handler in handlers:
-        handler.pace = pace
-    return build_opener(*handlers, _Redirecting())
+@contextmanager
+def _errors_name(url: str) -> Iterator[None]:
+    try:
+        yield
+    except _DiskError as error:
+        assert error.__cause__ is not None
+        raise error.__cause__ from None
+    except HTTPError as error:
+        raise DownloadError(f"{url} answered {error.code} {clean(error.reason, 200)}") from None
+    except InvalidURL:  # its text may be a part of a password
+        raise DownloadError(f"{url} is no address: in a user and a password, / is written %2F and @ is %40") from None
+    except (OSError, HTTPException, ValueError) as error:
+        cause = f"{type(error).__name__}: {clean(error, 200)}"
+        raise DownloadError(f"{url} could not be downloaded ({cause})") from None

@@ -1,143 +1,171 @@
-"""Read a joblib pickle of tensors, as GHN-3's files are, without joblib and without running anything that it says."""
+"""Read a joblib pickle of tensors, as the files of GHN-3 are, without joblib and without running anything in it.
 
-import math
+A pickle is a program that calls functions by name. `_NAMES` lists all names that a file may use here; each stands for
+a function or class of this module that returns a tensor or a plain value. Any other name ends the reading.
+"""
+
+import io
+import pickle
+import re
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BytesIO
+from collections import OrderedDict
 from pathlib import Path
 from pickle import UnpicklingError
-from tempfile import gettempdir
-from typing import TYPE_CHECKING, Any
-
-from ..utils.files import own_folder
-from .stand_ins import NAMES, LazyTensor, NumpyDType, Storage, whole
-from .torch_files import expansion_limit, read_legacy
-from .unpickle import Block, Machine, Name, Stream
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-_CHUNK = 2**20
-_PACKED = {
-    b"\x78": "zlib",
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bz2",
-    b"\xfd7zXZ": "xz",
-    b"\x5d\x00": "lzma",
-    b"\x04\x22M\x18": "lz4",
-}
+_LARGEST_SIDE = 2**40  # of an array; larger ones only waste time
+_EXPANSION = 4  # weights do not get smaller than that when they are packed
+_ALWAYS_UNPACKED = 2**24  # bytes
+
+# Instructions that make instances in other ways than joblib does, or take objects from tables of the process.
+_REFUSED = (
+    *(pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.PERSID, pickle.BINPERSID),
+    *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
+)
 
 
-@contextmanager
-def read_joblib(path: Path) -> Iterator[Any]:
-    """Open a joblib file; yields what was dumped, with a `LazyTensor` for every tensor and array.
+def read_joblib(path: Path) -> Any:
+    """What was dumped, with a tensor for every tensor and array.
 
     Args:
-        path: the file, plain or packed with zlib or gzip (it is unpacked into a temporary file, then).
+        path: the file, plain or packed with zlib or gzip.
 
     Raises:
-        UnpicklingError: the file holds anything but tensors, arrays, dictionaries, lists, tuples and plain values, is
-            damaged, or beyond all bounds.
+        UnpicklingError: it holds anything but tensors, arrays, dictionaries, lists, tuples and plain values.
+        Exception: it is damaged. Readers of pickles raise all kinds.
     """
-    with open(path, "rb") as start:
-        head = start.read(8)
-    packing = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
-    if packing is None:
-        yield _run(path)
-    elif packing in ("zlib", "gzip"):
-        with own_folder(Path(gettempdir())) as folder:
-            yield _run(_unpack(path, folder / "unpacked"))
-    else:
-        raise UnpicklingError(f"it is packed with {packing}, which is not read: dump it again with zlib or unpacked")
-
-
-def _unpack(path: Path, target: Path) -> Path:
-    unpacker = zlib.decompressobj(wbits=47)  # zlib or gzip, by the header
-    limit = expansion_limit(path.stat().st_size)
-    try:
-        with open(path, "rb") as packed, open(target, "wb") as out:
-            while chunk := packed.read(_CHUNK):
-                while chunk:
-                    out.write(unpacker.decompress(chunk, _CHUNK))
-                    chunk = unpacker.unconsumed_tail
-                    if out.tell() > limit:
-                        raise UnpicklingError(f"it unpacks to more than {limit} bytes, more than weights can need")
-            out.write(unpacker.flush())
-    except zlib.error as error:
-        raise UnpicklingError(f"it cannot be unpacked: {error}") from error
-    if not unpacker.eof:
-        raise UnpicklingError("its packed data end early")
-    return target
-
-
-def _run(path: Path) -> Any:
     with open(path, "rb") as file:
-        return Machine(Stream(file, path), _name).run()
+        head = file.read(1)
+        file.seek(0)
+        if head == b"\x80":
+            return _Reader(file).load()
+        return _Reader(io.BytesIO(_unpack(file.read()))).load()
 
 
-def _name(module: str, name: str) -> Name:
-    text = f"{module}.{name}"
-    if text not in _NAMES:
-        raise UnpicklingError(f"{text} is not admitted")
-    return _NAMES[text]
+def _unpack(packed: bytes) -> bytes:
+    unpacker = zlib.decompressobj(wbits=47)  # zlib or gzip, by the header
+    try:
+        data = unpacker.decompress(packed, _ALWAYS_UNPACKED + _EXPANSION * len(packed))
+    except zlib.error as error:
+        raise UnpicklingError(f"it cannot be unpacked: {error}. Dump it again without compression") from None
+    if not unpacker.eof:
+        raise UnpicklingError("its packed data end early, or unpack to more bytes than weights need")
+    return data
 
 
-def _storage(data: Any) -> Storage:
-    """`torch.storage._load_from_bytes`: a storage, as bytes that `torch.save` wrote before there were archives."""
-    if isinstance(data, bytes):
-        data = Block(data, 0, len(data))
-    if not isinstance(data, Block):
-        raise UnpicklingError("a storage must be bytes")
+_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]  # the one in Python, as joblib uses it
 
-    def find() -> tuple[str, Block]:
-        with open(data.place, "rb") if isinstance(data.place, Path) else BytesIO(data.place) as file:
-            file.seek(data.offset)
-            storage = read_legacy(file, data.place)
-        if not isinstance(storage, Storage):
-            raise UnpicklingError(f"a storage holds {type(storage).__name__}")
-        return storage.find()
 
-    return Storage(data.size, find)
+class _Reader(_Unpickler):  # type: ignore[misc]
+    """An unpickler that knows `_NAMES` only, and reads joblib's arrays, whose bytes follow their description."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(_Unpickler.dispatch)
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file, encoding="latin1")
+        self._file = file
+
+    def find_class(self, module: str, name: str) -> Any:
+        text = f"{module}.{name}"
+        if text not in _NAMES:
+            raise UnpicklingError(f"{text} is not admitted")
+        return _NAMES[text]
+
+    def load_build(self) -> None:
+        """The state of an object. The ordinary unpickler would set attributes, of classes and functions too."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if type(target) is _Array:
+            self.stack[-1] = target.read(state, self._file)
+        elif type(target) is _DType:
+            target.set_order(state)
+        elif type(target) is not OrderedDict:  # its `_metadata` only holds versions of modules
+            raise UnpicklingError(f"a state for {type(target).__name__} is not admitted")
+
+    def refuse(self) -> None:
+        raise UnpicklingError("an instruction that could reach other code is not admitted")
+
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch |= dict.fromkeys(map(ord, _REFUSED), refuse)
+
+
+class _DType:
+    """Stands for `numpy.dtype`: plain numbers only."""
+
+    def __init__(self, code: Any = None, *_: Any) -> None:
+        if type(code) is not str or not re.fullmatch(r"f[248]|[iu][1248]|b1", code):
+            raise UnpicklingError("an array must be of plain numbers")
+        self.code, self.order = code, "="
+
+    def set_order(self, state: Any) -> None:
+        if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", ">", "=", "|"):
+            raise UnpicklingError("a dtype has no byte order")
+        self.order = state[1]
+
+    def numpy(self) -> "np.dtype":
+        import numpy as np
+
+        return np.dtype(self.code).newbyteorder(self.order)  # type: ignore[arg-type]
 
 
 class _Array:
-    """`joblib.numpy_pickle.NumpyArrayWrapper`: its state describes an array, whose bytes follow in the file."""
+    """Stands for joblib's `NumpyArrayWrapper`: its state describes an array."""
 
-    def set_state(self, state: Any, stream: Stream) -> LazyTensor:
-        if type(state) is not dict or not isinstance(state.get("dtype"), NumpyDType):
-            raise UnpicklingError("an array has no dtype")
-        shape, dtype = whole(state.get("shape")), state["dtype"].value
-        order = state.get("order")
-        if order not in ("C", "F"):
-            raise UnpicklingError("an array's order must be C or F")
-        if state.get("numpy_array_alignment_bytes") is not None:  # since joblib 1.2: one byte, and as many to skip
-            stream.skip(stream.take(1)[0])
-        block = stream.skip(math.prod(shape) * dtype.itemsize)
-        return LazyTensor(shape, lambda: _load_array(block, dtype, shape, order))
+    def read(self, state: Any, file: Any) -> "Tensor":
+        import numpy as np
+        import torch
+
+        shape, dtype, order = state["shape"], state["dtype"].numpy(), state["order"]
+        if any(type(side) is not int or not 0 <= side < _LARGEST_SIDE for side in shape) or len(shape) > 64:
+            raise UnpicklingError("an array has no shape")
+        if state.get("numpy_array_alignment_bytes") is not None:  # joblib >= 1.2 writes how many bytes to skip
+            file.read(file.read(1)[0])
+        count = 1
+        for side in shape:
+            count *= side
+        data = file.read(count * dtype.itemsize)
+        if len(data) < count * dtype.itemsize:
+            raise UnpicklingError("it ends early")
+        flat = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
+        return torch.from_numpy(flat.reshape(shape, order=order))
 
 
-def _load_array(block: Block, dtype: "np.dtype", shape: tuple[int, ...], order: Any) -> "Tensor":
+def _scalar(dtype: Any, data: Any) -> Any:
+    """Stands for `numpy.core.multiarray.scalar`."""
+    import numpy as np
+
+    return np.frombuffer(data, dtype.numpy())[0].item()
+
+
+def _storage(data: Any) -> "Tensor":
+    """Stands for `torch.storage._load_from_bytes`: the memory of tensors, as bytes of `torch.save`."""
     import torch
 
-    flat = block.read(0, block.size).view(dtype)
-    return torch.from_numpy(flat.astype(dtype.newbyteorder("="), copy=False).reshape(shape, order=order))
+    storage = torch.load(io.BytesIO(data), weights_only=True)
+    return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
 
 
-_NAMES = {
-    "torch.storage._load_from_bytes": Name("torch.storage._load_from_bytes", _storage),
-    "joblib.numpy_pickle.NumpyArrayWrapper": Name("joblib's NumpyArrayWrapper", None, _Array),
-    **dict.fromkeys(("numpy.ndarray", "numpy.memmap"), Name("numpy.ndarray")),
-    **{
-        text: NAMES[text]
-        for text in (
-            "collections.OrderedDict",
-            "numpy.dtype",
-            "numpy.core.multiarray.scalar",
-            "numpy._core.multiarray.scalar",
-            "torch._utils._rebuild_tensor_v2",
-            "torch._utils._rebuild_parameter",
-        )
-    },
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> "Tensor":
+    """Stands for `torch._utils._rebuild_tensor_v2`."""
+    return storage.as_strided(size, stride, offset)  # raises if it does not lie in the storage
+
+
+def _parameter(tensor: Any, *_: Any) -> Any:
+    """Stands for `torch._utils._rebuild_parameter`."""
+    return tensor
+
+
+_NAMES: dict[str, Any] = {
+    "collections.OrderedDict": OrderedDict,
+    "numpy.dtype": _DType,
+    "numpy.ndarray": None,  # named in the description of an array, never called
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+    "joblib.numpy_pickle.NumpyArrayWrapper": _Array,
+    "torch.storage._load_from_bytes": _storage,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
 }

@@ -1,9 +1,8 @@
-"""Find, download, verify and load a GHN.
+"""Find, download, verify, load and save a GHN.
 
-A checkpoint that has a name is fetched once, verified, and kept as safetensors in `home()`, under a name that says
-where it came from and what its bytes are: "ghn2-3f0c52ab-9d0e5c7f1a2b3c4d.safetensors". So a file that was altered is
-noticed, and files are only ever added (by an atomic rename) or removed, never changed. Files that the user names are
-read where they lie.
+A checkpoint that has a name is fetched once, verified, and kept as safetensors in `home()`, under a name that contains
+its origin and its digest: "ghn2-3f0c52ab-9d0e5c7f1a2b3c4d.safetensors". So a file that was altered is noticed. Files
+that the user names are read where they are.
 """
 
 import hashlib
@@ -12,19 +11,17 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from ..sources import DEFAULT, KNOWN, SHIPPED, SHIPPED_BEFORE, SUFFIXES, KnownGHN, Source, parse_source
+from ..sources import DEFAULT, KNOWN, SHIPPED, SUFFIXES, KnownGHN, Source, parse_source
 from ..utils.checks import InputError, check_device, instance
-from ..utils.files import own_folder, replacing, resumable
-from ..utils.progress import Progress
+from ..utils.files import locked, own_folder, replacing
 from ..utils.ranks import agree
-from ..utils.text import as_cause, clean_logs_of, logger
-from .download import DownloadError, download
-from .formats import CheckpointError, GHNFile, build, check_finite, open_ghn, write_ghn
-from .no_waiting import no_waiting
+from ..utils.text import logger
+from .download import DownloadError, download, download_from_hub
+from .formats import CheckpointError, read_ghn, write_ghn
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +33,7 @@ __all__ = ["CheckpointError", "fetch", "home", "is_cached", "load_ghn", "resolve
 _logger = logger(__name__)
 
 _OFFICIAL = "ghn2"
-_FORMAT = "1"  # counts up when converted files change
+_FORMAT = "2"  # counts up when converted files change
 _CHUNK = 2**18  # bytes
 
 
@@ -57,32 +54,33 @@ def home() -> Path:
 def load_ghn(name_or_path: str | Path | Source, device: "torch.device | str | None" = None) -> "GHN":
     """Load a GHN, fetching it first if need be.
 
-    The same object is returned for the same file and device, as long as it is among the last few that were loaded: it
-    is meant for predicting. To train it, take a `copy.deepcopy`.
+    Every call returns a GHN of its own: what is done to it affects nothing else.
 
     Args:
         name_or_path: a source ("ghn2", "file:PATH"; what follows the name, as in "ghn2-orth", has no effect here) or
-            the path of a file with one of `sources.SUFFIXES`, which is read where it lies.
+            the path of a file with one of `sources.SUFFIXES`, which is read where it is.
         device: where it is to be. Default: CPU.
 
     Returns:
         The GHN in eval mode, float32, no parameter requiring gradients.
 
     Raises:
-        CheckpointError: the file cannot be had, read or trusted.
+        CheckpointError: the file cannot be fetched, read or trusted.
         ValueError: no source of that name.
     """
-    import torch
-
     if device is not None:
         check_device(device)
-    path, fetched = _own_path(name_or_path), False
-    if path is None:
-        source = resolve_default(cast("str | Source", name_or_path))
-        path, fetched = _fetch(source, None), source.path is None
-    place = torch.empty(0, device=device or "cpu").device  # "cuda" and "cuda:0" are one place
+    return read_ghn(_path(name_or_path), device or "cpu")
+
+
+def shared_ghn(source: Source, device: "torch.device") -> "GHN":
+    """As `load_ghn`, but the same object for the same file and device, as long as it is among the last two.
+
+    For the package alone, which never changes it: an object that a user can change must not be shared.
+    """
+    path = _path(source)
     with _loading:
-        return _load(_stamp(path), fetched, str(place))
+        return _shared(_stamp(path), str(device))
 
 
 def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -107,21 +105,14 @@ def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = 
     metadata = dict(metadata or {})
     if not all(isinstance(text, str) for item in metadata.items() for text in item):
         raise InputError(f"{path}: metadata must be strings, names and values.")
-
-    def load(name: str, tensor: "torch.Tensor") -> "torch.Tensor":
-        check_finite(tensor, name, path)
-        return tensor.detach().float().cpu().contiguous()
-
-    tensors = {name: partial(load, name, tensor) for name, tensor in ghn.state_dict().items()}
     with replacing(path) as temporary:
-        write_ghn(temporary, ghn.facts, tensors, metadata)
+        write_ghn(temporary, ghn, metadata)
 
 
 def fetch(name: str | Source, progress: bool | None = None) -> Path:
     """Make sure that a GHN is on this machine.
 
-    Processes that ask for the same GHN at the same time wait for the first one. An interrupted download goes on where
-    it stopped.
+    Processes that ask for the same GHN at the same time wait for the first one.
 
     Args:
         name: a source; what follows its name has no effect here.
@@ -236,12 +227,7 @@ def _official_or_shipped(progress: bool | None) -> str:
         except CheckpointError as error:
             _failed[place] = str(error)
             if has_shipped:
-                _logger.warning(
-                    "%s Using %s, the GHN that ships with this package (%s before), instead.",
-                    error,
-                    shipped.name,
-                    SHIPPED_BEFORE,
-                )
+                _logger.warning("%s Using %s, the GHN that ships with this package, instead.", error, shipped.name)
     if not has_shipped:
         raise CheckpointError(f"{_failed[place]} This installation ships no GHN to use instead. {_WAYS_OUT}")
     return shipped.name
@@ -270,16 +256,17 @@ def _stamp(path: Path) -> _Stamp:
 
 
 @lru_cache(maxsize=2)
-def _load(stamp: _Stamp, fetched: bool, device: str) -> "GHN":
-    with open_ghn(stamp.path, mapped=fetched) as file:
-        return build(file, device)
+def _shared(stamp: _Stamp, device: str) -> "GHN":
+    return read_ghn(stamp.path, device)
 
 
-def _own_path(name_or_path: str | Path | Source) -> Path | None:
-    """The path of a file that the user names; None if it is a source."""
+def _path(name_or_path: str | Path | Source) -> Path:
+    """The file to read, fetched if need be."""
     if isinstance(name_or_path, str) and name_or_path.endswith(SUFFIXES) and not name_or_path.startswith("file:"):
         return Path(os.path.expanduser(name_or_path))
-    return name_or_path if isinstance(name_or_path, Path) else None
+    if isinstance(name_or_path, Path):
+        return name_or_path
+    return _fetch(resolve_default(cast("str | Source", name_or_path)), None)
 
 
 # Fetching
@@ -318,12 +305,10 @@ def _find(ghn: KnownGHN) -> Path | None:
 @contextmanager
 def _locked(ghn: KnownGHN) -> Iterator[None]:
     """Only one process at a time; it writes to `home()`."""
-    from filelock import FileLock
-
     try:
         folder = home()
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{ghn.name}.lock"):
+        with locked(folder / f"{ghn.name}.lock", f"fetches {ghn.name}"):
             yield
     except (OSError, NotImplementedError) as error:
         raise CheckpointError(
@@ -333,71 +318,10 @@ def _locked(ghn: KnownGHN) -> Iterator[None]:
 
 
 def _obtain(ghn: KnownGHN, progress: bool | None) -> Path:
+    """Download a checkpoint, check it, and keep it in `home()` as safetensors."""
     for path in _candidates(ghn):
         _logger.warning("%s was altered since it was written: removing it and fetching %s again.", path, ghn.name)
         path.unlink()
-    for old in (f"{ghn.name}.tmp", f"{ghn.file}.part"):  # what 0.1 called them
-        (home() / old).unlink(missing_ok=True)
-    if ghn.hub:
-        return _convert(_from_hub(ghn), ghn, progress)
-    with resumable(home(), ghn.blob) as (path, file):
-        try:
-            _download_verified(ghn, path, file, progress)
-        except OSError:  # the disk is full, so what is in the way goes
-            file.truncate(0)
-            raise
-        try:
-            return _convert(path, ghn, progress)
-        finally:
-            file.truncate(0)
-
-
-def _url(ghn: KnownGHN) -> str:
-    return f"{(os.environ.get('TIMM_GHN_ENDPOINT') or ghn.url).rstrip('/')}/{ghn.file}"
-
-
-def _download_verified(ghn: KnownGHN, path: Path, file: BinaryIO, progress: bool | None) -> None:
-    """Download to a file, from its beginning if what was there is of another one."""
-    url, resumed = _url(ghn), True
-    while resumed:
-        resumed = path.stat().st_size > 0
-        try:
-            download(url, file, progress)
-        except DownloadError as error:
-            raise CheckpointError(
-                f"{ghn.name}: {error}. Try again with a network (it goes on where it stopped), set TIMM_GHN_ENDPOINT "
-                f"to a mirror, or download {ghn.file} by hand and use file:PATH."
-            ) from error
-        blob = git_blob_id(path)
-        if blob == ghn.blob:
-            return
-        with open(path, "rb") as sent:
-            size, head = path.stat().st_size, sent.read(16)
-        file.truncate(0)
-    raise CheckpointError(
-        f"{ghn.name}: what {url} sent is not {ghn.file} (its git blob id is {blob}, not {ghn.blob}; it is {size} bytes "
-        f"that begin with {head!r}); it was removed. A proxy may be in the way: download it by hand and use file:PATH."
-    )
-
-
-def _from_hub(ghn: KnownGHN) -> Path:
-    """Through huggingface_hub, whose business are its cache, interrupted downloads, tokens and working offline."""
-    from huggingface_hub import hf_hub_download
-
-    clean_logs_of("huggingface_hub")
-    try:
-        with no_waiting() as unreachable:
-            return Path(hf_hub_download(ghn.hub, ghn.file))
-    except Exception as error:  # its errors have no common base
-        cause = unreachable or f"{type(error).__name__}: {error}".split("\n")[0]
-        raise CheckpointError(
-            f"{ghn.name}: {ghn.file} cannot be had from the Hugging Face Hub repository {ghn.hub} ({cause}). Try again "
-            "with a network, or download it by hand and use file:PATH."
-        ) from as_cause(error)
-
-
-def _convert(path: Path, ghn: KnownGHN, progress: bool | None) -> Path:
-    """Check a checkpoint and write it to `home()` as safetensors, tensor by tensor."""
     metadata = {
         "name": ghn.name,
         "origin": ghn.origin,
@@ -405,17 +329,40 @@ def _convert(path: Path, ghn: KnownGHN, progress: bool | None) -> Path:
         "paper": f"{ghn.paper} (arXiv:{ghn.arxiv})",
         "dataset": ghn.dataset,
     }
-    with own_folder(home()) as folder, open_ghn(path) as file:
-        with Progress(f"Converting {ghn.name}", len(file.tensors), show=progress, unit="tensor", stays=True) as shown:
-            tensors = {name: partial(_load_counted, file, name, shown) for name in file.tensors}
-            digest = write_ghn(folder / "converted", file.facts, tensors, metadata)
-        target = home() / f"{_prefix(ghn)}{digest[:16]}.safetensors"  # that is known only now
-        return (folder / "converted").replace(target)
+    with own_folder(home()) as folder:
+        try:
+            if ghn.hub:
+                downloaded = download_from_hub(ghn.hub, ghn.file)
+            else:
+                downloaded = folder / ghn.file
+                download(_url(ghn), downloaded, progress)
+                _verify(ghn, downloaded)
+        except DownloadError as error:
+            mirror = "" if ghn.hub else "set TIMM_GHN_ENDPOINT to a mirror, "
+            raise CheckpointError(
+                f"{ghn.name}: {error}. Try again with a network, {mirror}or download {ghn.file} by hand and use "
+                "file:PATH."
+            ) from error
+        write_ghn(folder / "converted", read_ghn(downloaded), metadata)
+        digest = sha256(folder / "converted")
+        return (folder / "converted").replace(home() / f"{_prefix(ghn)}{digest[:16]}.safetensors")
 
 
-def _load_counted(file: GHNFile, name: str, shown: Progress) -> "torch.Tensor":
-    shown.step()
-    return file.load(name)
+def _url(ghn: KnownGHN) -> str:
+    return f"{(os.environ.get('TIMM_GHN_ENDPOINT') or ghn.url).rstrip('/')}/{ghn.file}"
+
+
+def _verify(ghn: KnownGHN, path: Path) -> None:
+    blob = git_blob_id(path)
+    if blob == ghn.blob:
+        return
+    with open(path, "rb") as sent:
+        head = sent.read(16)
+    raise CheckpointError(
+        f"{ghn.name}: what {_url(ghn)} sent is not {ghn.file} (its git blob id is {blob}, not {ghn.blob}; it is "
+        f"{path.stat().st_size} bytes that begin with {head!r}); it was removed. A proxy may be in the way: download "
+        "it by hand and use file:PATH."
+    )
 
 
 # Digests

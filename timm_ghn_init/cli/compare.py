@@ -85,25 +85,23 @@ def _read(path: Path) -> _Weights:
 
 
 def _tensors(path: Path) -> "dict[str, Tensor]":
-    """The tensors of a file, which may be anybody's, in bounded memory and without running anything of it."""
+    """The tensors of a file, without running anything in it."""
     from safetensors.torch import load_file
+    from torch import Tensor
 
-    from ..checkpoints.safetensors_header import check_size
-    from ..checkpoints.stand_ins import LazyTensor
     from ..checkpoints.torch_files import read_torch
 
     if path.suffix == ".safetensors":
-        check_size(path)
         return load_file(path)
-    with read_torch(path) as loaded:
-        if isinstance(loaded, dict):  # as training scripts save them, timm's for one
-            loaded = loaded.get("state_dict", loaded.get("model", loaded))
-        if not isinstance(loaded, dict):
-            raise ValueError(f"it holds {type(loaded).__name__}")
-        for name, tensor in loaded.items():
-            if not isinstance(name, str) or not isinstance(tensor, LazyTensor):
-                raise ValueError(f"{shown(name)} is no tensor's name, or no tensor")
-        return {name.removeprefix("module."): tensor.load() for name, tensor in loaded.items()}
+    loaded = read_torch(path)
+    if isinstance(loaded, dict):  # as training scripts save them, timm's for one
+        loaded = loaded.get("state_dict", loaded.get("model", loaded))
+    if not isinstance(loaded, dict):
+        raise ValueError(f"it holds {type(loaded).__name__}")
+    for name, tensor in loaded.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(f"{shown(name)} is no tensor's name, or no tensor")
+    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 
 def _made(init: str, args: argparse.Namespace, about: dict[str, Any]) -> _Weights:

@@ -49,13 +49,12 @@ def need_hub(repo: str) -> None:
     """Raise, before the work, where there is no Hub, or it would not let anybody write."""
     from huggingface_hub import constants, get_token
 
-    from ..checkpoints.no_waiting import no_waiting
+    from ..checkpoints.download import hub_unreachable
     from ..weights.push import later
 
     if get_token() is None:
         raise UserError("There is no token for the Hub: log in (hf auth login) or set HF_TOKEN.")
     if constants.HF_HUB_OFFLINE:
         raise UserError("HF_HUB_OFFLINE is set, so nothing can be pushed: unset it.")
-    with no_waiting() as unreachable:
-        if unreachable:
-            raise UserError(f"Nothing was pushed to {repo} ({unreachable}). {later(repo)}")
+    if unreachable := hub_unreachable():
+        raise UserError(f"Nothing was pushed to {repo} ({unreachable}). {later(repo)}")

@@ -10,12 +10,12 @@ from typing import Any, BinaryIO
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..checkpoints.safetensors_header import header
 from ..graph import model_name
 from ..report import InitReport
 from ..utils.files import own_folder
-from ..weights.files import add_to_digest, as_bytes, metadata_of, provenance
-from ..weights.files import layout as file_layout
+from ..utils.safetensors_files import as_bytes, header
+from ..utils.safetensors_files import layout as file_layout
+from ..weights.files import add_to_digest, metadata_of, provenance
 from .exchange import Exchange
 from .layout import layout_of
 from .meeting import TIMEOUT, Meeting
@@ -85,7 +85,7 @@ class _Writer:
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        self._path, self._stack = path, ExitStack()
+        self._path, self._stack = Path(os.path.realpath(path)), ExitStack()  # a link stays
         self._entries = file_layout(tensors)
         self._digest = hashlib.sha256()
         self._file: BinaryIO

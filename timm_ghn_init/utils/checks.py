@@ -10,9 +10,12 @@ import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .text import Told, clean
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class InputError(Told, ValueError):
@@ -138,6 +141,14 @@ def check_device(device: Any) -> None:
         raise InputError(
             f"device must be one that can compute, e.g. cpu or cuda:0, not {shown(device)}{why and f': {why}'}."
         )
+
+
+def is_finite(tensor: "Tensor") -> bool:
+    """Whether there is no NaN and no inf among the values of a tensor; it takes no temporary of the tensor's size."""
+    if not tensor.numel():
+        return True
+    lowest, highest = tensor.aminmax()  # NaN if there is one
+    return bool(lowest.isfinite() and highest.isfinite())
 
 
 def shown(value: object) -> str:

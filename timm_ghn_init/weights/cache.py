@@ -10,13 +10,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..checkpoints.load import home
 from ..utils.checks import InputError, shown
-from ..utils.files import remove_abandoned, replacing
+from ..utils.files import locked, remove_abandoned, replacing
 from ..utils.text import logger
 from .files import WeightsError, plain, read, save
 
@@ -136,7 +136,8 @@ def prune(limit: int) -> list[Entry]:
     Returns:
         What was removed.
     """
-    removed = _abandoned()
+    remove_abandoned(folder())
+    removed = []
     kept = entries()
     total = sum(e.size for e in kept)
     for entry in kept:
@@ -150,12 +151,8 @@ def prune(limit: int) -> list[Entry]:
 
 def clear() -> list[Entry]:
     """Remove all files of the cache, and no others. Returns what was removed."""
-    return _abandoned() + [entry for entry in entries() if _remove(entry)]
-
-
-def _abandoned() -> list[Entry]:
-    """Removed: what killed processes left behind."""
-    return [Entry(path, size, 0.0) for path, size in remove_abandoned(folder())]
+    remove_abandoned(folder())
+    return [entry for entry in entries() if _remove(entry)]
 
 
 def _fill_from(
@@ -186,6 +183,8 @@ def _store(path: Path, parts: "Mapping[str, Tensor]", about: Mapping[str, Any], 
         return
     try:
         prune(limit - size)
+        if path.is_symlink():  # nobody's output, so not to be followed
+            path.unlink()
         with replacing(path) as temporary:
             save(temporary, plain(parts), {"name": path.stem, **about})
     except Exception as error:  # a full disk, a dtype that the format does not know: the weights are there all the same
@@ -201,24 +200,15 @@ def _say_unkept(place: Path | None, error: Exception) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Only one process (or thread) at a time, wherever that can be had."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path.with_name(f".{path.name[:2]}.lock"))  # few, because none can ever be removed safely
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Only one process (or thread) at a time, wherever there are locks."""
+    with ExitStack() as stack:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            _logger.info("Cache: waiting for another process that predicts the same weights.")
-            lock.acquire(timeout=_PATIENCE)
-    except (OSError, NotImplementedError) as error:  # read-only, no locks on this file system, or a Timeout
-        _logger.info("Cache: going on without a lock: %s", error)
-    try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.with_name(f".{path.name[:2]}.lock")  # few, because none can ever be removed safely
+            stack.enter_context(locked(lock, "predicts the same weights", _PATIENCE))
+        except (OSError, NotImplementedError) as error:  # read-only, no locks on this file system, or no patience left
+            _logger.info("Cache: going on without a lock: %s", error)
         yield
-    finally:
-        with suppress(OSError):
-            lock.release()
 
 
 def _found() -> Iterator[Entry]:

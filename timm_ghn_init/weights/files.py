@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.safetensors_header import check_size, header
+from ..utils.safetensors_files import as_bytes, write_tensors
 from ..utils.text import Told, as_cause
 from ..version import __version__
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from ..report import InitReport
@@ -63,21 +62,8 @@ def metadata_of(about: Mapping[str, Any], digest: str) -> dict[str, str]:
     return {METADATA_KEY: json.dumps({**about, "digest": digest})}
 
 
-def layout(tensors: "Mapping[str, Tensor]") -> "dict[str, tuple[tuple[int, ...], torch.dtype]]":
-    """Shape and dtype of tensors in the order of a file: large dtypes first, so that each is aligned to its own."""
-    ordered = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))
-    return {n: (tuple(tensors[n].shape), tensors[n].dtype) for n in ordered}
-
-
-def as_bytes(tensor: "Tensor") -> Any:
-    """The memory of a contiguous tensor on the CPU."""
-    import torch
-
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
 def save(path: Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) -> None:
-    """Write weights; the same arguments give the same bytes, which the library's writer does not promise.
+    """Write weights; the same arguments give the same bytes.
 
     Args:
         path: should be a temporary name: the file is half-written if this raises.
@@ -88,12 +74,7 @@ def save(path: Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) 
         OSError: the file cannot be written.
         ValueError: a dtype that the format does not know.
     """
-    entries = layout(tensors)
-    text, _ = header(entries, metadata_of(about, digest(tensors)))
-    with open(path, "wb") as file:
-        file.write(text)
-        for name in entries:
-            file.write(as_bytes(tensors[name]))
+    write_tensors(path, tensors, metadata_of(about, digest(tensors)))
 
 
 def read(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
@@ -126,7 +107,6 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise ValueError("it is a link, a folder or a device")
-        check_size(path)
         with safe_open(str(path), framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
             if not isinstance(about, dict):

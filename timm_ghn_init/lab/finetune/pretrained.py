@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ...checkpoints.no_waiting import no_waiting
+from ...checkpoints.download import hub_unreachable
 from ...utils.checks import InputError
 from .protocol import PRETRAINED
 
@@ -21,11 +21,10 @@ def with_timms_weights(create: Callable[[bool], nn.Module]) -> nn.Module:
         InputError: there are none.
     """
     try:
-        with no_waiting() as unreachable:
-            return create(True)
+        return create(True)
     except (OSError, RuntimeError, ValueError) as error:
-        is_hubs = type(error).__module__.startswith("huggingface_hub")  # it speaks of a setting that is not the user's
-        cause = unreachable if unreachable and is_hubs else " ".join(str(error).split())
+        is_hubs = type(error).__module__.startswith("huggingface_hub")  # its text does not name the network
+        cause = (is_hubs and hub_unreachable()) or " ".join(str(error).split())
         kind = WeightsUnavailable if isinstance(error, OSError) else InputError  # no network, or no such weights
         raise kind(
             f"{PRETRAINED}: timm's weights cannot be had ({cause}). Leave {PRETRAINED} out, name "

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from timm_ghn_init.utils import files as atomic
+from timm_ghn_init.utils import files
 from timm_ghn_init.utils.files import (
     append,
+    locked,
     own_folder,
     remove_abandoned,
     replace_by_torch,
@@ -87,13 +88,35 @@ def test_what_goes_wrong_changes_nothing(tmp_path: Path) -> None:
     assert listing(tmp_path) == ["x"]
 
 
-def test_a_link_at_the_target_is_replaced_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "victim").write_text("precious")
-    (tmp_path / "x").symlink_to("victim")
+@pytest.mark.parametrize("to", ["elsewhere/big", "not there yet"])
+def test_a_link_at_the_target_is_followed(tmp_path: Path, to: str) -> None:
+    """It may lead to a disk that has room; what it leads to is replaced as whole as any other file."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "big").write_text("old")
+    (tmp_path / "x").symlink_to(to)
     with replacing(tmp_path / "x") as temporary:
         temporary.write_text("new")
-    assert not (tmp_path / "x").is_symlink()
-    assert (tmp_path / "victim").read_text() == "precious"
+        assert temporary.parent.parent == (tmp_path / to).parent
+    assert (tmp_path / "x").is_symlink() and (tmp_path / to).read_text() == "new"
+
+
+def test_a_folder_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "out").symlink_to("big")
+    write(tmp_path / "out", "new")
+    assert (tmp_path / "out").is_symlink() and content(tmp_path / "big") == {"new"}
+
+
+def test_who_waits_for_a_lock_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(files, "QUIET", 0.05)
+    with locked(tmp_path / "x.lock", "works"):
+        with pytest.raises(TimeoutError), locked(tmp_path / "x.lock", "works", patience=0.05):
+            pass
+        assert caplog.messages == [f"Waiting for another process, which works and holds {tmp_path}/x.lock."]
+    with locked(tmp_path / "x.lock", "works"):
+        assert len(caplog.messages) == 1
 
 
 def test_the_longest_name_that_the_system_takes(tmp_path: Path) -> None:
@@ -151,29 +174,27 @@ def test_what_is_being_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyP
         os.utime(own, (0, 0))
         with own_folder(tmp_path) as other:
             assert own != other
-            assert in_child(lambda: remove_abandoned(tmp_path) and die()) == 0
+            assert in_child(lambda: remove_abandoned(tmp_path)) == 0
             assert (own / "half").exists() and other.exists()
-        assert remove_abandoned(tmp_path) == []
+        remove_abandoned(tmp_path)
         assert listing(tmp_path) == [own.name]
     assert listing(tmp_path) == []
 
 
-@pytest.mark.parametrize("why", ["no locks", "another machine"])
-def test_what_may_be_in_use_is_left_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    if why == "no locks":
-        monkeypatch.setattr(atomic, "fcntl", None)
-        with own_folder(tmp_path) as own:
-            name = own.name
-    else:
-        name = ".timm-ghn-init-00000000-abc.tmp"
+def test_without_locks_what_may_be_in_use_is_left_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "fcntl", None)
+    with own_folder(tmp_path) as own:
+        name = own.name
     folder = tmp_path / name
     folder.mkdir()
     (folder / "half").write_text("half")
-    assert remove_abandoned(tmp_path) == []
-    os.utime(folder, (0, 0))
-    assert remove_abandoned(tmp_path) == []  # somebody writes to a file in it
+    for old in (None, folder):  # then somebody still writes to a file in it
+        if old is not None:
+            os.utime(old, (0, 0))
+        remove_abandoned(tmp_path)
+        assert listing(tmp_path) == [name]
     os.utime(folder / "half", (0, 0))
-    assert [path for path, _ in remove_abandoned(tmp_path)] == [folder]
+    remove_abandoned(tmp_path)
     assert listing(tmp_path) == []
 
 
@@ -186,7 +207,7 @@ def test_only_what_is_ours_by_name_is_removed(tmp_path: Path) -> None:
     before = listing(tmp_path)
     for name in before:
         os.utime(tmp_path / name, (0, 0), follow_symlinks=False)
-    assert remove_abandoned(tmp_path) == []
+    remove_abandoned(tmp_path)
     assert listing(tmp_path) == before
     assert (tmp_path / "victim" / "precious").exists()
 
@@ -200,7 +221,8 @@ def fill(folder: Path, text: str) -> None:
 
 
 def content(folder: Path) -> set[str]:
-    return {(folder / name).read_text() for name in ("config", "weights")}
+    """What the files say that are there."""
+    return {(folder / name).read_text() for name in ("config", "weights") if (folder / name).exists()}
 
 
 def write(folder: Path, text: str) -> None:
@@ -226,30 +248,37 @@ def umask() -> int:
     return mask
 
 
-def test_a_folder_is_replaced_in_one_step(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is renamed, before and after it the files of the folder belong together."""
+@pytest.mark.parametrize("how", ["beside", "working directory", "folder in it"])
+def test_files_of_two_models_never_meet(out: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is renamed or removed, before and after it the files that are there belong together."""
     seen = []
 
     def watched(real: Callable[..., Any]) -> Callable[..., Any]:
         def act(*args: Any, **options: Any) -> Any:
-            seen.append(content(out))
             try:
+                seen.append(content(out))
                 return real(*args, **options)
             finally:
                 seen.append(content(out))
 
         return act
 
-    for owner, name in ((os, "rename"), (os, "replace"), (os, "unlink"), (atomic, "_swap")):
-        monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
     out.chmod(0o750)
     (out / "notes").write_text("mine")
-    write(out, "new")
+    if how == "working directory":
+        monkeypatch.chdir(out)
+    if how == "folder in it":
+        (out / "sub").mkdir()
+    inode = out.stat().st_ino
+    for name in ("rename", "replace", "unlink"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    write(Path(".") if how == "working directory" else out, "new")
     assert seen[0] == {"old"} and seen[-1] == content(out) == {"new"}
-    assert all(len(texts) == 1 for texts in seen)
+    assert all(len(texts) <= 1 for texts in seen)
     assert (out / "notes").read_text() == "mine"
-    assert stat.S_IMODE(out.stat().st_mode) == 0o750
-    assert listing(out.parent) == ["out"] and listing(out) == ["config", "notes", "weights"]
+    assert (stat.S_IMODE(out.stat().st_mode), out.stat().st_ino) == (0o750, inode)
+    assert listing(out.parent) == ["out"]
+    assert listing(out) == ["config", "notes", *["sub"] * (how == "folder in it"), "weights"]
 
 
 def test_a_folder_is_left_as_it_was(out: Path) -> None:
@@ -258,36 +287,15 @@ def test_a_folder_is_left_as_it_was(out: Path) -> None:
         (new / "weights").write_bytes(b"a" * 200)
     assert in_child(lambda: killed_while_filling(out)) == -signal.SIGKILL
     assert content(out) == {"old"}
-    assert len(listing(out.parent)) == 2
+    assert len(listing(out)) == 3
     write(out, "new")
-    assert listing(out.parent) == ["out"]
+    assert listing(out) == ["config", "weights"]
 
 
 def killed_while_filling(out: Path) -> None:
     with replacing_folder(out) as new:
         fill(new, "new")
         die()
-
-
-@pytest.mark.parametrize("why", ["no swap", "working directory", "folder in it", "parent read-only"])
-def test_a_folder_that_cannot_be_swapped(out: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its files are replaced one by one; those of two models are never there together."""
-    if why == "no swap":
-        monkeypatch.setattr(atomic, "_swap", lambda *_: False)
-    elif why == "working directory":
-        monkeypatch.chdir(out)
-    elif why == "folder in it":
-        (out / "sub").mkdir()
-        (out / "sub" / "notes").write_text("mine")
-    else:
-        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != out.parent)
-    inode = out.stat().st_ino
-    write(Path(".") if why == "working directory" else out, "new")
-    assert content(out) == {"new"}
-    assert out.stat().st_ino == inode
-    assert listing(out.parent) == ["out"]
-    assert listing(out) == ["config", *["sub"] * (why == "folder in it"), "weights"]
-    assert why != "folder in it" or (out / "sub" / "notes").read_text() == "mine"
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
@@ -330,64 +338,4 @@ def test_eight_threads_write_one_file(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(done) == 8
-    assert listing(tmp_path) == ["x"]
-
-
-# Files that are gone on with
-
-
-def receive(folder: Path, text: bytes, fail: bool = False) -> bytes:
-    """Add something to what is there, and return what is there then."""
-    with atomic.resumable(folder, "abc") as (path, file):
-        file.seek(0, os.SEEK_END)
-        file.write(text)
-        result = path.read_bytes()
-        if fail:
-            raise ConnectionError
-    return result
-
-
-def interrupted(folder: Path, text: bytes) -> Path:
-    with pytest.raises(ConnectionError):
-        receive(folder, text, fail=True)
-    return next(folder.glob("*.part"))
-
-
-def test_what_came_is_kept_until_all_has(tmp_path: Path) -> None:
-    part = interrupted(tmp_path, b"one ")
-    assert stat.S_IMODE(part.stat().st_mode) == 0o600
-    assert interrupted(tmp_path, b"two ") == part
-    assert receive(tmp_path, b"three") == b"one two three"
-    assert listing(tmp_path) == []
-    with pytest.raises(ConnectionError):
-        receive(tmp_path, b"", fail=True)
-    assert listing(tmp_path) == []
-
-
-@pytest.mark.parametrize("what", ["link", "hard link", "pipe", "folder", "link to nowhere"])
-def test_what_was_planted_is_not_gone_on_with(tmp_path: Path, what: str) -> None:
-    part = interrupted(tmp_path, b"one")
-    part.unlink()
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
-    {
-        "link": lambda: part.symlink_to("victim"),
-        "hard link": lambda: os.link(victim, part),
-        "pipe": lambda: os.mkfifo(part),
-        "folder": part.mkdir,
-        "link to nowhere": lambda: part.symlink_to("nowhere"),
-    }[what]()
-    assert receive(tmp_path, b"two") == b"two"
-    assert victim.read_text() == "precious"
-    assert not (tmp_path / "nowhere").exists()
-
-
-def test_parts_of_other_files_go_when_they_are_a_day_old(tmp_path: Path) -> None:
-    part = interrupted(tmp_path, b"one")
-    assert remove_abandoned(tmp_path) == []
-    os.utime(part, (0, 0))
-    assert receive(tmp_path, b" two") == b"one two"  # this very file is gone on with, however old
-    os.utime(interrupted(tmp_path, b"one"), (0, 0))
-    with replacing(tmp_path / "x") as temporary:
-        temporary.write_text("new")
     assert listing(tmp_path) == ["x"]
