@@ -6,26 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.checks import InputError
+from ..utils.text import as_cause
 
 
 def read_torch(path: Path) -> Any:
     """What was saved, on the CPU; tensors of an archive are mapped from the file.
 
     Raises:
-        InputError: it holds other things than tensors and plain values. The message names one.
-        Exception: it is damaged. Readers raise all kinds.
+        InputError: it is damaged, or holds other things than tensors and plain values; the message names one.
     """
     import torch
 
-    is_archive = zipfile.is_zipfile(path)
-    if is_archive:
-        _check_archive(path)
     try:
+        is_archive = zipfile.is_zipfile(path)
+        if is_archive:
+            _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-    except Exception as error:
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise all kinds
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
-            raise
+            cause = str(error).split("\n")[0]
+            raise InputError(f"damaged ({type(error).__name__}: {cause}). Download or export it again.") from as_cause(
+                error
+            )
         name = found[1].removeprefix("builtins.")
         raise InputError(
             f"a pickle that holds other things than tensors and plain values, which is never read: {name}. Save it "
