@@ -157,9 +157,8 @@ def test_wrong_numbers_are_refused() -> None:
 
 def test_command_correlations(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    status, out, _ = run(
-        "analyze", "correlations", "test_resnet", "--sources", "rand,orth", "-o", tmp_path / "c.svg", "--layers", "2,3"
-    )
+    command = "analyze correlations test_resnet --source rand orth --layers 2,3 -o"
+    status, out, _ = run(*command.split(), tmp_path / "c.svg")
     assert status == 0
     assert "layer 3" in out
     texts = {t.text for t in ElementTree.parse(tmp_path / "c.svg").iter("{http://www.w3.org/2000/svg}text")}
@@ -173,11 +172,11 @@ def test_command_correlations(run: Callable[..., tuple[int, str, str]], tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sources", "rand,he"], "Unknown initialisation 'he'"),
-        (["--sources", "rand,pretrained"], "pretrained: timm's weights cannot be had"),
-        (["--sources", "rand", "--layers", "1,x"], "--layers 1,x"),
-        (["--sources", "rand", "--layers", "999"], "no layer 999"),
-        (["--sources", "rand", "-o", "missing/c.json"], "no folder missing"),
+        (["--source", "rand", "he"], "Unknown initialisation 'he'"),
+        (["--source", "rand", "pretrained"], "pretrained: timm's weights cannot be had"),
+        (["--source", "rand", "--layers", "1,x"], "--layers 1,x"),
+        (["--source", "rand", "--layers", "999"], "no layer 999"),
+        (["--source", "rand", "-o", "missing/c.json"], "no folder missing"),
     ],
 )
 def test_mistakes(

@@ -1,12 +1,11 @@
 """The command line: what it writes and prints, and that a mistake is one line and status 2."""
 
-import importlib.util
+import argparse
 import json
 import re
 import shutil
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,8 +20,7 @@ from torch import nn
 
 import timm_ghn_init
 from timm_ghn_init.checkpoints import load as checkpoints
-from timm_ghn_init.cli import _parser, commands, main
-from timm_ghn_init.ghn import GHN
+from timm_ghn_init.cli import GROUPS, _parser, commands, main
 from timm_ghn_init.sources import KNOWN
 
 
@@ -343,40 +341,41 @@ def test_inspect_never_rounds_up_to_all(run: Callable) -> None:
     assert last.startswith("159 of 161 parameters are predicted by ghn2-formula, 99.99% of ")
 
 
-# -- one name for sources ----------------------------------------------------------------------------------------------
+# -- options -----------------------------------------------------------------------------------------------------------
 
 
-OLD = {
-    "analyze correlations x --source rand ghn-orth": "analyze correlations x --sources rand,ghn-orth",
-    "analyze signal x --source rand ghn-orth": "analyze signal x --sources rand,ghn-orth",
-    "finetune x -o y --source rand ghn-orth": "finetune x -o y --init rand,ghn-orth",
-    "verify x --source ghn1": "verify x --ghn ghn1",
-    "eval-ghn --source ghn1": "eval-ghn ghn1",
-    "fetch --source ghn1": "fetch ghn1",
-}
+PARSERS = _parser()[1]
 
 
-@pytest.mark.parametrize("new", OLD)
-def test_old_spellings(new: str, run: Callable) -> None:
-    """They mean the same, and neither help nor a close match shows them."""
-    parser = _parser()[0]
-    old = OLD[new]
-    assert parser.parse_args(old.split()) == parser.parse_args(new.split())
-    words = [word for word in new.split() if word in ("analyze", "correlations", "signal")] or new.split()[:1]
-    text = run(*words, "--help")[1]
-    assert "--source SOURCE" in text
-    spelling = next((word for word in old.split() if word.startswith("--")), "==SUPPRESS==")
-    assert f"{spelling} " not in text
-    assert spelling not in run(*new.split(), "--sorces", "a")[2].partition("Did you mean")[2]
-    assert parser.parse_args(new.replace("--source", "--sour").split()).source  # not taken for two
+@pytest.mark.parametrize("name", PARSERS)
+def test_help(name: str, run: Callable) -> None:
+    """Every option has a description and its default; the example is one that the command takes."""
+    parser = PARSERS[name]
+    for action in parser._actions:
+        assert action.help and len(action.help) > 5, action
+        if action.option_strings and action.nargs != 0 and not isinstance(action, argparse.BooleanOptionalAction):
+            assert action.required or re.search(r"default|required|repeatable", action.help)
+    status, stdout, _ = run(*name.split(), "--help")
+    example = stdout.partition("\nexample:\n")[2].split()
+    assert (status, example[0]) == (0, "timm-ghn-init")
+    assert _parser()[0].parse_args([word.strip("'") for word in example[1:]]).run
+
+
+def test_help_lists_the_commands_in_groups(run: Callable) -> None:
+    status, stdout, _ = run("--help")
+    assert status == 0
+    assert re.findall(r"^(\w.*):$", stdout, re.MULTILINE) == [*GROUPS, "options"]
+    listed = [line.strip().split("  ")[0] for line in stdout.partition("options:")[0].splitlines() if line[:2] == "  "]
+    assert listed == list(PARSERS)
+    assert max(map(len, stdout.splitlines())) <= 120
 
 
 def test_sources_are_read_in_one_manner(ghn_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several with blanks, commas or both; a path with and without file:; each once."""
+    """A path with and without file:."""
     parse = _parser()[0].parse_args
     monkeypatch.chdir(ghn_file.parent)
-    several = parse(["finetune", "x", "-o", "y", "--source", "rand,", "orth", "ghn,rand", ghn_file.name, "timm"])
-    assert several.source == ["rand", "orth", "ghn", f"file:{ghn_file.name}", "timm"]
+    several = parse(["finetune", "x", "-o", "y", "--source", "rand", "orth", ghn_file.name, "timm"])
+    assert several.source == ["rand", "orth", f"file:{ghn_file.name}", "timm"]
     for text, source in {
         f"{ghn_file}-orth?layer=3": f"file:{ghn_file}-orth?layer=3",
         "nowhere.pt": "file:nowhere.pt",
@@ -384,13 +383,13 @@ def test_sources_are_read_in_one_manner(ghn_file: Path, monkeypatch: pytest.Monk
         "ghn2-orth?beta=0.5": "ghn2-orth?beta=0.5",
         "gnh2": "gnh2",
     }.items():
-        for command in ("predict x -o y", "inspect x", "fetch", "eval-ghn", "tune x -o y", "verify x"):
+        for command in ("predict x -o y", "inspect x", "fetch", "eval-ghn", "tune x -o y"):
             assert parse([*command.split(), "--source", text]).source == source
 
 
 def test_a_source_that_is_missing_or_named_twice(run: Callable) -> None:
     for command in ("fetch", "eval-ghn"):
-        assert_mistake(run(command), "--source is required")
+        assert_mistake(run(command), "--source source is required")
         assert_mistake(run(command, "ghn2", "--source", "ghn1"), "--source")
 
 
@@ -433,74 +432,6 @@ def test_fetch_prints_the_path(run: Callable, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(checkpoints, "fetch", lambda source: asked.append(source) or Path("/cache/x.safetensors"))
     assert run("fetch", "ghn2")[:2] == (0, "/cache/x.safetensors\n")
     assert asked == ["ghn2"]
-
-
-# -- verify ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fake_reference(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """A `ppuda` that is ours, times 1 + a number for each parameter; NaN leaves one out."""
-    factors: dict[str, float] = {}
-
-    class Reference(nn.Module):
-        def __init__(self, **config: object) -> None:
-            super().__init__()
-            self.ghn = GHN(**config)
-
-        def load_state_dict(self, state: dict) -> None:  # type: ignore[override]
-            self.ghn.load_state_dict(state)
-
-        def forward(self, model: nn.Module, bn_train: bool) -> None:
-            print("chatter")
-            for name, value in self.ghn.predict(timm_ghn_init.trace(model)).items():
-                model.get_parameter(name).data.copy_(value * (1 + factors.get(name, 0)))
-
-    ppuda = types.ModuleType("ppuda")
-    ppuda.ghn = types.ModuleType("ppuda.ghn")  # type: ignore[attr-defined]
-    ppuda.ghn.nn = types.ModuleType("ppuda.ghn.nn")
-    ppuda.ghn.nn.GHN = Reference
-    for module in (ppuda, ppuda.ghn, ppuda.ghn.nn):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    return factors
-
-
-@pytest.mark.parametrize(
-    ("factor", "status", "words"),
-    [
-        (0.0, 0, "62 of 62 parameters agree"),
-        (1e-5, 0, "62 of 62 parameters agree"),
-        (3e-4, 1, "61 of 62 parameters agree"),
-        (float("nan"), 1, "predicted by us only"),
-    ],
-)
-def test_verify(
-    run: Callable, ghn_file: Path, fake_reference: dict[str, float], factor: float, status: int, words: str
-) -> None:
-    fake_reference["layer2.0.conv1.weight"] = factor
-    result, stdout, _ = run("verify", "resnet18", "--ghn", ghn_file)
-    assert result == status
-    assert words in stdout
-    assert "chatter" not in stdout
-    assert sum(line.split()[0].endswith((".weight", ".bias")) for line in stdout.splitlines() if line) == 62
-
-
-def test_verify_json(run: Callable, ghn_file: Path, fake_reference: dict[str, float]) -> None:
-    fake_reference |= {"layer2.0.conv1.weight": 3e-4, "fc.bias": float("nan")}
-    status, stdout, _ = run("verify", "resnet18", "--source", ghn_file, "--json")
-    found = json.loads(stdout)
-    rows = {row["name"]: row for row in found["parameters"]}
-    assert (status, found["agree"], len(rows)) == (1, 60, 62)
-    assert not rows["layer2.0.conv1.weight"]["agrees"]
-    assert (rows["fc.bias"]["by"], rows["fc.bias"]["relative"]) == ("us", None)
-
-
-@pytest.mark.reference
-@pytest.mark.skipif(importlib.util.find_spec("ppuda") is None, reason="ppuda is not installed")
-@pytest.mark.parametrize("arch", ["resnet18", "googlenet", "squeezenet1_1"])
-def test_verify_against_the_reference(run: Callable, ghn_file: Path, arch: str) -> None:
-    status, stdout, _ = run("verify", arch, "--ghn", ghn_file)
-    assert status == 0, stdout
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
@@ -552,14 +483,12 @@ MISTAKES = {
         ("inspect", "vit_tiny_patch16_224", "--model-kwargs", "dynamic_img_size=False", "img_size=8"),
         "vit",
     ),
-    "unknown device": ((*PREDICT, "file:{ghn}", "--device", "quantum"), "--device quantum"),
+    "unknown device": ((*PREDICT, "file:{ghn}", "--device", "quantum"), "device must be.*quantum"),
     "nothing to fetch": (("fetch", "ghn9"), "ghn9.*ghn2"),
-    "unknown torchvision model": (("verify", "resnet19", "--ghn", "{ghn}"), "resnet18"),
-    "unknown GHN": (("verify", "resnet18", "--ghn", "ghn9"), "ghn9"),
 }
 
 
-@pytest.mark.usefixtures("offline", "fake_reference")
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes(run: Callable, ghn_file: Path, tmp_path: Path, name: str) -> None:
     if name == "size refused" and READS_VALUES:
@@ -582,12 +511,6 @@ def test_mistakes(run: Callable, ghn_file: Path, tmp_path: Path, name: str) -> N
 )
 def test_a_checkpoint_out_of_reach(run: Callable, tmp_path: Path, argv: tuple[str, ...]) -> None:
     assert_mistake(run(*(a.replace("{tmp}", str(tmp_path)) for a in argv)), "ghn2_imagenet.pt")
-
-
-def test_verify_without_the_reference(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ppuda", "ppuda.ghn.nn"):
-        monkeypatch.setitem(sys.modules, name, None)
-    assert_mistake(run("verify", "resnet18"), r"ppuda.*pip install -r requirements-reference\.txt")
 
 
 def test_other_errors_propagate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -613,27 +536,8 @@ def test_logging_is_left_as_it_was(run: Callable) -> None:
 # -- the process -------------------------------------------------------------------------------------------------------
 
 
-def test_version_and_help(run: Callable) -> None:
+def test_version(run: Callable) -> None:
     assert run("--version")[:2] == (0, f"timm-ghn-init {timm_ghn_init.__version__}\n")
-    status, stdout, _ = run("--help")
-    assert status == 0
-    assert all(command in stdout for command in ("predict", "verify", "inspect", "graph", "list", "fetch"))
-
-
-def test_help_and_list_are_cheap() -> None:
-    """They load nothing that is slow to import."""
-    code = (
-        "import sys\n"
-        "from timm_ghn_init.cli import main\n"
-        "assert main(['list']) == 0\n"
-        "try:\n    main(['predict', '--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'timm', 'numpy', 'torchvision', 'matplotlib', 'scipy', 'safetensors'}\n"
-        "heavy |= {'timm_ghn_init.lab.draw', 'timm_ghn_init.ghn', 'timm_ghn_init.graph'}\n"
-        "print('HEAVY', sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines()[-1] == "HEAVY []", done.stderr
 
 
 def test_as_a_module_into_a_closed_pipe() -> None:
@@ -663,7 +567,6 @@ def test_completion_knows_commands_and_options(shell: str, capsys: pytest.Captur
     pytest.importorskip("shtab")
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    assert not {"--sources", "--init", "--ghn"} & set(re.findall(r"--[\w-]+", script))  # old spellings
     assert {"correlations", "--num-classes", "--time-budget", *commands()} <= set(re.findall(r"[\w-]+", script))
 
 

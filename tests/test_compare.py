@@ -90,7 +90,7 @@ FOREIGN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "packed": ("x.pt", packed, "packed archive"),
     "a list": ("x.pt", lambda path: torch.save([torch.ones(1)], path), "it holds list"),
-    "other things": ("x.pth", lambda path: torch.save({"model": {"\x1b": 1}}, path), "no tensor"),
+    "other things": ("x.pth", lambda path: torch.save({"model": {"\x1b": 1}}, path), "not only tensors"),
     "a header": ("x.safetensors", lambda path: path.write_bytes((1 << 40).to_bytes(8, "little") + b"{"), "header"),
 }
 

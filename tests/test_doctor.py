@@ -140,7 +140,7 @@ def test_a_cache_that_cannot_be(asked: Any, monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("TIMM_GHN_HOME", str(tmp_path / "file" / "home"))
     status, found = asked()
     assert status == 1
-    assert "may not be written to; set TIMM_GHN_HOME" in found["broken"][0]
+    assert "is not writable; set TIMM_GHN_HOME" in found["broken"][0]
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 

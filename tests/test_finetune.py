@@ -1,8 +1,10 @@
 """Few-shot fine-tuning: the protocol's parts, runs that stop and go on, and runs that several processes share."""
 
+import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +18,8 @@ import pytest
 import timm
 import torch
 from processes import cli, context, torchrun
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from timm_ghn_init.cli import main
@@ -26,7 +30,7 @@ from timm_ghn_init.lab.finetune.in_memory import InMemory
 from timm_ghn_init.lab.finetune.presets import GRID, PRESETS
 from timm_ghn_init.lab.finetune.protocol import settled
 from timm_ghn_init.lab.finetune.results import read
-from timm_ghn_init.lab.finetune.search import Halving, grid, sample
+from timm_ghn_init.lab.finetune.search import grid, sample
 from timm_ghn_init.lab.finetune.stem import adapt_stem
 from timm_ghn_init.lab.finetune.tuning import Tuning, layers_at
 from timm_ghn_init.lab.images import datasets
@@ -114,7 +118,7 @@ def test_the_initialisation_is_spelled_out(ghn_file: Path, monkeypatch: pytest.M
     trial = settled(Trial("resnet18", f"file:{ghn_file}_orth?beta=0.00003"))
     assert trial.init == f"file:{ghn_file}-orth"
     assert trial.ghn == sha256(ghn_file)
-    assert settled(trial) is trial
+    assert settled(trial) == trial
     assert settled(Trial("resnet18", "orth?layer=auto")).init == "orth"
     assert settled(Trial("resnet18", "pretrained")).ghn == ""
     with pytest.raises(ValueError, match="Unknown initialisation 'foo'"):
@@ -260,6 +264,33 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
         load(replace(TINY, data=str(tmp_path / "nowhere")))
     with pytest.raises(DatasetError, match="holds no folders of images"):
         load(replace(TINY, data=str(tmp_path)))
+
+
+def test_what_is_written_anew_is_another_run(folder: Path, ghn_file: Path, tmp_path: Path) -> None:
+    """The key depends on the contents of a GHN's file and of a folder of images, not on where they are or when."""
+    ghn = tmp_path / "ghn.safetensors"
+    ghn.write_bytes(ghn_file.read_bytes())
+    trial = replace(TINY, init=f"file:{ghn}", data=str(folder), labels=6, validation=3, epochs=1, image_size=16)
+    first = run(trial, device="cpu", workers=0, progress=False)
+    assert first["trial"]["ghn"] == hashlib.sha256(ghn.read_bytes()).hexdigest()
+    os.utime(ghn, (1, 1))
+    os.utime(folder / "val" / "red" / "2.png", (1, 1))
+    assert settled(trial).key == first["key"]
+
+    changed = load_file(ghn)
+    save_file({**changed, (name := next(iter(changed))): changed[name] * 2}, ghn, safe_open(ghn, "pt").metadata())
+    other = run(trial, device="cpu", workers=0, progress=False)
+    assert other["key"] != first["key"]
+    assert other["trial"]["ghn"] == hashlib.sha256(ghn.read_bytes()).hexdigest() != first["trial"]["ghn"]
+    with pytest.raises(ValueError, match=r"ghn\.safetensors has changed"):
+        run(Trial(**first["trial"]), device="cpu", workers=0, progress=False)
+
+    shutil.copy(folder / "val" / "green" / "2.png", folder / "val" / "red" / "2.png")
+    assert settled(trial).key not in (first["key"], other["key"])
+    os.rename(folder / "val" / "red" / "2.png", folder / "val" / "red" / "9.png")
+    assert len({settled(trial).key, first["key"], other["key"]}) == 3
+    with pytest.raises(ValueError, match="images has changed"):
+        run(Trial(**other["trial"]), device="cpu", workers=0, progress=False)
 
 
 # -- the network -----------------------------------------------------------------------------------------------------
@@ -620,7 +651,7 @@ def play(plan: Any, score: Any) -> tuple[dict[str, Any], list[Trial]]:
 def test_the_best_on_the_validation_images_is_run_with_all_seeds() -> None:
     candidates = [replace(TINY, lr=lr) for lr in (0.1, 0.2, 0.3, 0.4)]
     scores = {0.1: (0.5, 0.9), 0.2: (0.7, 0.8), 0.3: (0.7, 0.6), 0.4: (0.1, 0.1)}
-    plan = Tuned(candidates, 3, epochs=9)
+    plan = Tuned(candidates, 3, epochs=9)  # one round
     assert plan.final({}) == []
     results, order = play(plan, lambda t: scores[t.lr])
     assert [(t.stage, t.lr) for t in order[:4]] == [("search", lr) for lr in (0.1, 0.2, 0.3, 0.4)]
@@ -633,7 +664,7 @@ def test_the_best_on_the_validation_images_is_run_with_all_seeds() -> None:
 
 def test_successive_halving() -> None:
     candidates = [replace(TINY, lr=lr / 100, epochs=27) for lr in range(1, 28)]
-    _, order = play(Halving(candidates, 2), lambda t: (t.lr,))
+    _, order = play(Tuned(candidates, 2, rounds=4), lambda t: (t.lr,))
     search, final = [t for t in order if t.stage == "search"], [t for t in order if t.stage == "final"]
     assert [sum(t.epochs == e for t in search) for e in (1, 3, 9, 27)] == [27, 9, 3, 1]
     assert {t.lr for t in search if t.epochs == 9} == {0.27, 0.26, 0.25}
@@ -642,13 +673,13 @@ def test_successive_halving() -> None:
 
 def test_successive_halving_within_a_budget() -> None:
     candidates = [replace(TINY, lr=lr / 100, epochs=9) for lr in range(1, 28)]
-    plan = Halving(candidates, 1, seconds=30.0)  # three rounds of ten seconds each
+    plan = Tuned(candidates, 1, rounds=4, seconds=30.0)  # three rounds of ten seconds each
     results, order = play(plan, lambda t: (t.lr, 1.0, float(t.epochs)))
     search = [t for t in order if t.stage == "search"]
     assert [sum(t.epochs == e for t in search) for e in (1, 3, 9)] == [10, 4, 2]
     assert {t.lr for t in search} == {lr / 100 for lr in range(1, 11)}
     assert plan.final(results)[0].lr == 0.1
-    one = Halving(candidates, 1, seconds=1e-9)
+    one = Tuned(candidates, 1, rounds=4, seconds=1e-9)
     assert [t.epochs for t in play(one, lambda t: (t.lr,))[1]] == [1, 3, 9, 9]
 
 
@@ -739,8 +770,8 @@ def test_command_with_a_search_and_a_preset(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--init", "foo"], "Unknown initialisation 'foo'"),
-        (["--init", "orth?layer=999"], "layer=999 is not a layer"),
+        (["--source", "foo"], "Unknown initialisation 'foo'"),
+        (["--source", "orth?layer=999"], "layer=999 is not a layer"),
         (["--preset", "resnet50/foo"], "Unknown preset"),
         (["--data", "nowhere"], "no data set or folder 'nowhere'"),
         (["--labels", "1790"], "too many"),
@@ -754,7 +785,7 @@ def test_command_with_a_search_and_a_preset(tmp_path: Path, capsys: pytest.Captu
 )
 def test_mistakes(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "runs.jsonl"
-    assert main(["finetune", "test_resnet", "--init", "rand", "-o", str(output), *OPTIONS, *arguments]) == 2
+    assert main(["finetune", "test_resnet", "--source", "rand", "-o", str(output), *OPTIONS, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert read(output) == []
 
@@ -780,7 +811,7 @@ def test_tune(tmp_path: Path, ghn_file: Path, capsys: pytest.CaptureFixture[str]
 
 def test_two_ranks_share_the_runs(tmp_path: Path) -> None:
     output = tmp_path / "runs.jsonl"
-    options = ["--init", "rand", "--seeds", "3", "-o", str(output), *OPTIONS]
+    options = ["--source", "rand", "--seeds", "3", "-o", str(output), *OPTIONS]
     ranks = torchrun(cli, "finetune", "test_resnet", *options)
     assert [status for status, *_ in ranks] == [0, 0]
     printed = [stdout for _, stdout, _ in ranks]

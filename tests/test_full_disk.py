@@ -22,7 +22,7 @@ COMMANDS = {
     "graph test_resnet -o FOLDER/x.svg": ["x.svg"],
     "graph test_resnet -o FOLDER/x.dot": ["x.dot"],
     "analyze correlations test_resnet --source rand orth -o FOLDER/x.json": ["x.json"],
-    "analyze signal test_resnet --sources rand -o FOLDER/x.svg": ["x.json"],
+    "analyze signal test_resnet --source rand -o FOLDER/x.svg": ["x.json"],
     "push test_resnet --source ghn2-formula --repo me/x": [],
     f"train-ghn {TRAIN} -o FOLDER": [],
     f"finetune test_resnet --data digits {TUNE} -o FOLDER/runs.jsonl": ["runs.jsonl"],

@@ -260,7 +260,7 @@ def test_mistakes(report: Callable[..., tuple[int, str, str]], tmp_path: Path) -
     for records, correlations, message in (
         ([], (), "no finished run"),
         ([{"kind": "run"}], (), "no finished run"),
-        ([a_run()], ([1],), "c0.json is not what analyze correlations writes"),
+        ([a_run()], ([1],), "c0.json is not an output of analyze correlations"),
         ([a_run()], ({**measured(), "bins": 0},), "its bins cannot be read"),
     ):
         status, text, err = report(records, *correlations)

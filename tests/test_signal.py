@@ -133,7 +133,12 @@ def test_command(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             for part in ("train", "test"):
                 image.new("RGB", (20, 20), (200, 10, 10)).save(tmp_path / "images" / part / name / "1.png")
         data = str(tmp_path / "images")
-    argv = ["analyze", "signal", "test_resnet", "--sources", "rand,orth", "--img-size", "64", "--batch-size", "2", "-q"]
+    argv = [
+        "analyze",
+        "signal",
+        "test_resnet",
+        *["--source", "rand", "orth", "--img-size", "64", "--batch-size", "2", "-q"],
+    ]
     assert main([*argv, "--data", data, "-o", str(tmp_path / "s.svg")]) == 0
     out = capsys.readouterr().out
     assert "rand" in out
@@ -153,8 +158,8 @@ def test_sources_that_cannot_be_had_are_said_before_the_work(
         raise CheckpointError("no network")
 
     monkeypatch.setattr(inits, "load_ghn", load)
-    argv = ["analyze", "correlations", "test_resnet", "-o", str(tmp_path / "c.json"), "--sources"]
-    assert main([*argv, "rand,ghn3-t,orth"]) == 1
+    argv = ["analyze", "correlations", "test_resnet", "-o", str(tmp_path / "c.json"), "--source"]
+    assert main([*argv, "rand", "ghn3-t", "orth"]) == 1
     err = capsys.readouterr().err
     assert "warning: ghn3-t is left out: no network\n" in err
     assert err.index("left out") < err.index("initialised by rand")

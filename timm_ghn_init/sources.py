@@ -444,7 +444,7 @@ def _read_query(query: str, text: str, source: str) -> dict[str, Any]:
         if name not in KEYS or not equals:
             raise InputError(
                 f"Source {text!r}: {pair!r} is not key=value with one of the keys {', '.join(allowed)}."
-                + _did_you_mean(name, list(allowed))
+                + did_you_mean(name, allowed)
             )
         if name not in allowed:
             raise InputError(f"Source {text!r}: {_has_no_key(source, name)}")
@@ -467,8 +467,9 @@ def _check_name(name: str, text: str) -> None:
             return
         raise InputError(f"Source {text!r}: the path after file: must end in {_SUFFIXES_OR}.")
     as_file = f" For a file, write file:{text}." if any(suffix in text for suffix in SUFFIXES) else ""
+    close = did_you_mean(text.partition("?")[0].lower().replace("_", "-"), map(str, list_sources()))
     raise InputError(
-        f"Unknown GHN source {text!r}.{as_file}{_did_you_mean(text.split('?')[0], [str(s) for s in list_sources()])} "
+        f"Unknown GHN source {text!r}.{as_file}{close} "
         f"Sources: {', '.join([DEFAULT, *KNOWN])}, file:PATH ({_SUFFIXES_OR}), each also with -orth and with "
         f"?key=value&... ({', '.join(KEYS)}); without a GHN {', '.join(BASELINES)}."
     )
@@ -481,7 +482,3 @@ def _check_orth(name: str, orth: bool, text: str) -> None:
 
 def _has_no_key(name: str, key: str) -> str:
     return f"{name} has no key {key}, only {', '.join(BASELINES[name].keys)}."
-
-
-def _did_you_mean(word: str, words: list[str]) -> str:
-    return did_you_mean(word.lower().replace("_", "-"), words)

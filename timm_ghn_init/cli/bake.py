@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from ..utils.text import did_you_mean, logger
 from .arguments import AGAIN, Command, add_model_options, add_prediction, option
 from .files import writing_folder
 from .messages import UserError, one_line, table
-from .models import build_initialised, model_key, read_predicting
+from .models import build_initialised, device_of_rank, model_key, read_predicting
 from .push import need_hub
 from .results import show
 
@@ -23,58 +22,55 @@ FAILED = "failed"
 
 
 def add(command: Command) -> None:
-    sub = command("bake", bake, go_on=AGAIN)
-    sub.add_argument("--models", required=True, metavar="'A*,B'", help="architectures of timm, with * and ?")
+    sub = command("bake", bake, "bake --models 'convnext*,resnet50' --source ghn2-orth --out baked", AGAIN)
+    sub.add_argument("--models", required=True, metavar="'A*,B'", help="timm architectures; * and ? match (required)")
     add_model_options(sub)
     add_prediction(sub)
     where = sub.add_mutually_exclusive_group(required=True)
-    where.add_argument("--out", type=Path, metavar="DIR", help="a folder in it for each, for timm's local-dir:")
-    where.add_argument("--hub", type=option(NAMESPACE), metavar="ORG", help="a repository there for each, for ?hub=ORG")
-    sub.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="the I-th of N parts, from 1/N to N/N")
+    where.add_argument(
+        "--out", type=Path, metavar="DIR", help="write a folder for each model (--out or --hub is required)"
+    )
+    where.add_argument(
+        "--hub", type=option(NAMESPACE), metavar="ORG", help="push a repository for each model (or --out; required)"
+    )
+    sub.add_argument(
+        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="only part I of N, 1/N to N/N (default: 1/1)"
+    )
 
 
 def bake(args: argparse.Namespace) -> int:
-    """Predict the weights of many architectures, go on where it stopped, and list what became of each."""
+    """Predict the weights of many architectures; continues where it was stopped."""
     from ..utils.ranks import gather, share
 
     source = read_predicting(args.source).prediction
     names = _architectures(args.models)
     (part, parts), (rank, ranks) = args.shard, share()
     mine = names[part + rank * parts :: parts * ranks]
-    _prepare(args)
+    if args.out is None:
+        need_hub(f"{args.hub}/NAME")
+    else:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {args.out}: {error}") from error
+    args.device = args.device or device_of_rank()
     rows = []
     for arch in over(mine, "bake", show=None if rank == 0 else False, unit="model", stays=True):
         rows.append((arch, *_one(argparse.Namespace(**{**vars(args), "arch": arch}), source)))
-    # A rank that ended with an error while others are at work would have torchrun end them all.
-    everything = [row for text in gather("bake", json.dumps(rows)) for row in json.loads(text)]
+    # A rank that ended with an error while others are at work would make torchrun end them all.
+    everything = sorted(row for text in gather("bake", json.dumps(rows)) for row in json.loads(text))
     if rank == 0:
-        everything.sort()
         data = [{"architecture": arch, "state": state, "where": where} for arch, state, where in everything]
         show(args, data, lambda: table(("architecture", "", "where, or why not"), everything))
     return 1 if any(state == FAILED for _, state, _ in everything) else 0
 
 
-def _prepare(args: argparse.Namespace) -> None:
-    """Mistakes that would fail every model, and each rank's own GPU."""
-    import torch
-
-    if args.out is not None:
-        try:
-            args.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {args.out}: {error}") from error
-    else:
-        need_hub(f"{args.hub}/NAME")
-    if args.device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        args.device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-
-
 def _one(args: argparse.Namespace, source: Source) -> tuple[str, str]:
-    """What became of one architecture, and where it is or why it is not."""
+    """The state of one architecture, and where it is or why it failed."""
     try:
         key, name = model_key(args, source)
         return _to_folder(args, source, key, args.out / name) if args.out else _to_hub(args, source, key, name)
-    except Exception as error:  # whatever it is, it is not to stop the others
+    except Exception as error:  # of any type: the other architectures go on
         _logger.debug("%s:", args.arch, exc_info=True)
         _logger.error("%s: %s", args.arch, one_line(error))
         return FAILED, f"{type(error).__name__}: {one_line(error)}"
@@ -92,16 +88,16 @@ def _to_folder(args: argparse.Namespace, source: Source, key: str, folder: Path)
 
 
 def _holds(folder: Path, key: str) -> bool:
-    """Whether a folder holds weights with a key, and whole ones as far as their file's length tells."""
+    """Whether a folder holds the weights of a key, as far as metadata and file length tell."""
     from ..weights.files import WeightsError, read_about
     from ..weights.hub import CONFIG, WEIGHTS, read_config
 
     try:
         about = read_about(folder / WEIGHTS)
-        said = read_config(folder / CONFIG)
+        config = read_config(folder / CONFIG)
     except (OSError, WeightsError):
         return False
-    return about.get("key") == key and said == {"key": key, "digest": about.get("digest")}
+    return about.get("key") == key and config == {"key": key, "digest": about.get("digest")}
 
 
 def _to_hub(args: argparse.Namespace, source: Source, key: str, name: str) -> tuple[str, str]:
@@ -117,14 +113,14 @@ def _to_hub(args: argparse.Namespace, source: Source, key: str, name: str) -> tu
 
 
 def _architectures(patterns: str) -> list[str]:
-    """The architectures that any of the patterns matches, each once."""
+    """The architectures that match any of the patterns, each once."""
     import timm
 
     names: list[str] = []
     for pattern in filter(None, map(str.strip, patterns.split(","))):
         found = timm.list_models(pattern)
         if not found:
-            raise UserError(f"No architecture of timm matches {pattern!r}.{did_you_mean(pattern, timm.list_models())}")
+            raise UserError(f"No timm architecture matches {pattern!r}.{did_you_mean(pattern, timm.list_models())}")
         names += found
     if not names:
         raise UserError("--models names no architecture.")

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def add(command: Command) -> None:
-    sub = command("cache", cache)
+    sub = command("cache", cache, "cache prune --size 5GB")
     sub.add_argument("action", nargs="?", choices=list(_ACTIONS), default="list", help="default: %(default)s")
     sub.add_argument("key", nargs="?", help="for info: the beginning of a key in the list")
     sub.add_argument("--size", help="for prune, e.g. 5GB (default: TIMM_GHN_CACHE_SIZE)")
 
 
 def cache(args: argparse.Namespace) -> int:
-    """List the weights that are kept on this machine, tell more, remove the least recently used ones, or all."""
+    """List the weights that are kept on this machine, show details, or remove some or all."""
     if args.key and args.action != "info":
         raise UserError(f"cache {args.action} takes no key.")
     if args.size and args.action != "prune":

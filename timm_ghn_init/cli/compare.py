@@ -1,10 +1,9 @@
-"""`compare`: two files of weights or sources, side by side."""
+"""`compare`: two files of weights or sources."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..utils.checks import shown
 from .arguments import Command, add_model_options, whole
 from .messages import UserError, mistakes, one_line, table
 from .results import show
@@ -18,29 +17,29 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 
 
 class _Weights(NamedTuple):
-    """Weights, and which of them were predicted; None where nobody knows."""
+    """Weights, and the names of those that were predicted; None if unknown."""
 
     tensors: "dict[str, Tensor]"
     predicted: frozenset[str] | None
 
 
 def add(command: Command) -> None:
-    sub = command("compare", compare)
+    sub = command("compare", compare, "compare ghn2 ghn2-orth --arch resnet50")
     for name, which in (("first", "A"), ("second", "B")):
-        sub.add_argument(name, metavar=which, help="a file or folder of weights, or a source; also pretrained, timm")
-    sub.add_argument("--arch", metavar="ARCH", help="for sources (default: what a file says that predict wrote)")
+        sub.add_argument(name, metavar=which, help="a file or folder of weights, a source, pretrained or timm")
+    sub.add_argument("--arch", metavar="ARCH", help="architecture, for sources (default: that of a file of predict)")
     add_model_options(sub)
-    sub.add_argument("--seed", type=whole(0), default=0, help="of what is random (default: %(default)s)")
+    sub.add_argument("--seed", type=whole(0), default=0, help="seed of everything random (default: %(default)s)")
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Compare two files of weights or sources, tensor by tensor; exit status 1 where they differ."""
+    """Compare two files of weights or sources, tensor by tensor; exit status 1 if they differ."""
     from ..lab.analysis.difference import differences, summary
 
     files = [_file(text) for text in (args.first, args.second)]
     about = next((a for path in files if path and (a := _about(path))), {})
     first, second = (
-        _read(path) if path else _made(text, args, about)
+        _read(path) if path else _initialised(text, args, about)
         for path, text in zip(files, (args.first, args.second), strict=True)
     )
     rows = differences(first.tensors, second.tensors)
@@ -53,10 +52,10 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def _file(text: str) -> Path | None:
-    """The file that is meant; None for a source."""
+    """The file that a text names; None for a source."""
     path = Path(text)
     if path.is_dir():
-        path = path / "model.safetensors"  # as predict -o DIR/ and bake write it
+        path = path / "model.safetensors"  # as written by predict -o DIR/ and bake
     if path.suffix not in _SUFFIXES or text.startswith("file:"):
         return None
     if not path.is_file():
@@ -65,7 +64,7 @@ def _file(text: str) -> Path | None:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """What a file says of itself that this package has written."""
+    """The metadata of a file that this package has written; {} for other files."""
     from ..weights.files import WeightsError, read_about
 
     try:
@@ -75,66 +74,41 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> _Weights:
+    """The tensors of a file; nothing in it is run."""
+    import torch
+    from safetensors.torch import load_file
+    from timm.models import clean_state_dict
+
+    from ..checkpoints.torch_files import read_torch
+
     try:
-        tensors = _tensors(path)
-    except Exception as error:  # each format, and each way in which a file can be damaged, has its own
+        tensors: Any = load_file(path) if path.suffix == ".safetensors" else read_torch(path)
+        if isinstance(tensors, dict):  # as training scripts save them
+            tensors = tensors.get("state_dict", tensors.get("model", tensors))
+        if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+            raise ValueError(f"it holds {type(tensors).__name__}, and not only tensors")
+        tensors = clean_state_dict(tensors)
+    except Exception as error:  # each format, and each kind of damage, raises its own type
         reason = one_line(error)[:200] or type(error).__name__
         raise UserError(f"{path} cannot be read as weights, tensors by name: {reason}") from error
     predicted = _about(path).get("predicted")
     return _Weights(tensors, None if predicted is None else frozenset(predicted))
 
 
-def _tensors(path: Path) -> "dict[str, Tensor]":
-    """The tensors of a file, without running anything in it."""
-    from safetensors.torch import load_file
-    from torch import Tensor
-
-    from ..checkpoints.torch_files import read_torch
-
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    loaded = read_torch(path)
-    if isinstance(loaded, dict):  # as training scripts save them, timm's for one
-        loaded = loaded.get("state_dict", loaded.get("model", loaded))
-    if not isinstance(loaded, dict):
-        raise ValueError(f"it holds {type(loaded).__name__}")
-    for name, tensor in loaded.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise ValueError(f"{shown(name)} is no tensor's name, or no tensor")
-    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
-
-
-def _made(init: str, args: argparse.Namespace, about: dict[str, Any]) -> _Weights:
+def _initialised(init: str, args: argparse.Namespace, about: dict[str, Any]) -> _Weights:
     """The weights of a source, for the architecture of an option or of the other file."""
     from ..lab.analysis.inits import initialised
     from .models import with_weights
 
     arch = args.arch or about.get("architecture")
     if not isinstance(arch, str):
-        raise UserError(f"{init}: for which architecture? Say --arch ARCH.")
+        raise UserError(f"{init}: for which architecture? Add --arch ARCH.")
     if args.arch is None and args.num_classes is None:
         args.num_classes = about.get("num_classes")
     args.arch = arch
     with mistakes(ValueError):
         made = initialised(lambda pretrained: with_weights(args, pretrained), init, seed=args.seed)
     return _Weights(made.model.state_dict(), made.predicted)
-
-
-def _as_text(rows: "list[Difference]", total: dict[str, Any]) -> str:
-    shown = [row for row in rows if not row.equal]
-    lines = []
-    if shown:
-        header = ("tensor", "A", "B", "norm A", "norm B", "distance", "correlation")
-        lines += [table(header, map(_cells, shown)), ""]
-    lines.append(
-        f"{len(total['equal'])} of {len(rows)} tensors are equal to the bit; the distance of all that both have is "
-        f"{total['distance']:.3g} of the larger norm."
-    )
-    for name, what in _REMARKS.items():
-        if total.get(name):
-            names = total[name]
-            lines.append(f"{what}: {len(names)} ({names[0]}{' ...' * (len(names) > 1)})")
-    return "\n".join(lines)
 
 
 _REMARKS = {
@@ -144,6 +118,22 @@ _REMARKS = {
     "predicted in A only": "predicted in A only",
     "predicted in B only": "predicted in B only",
 }
+
+
+def _as_text(rows: "list[Difference]", total: dict[str, Any]) -> str:
+    differing = [row for row in rows if not row.equal]
+    lines = []
+    if differing:
+        header = ("tensor", "A", "B", "norm A", "norm B", "distance", "correlation")
+        lines += [table(header, map(_cells, differing)), ""]
+    lines.append(
+        f"{len(total['equal'])} of {len(rows)} tensors are equal to the bit; the distance of all that both have is "
+        f"{total['distance']:.3g} of the larger norm."
+    )
+    for name, remark in _REMARKS.items():
+        if names := total.get(name):
+            lines.append(f"{remark}: {len(names)} ({names[0]}{' ...' * (len(names) > 1)})")
+    return "\n".join(lines)
 
 
 def _cells(row: "Difference") -> tuple[str, ...]:

@@ -7,16 +7,17 @@ from .arguments import Command
 from .messages import UserError
 from .results import show
 
-SHELLS = ("bash", "zsh")
-
 
 def add(command: Command) -> None:
-    sub = command("completion", completion)
-    sub.add_argument("shell", choices=SHELLS)
+    sub = command("completion", completion, "completion bash")
+    sub.add_argument("shell", choices=("bash", "zsh"), help="the shell")
 
 
 def completion(args: argparse.Namespace) -> int:
-    """Print what makes a shell complete commands and options: eval "$(timm-ghn-init completion bash)"."""
+    """Print a script that makes a shell complete commands and options.
+
+    To try it: eval "$(timm-ghn-init completion bash)".
+    """
     try:
         import shtab
     except ImportError as error:
@@ -24,9 +25,11 @@ def completion(args: argparse.Namespace) -> int:
             'Completion is written by shtab, which is not installed: pip install "timm-ghn-init[completion]".'
         ) from error
     for action in _actions(args.parser):
-        kind = _completed(action)
-        if kind:
-            action.complete = getattr(shtab, kind)  # type: ignore[attr-defined]  # how shtab is told
+        metavar = action.metavar if isinstance(action.metavar, str) else ""
+        if metavar.startswith(("FILE", "RUNS", "REPORT")):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab reads this attribute
+        elif metavar.startswith("DIR"):
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     script = shtab.complete(args.parser, args.shell)
     show(args, {"shell": args.shell, "script": script}, script)
     return 0
@@ -39,11 +42,3 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
         if isinstance(action, argparse._SubParsersAction):
             for sub in action.choices.values():
                 yield from _actions(sub)
-
-
-def _completed(action: argparse.Action) -> str:
-    """The name of shtab's completion for an option that takes a file or a folder, by what its help calls it."""
-    name = action.metavar if isinstance(action.metavar, str) else ""
-    if name.startswith(("FILE", "RUNS", "REPORT")):
-        return "FILE"
-    return "DIRECTORY" if name.startswith("DIR") else ""

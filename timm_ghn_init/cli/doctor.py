@@ -1,4 +1,4 @@
-"""`doctor`: what is installed, registered and at hand, and what of it is broken; what a bug report should hold."""
+"""`doctor`: the content of a bug report: what is installed, registered and available, and what is broken."""
 
 import argparse
 import importlib
@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +20,7 @@ from .results import show
 
 Facts = dict[str, Any]
 
-# By the name of the distribution, what is imported of it. All needs the first, some commands the second.
+# Distribution -> module. The package needs the first, some commands need the second.
 _NEEDED = {name: name for name in ("torch", "timm", "huggingface_hub", "safetensors", "numpy", "filelock", "tqdm")}
 _OPTIONAL = {"torchvision": "torchvision", "scikit-learn": "sklearn", "matplotlib": "matplotlib", "jinja2": "jinja2"}
 _VARIABLES = re.compile(r"(TIMM_GHN|HF|HUGGING_?FACE|TORCH|CUDA|OMP|XDG_CACHE|(HTTPS?|ALL)_PROXY)(_|$)", re.IGNORECASE)
@@ -29,20 +28,20 @@ _SECRET = re.compile(r"TOKEN|PASS|SECRET|KEY|PROXY", re.IGNORECASE)
 
 
 def add(command: Command) -> None:
-    command("doctor", doctor)
+    command("doctor", doctor, "doctor")
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Say what a bug report should hold: versions, what is registered, devices, cache, default GHN; what is broken.
+    """Print versions, devices, cache and default GHN, and what is broken; for bug reports.
 
-    Nothing is asked of the network, and no token or password is shown. Exit status 1: something is broken.
+    It does not use the network and shows no tokens or passwords. Exit status 1: something is broken.
     """
     broken: list[str] = []
     found: dict[str, Facts] = {}
-    for name, look in _SECTIONS.items():
+    for name, section in _SECTIONS.items():
         try:
-            found[name] = look(broken)
-        except Exception as error:  # a broken installation may raise anything
+            found[name] = section(broken)
+        except Exception as error:  # of any type: the installation is broken
             broken.append(f"{name}: {_reason(error)}")
     show(args, {**found, "broken": broken}, lambda: _as_text(found, broken))
     return 1 if broken else 0
@@ -86,29 +85,24 @@ def _versions(broken: list[str]) -> Facts:
     bounds = _bounds()
     found = {}
     for name, module in {**_NEEDED, **_OPTIONAL}.items():
-        version, problem = _version(name, module)
-        if problem is None and version is not None and name in bounds and version not in bounds[name]:
-            problem = f"{bounds[name]} is needed"
+        version, problem = None, ""
+        with suppress(metadata.PackageNotFoundError):
+            version = metadata.version(name)
+        try:
+            version = version or getattr(importlib.import_module(module), "__version__", "unknown version")
+            importlib.import_module(module)
+        except Exception as error:  # of any type: the library is missing, or does not fit another one
+            problem = _reason(error)
+        if version and name in bounds and version not in bounds[name]:
+            problem = problem or f"{bounds[name]} is needed"
         found[name] = version or "not installed"
         if problem and (version or name in _NEEDED):
             broken.append(f"{name}{f' {version}' if version else ''}: {problem}")
     return found
 
 
-def _version(name: str, module: str) -> tuple[str | None, str | None]:
-    """The version of a package, None where there is none; and why it cannot be imported."""
-    version = None
-    with suppress(metadata.PackageNotFoundError):
-        version = metadata.version(name)
-    try:
-        imported = importlib.import_module(module)
-    except Exception as error:  # of a library that is missing, or does not fit another one, in any way
-        return version, _reason(error)
-    return version or getattr(imported, "__version__", "of an unknown version"), None
-
-
 def _bounds() -> dict[str, Any]:
-    """Which versions are asked for, by package; nothing where that is not recorded, in a checkout for one."""
+    """The required versions, by package; {} if they are not recorded, e.g. in a checkout."""
     try:
         from packaging.requirements import Requirement
 
@@ -119,16 +113,13 @@ def _bounds() -> dict[str, Any]:
 
 
 def _registered(broken: list[str]) -> Facts:
-    from ..integration import enabling
-    from ..integration.registration import register
+    from ..integration import enabling, registration, timm_hooks
 
     lines = enabling.enabled()
     for file in lines:
         if file.read_text(encoding="utf-8", errors="replace") != enabling.LINE:
             broken.append(f"{file}: written by another version of this package; run {PROG} enable again")
-    register()
-    from ..integration import timm_hooks  # what timm makes of it
-
+    registration.register()
     missing = timm_hooks.unwrapped()
     if missing:
         broken.append(f"registered: this timm does not know the sources, {', '.join(missing)} is as it was")
@@ -154,9 +145,11 @@ def _cache(broken: list[str]) -> Facts:
     from ..checkpoints.load import home, is_cached
     from ..weights import cache
 
-    folder = home()
-    if not _is_writable(folder):
-        broken.append(f"cache: {folder} may not be written to; set TIMM_GHN_HOME to another folder")
+    folder = existing = home()
+    while not existing.exists() and existing != existing.parent:  # it is made when it is needed
+        existing = existing.parent
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        broken.append(f"cache: {folder} is not writable; set TIMM_GHN_HOME to another folder")
     kept = cache.entries()
     return {
         "folder": str(folder),
@@ -166,23 +159,17 @@ def _cache(broken: list[str]) -> Facts:
         "finished weights": len(kept),
         "bytes of these": sum(entry.size for entry in kept),
         "bytes at most": cache.size_limit(),
-        "finished weights are kept": "always" if cache.is_on() else "where it is asked for",
+        "finished weights are kept": "always" if cache.is_on() else "if asked for",
     }
-
-
-def _is_writable(folder: Path) -> bool:
-    while not folder.exists() and folder != folder.parent:  # it is made when it is needed
-        folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK)
 
 
 def _hub(broken: list[str]) -> Facts:
     from huggingface_hub import constants
 
-    # `get_token` would ask the user, in some notebooks
+    # not `get_token`: it asks the user in some notebooks
     has_token = bool(os.environ.get("HF_TOKEN") or os.path.isfile(constants.HF_TOKEN_PATH))
     return {
-        "address": _shown("", constants.ENDPOINT),
+        "address": _without_secrets("", constants.ENDPOINT),
         "folder": str(constants.HF_HUB_CACHE),
         "offline": bool(constants.HF_HUB_OFFLINE),
         "token": has_token,
@@ -202,11 +189,11 @@ def _default(broken: list[str]) -> Facts:
 
 
 def _environment(broken: list[str]) -> Facts:
-    return {name: _shown(name, os.environ[name]) for name in sorted(os.environ) if _VARIABLES.match(name)}
+    return {name: _without_secrets(name, os.environ[name]) for name in sorted(os.environ) if _VARIABLES.match(name)}
 
 
-def _shown(name: str, value: str) -> str:
-    """A variable's value without what is nobody's business: tokens, and users and passwords of addresses."""
+def _without_secrets(name: str, value: str) -> str:
+    """A variable's value without tokens, and without users and passwords of addresses."""
     if _SECRET.search(name):
         return "(set)"
     if "://" in value:
@@ -215,7 +202,7 @@ def _shown(name: str, value: str) -> str:
     return one_line(value.rpartition("@")[2] if "@" in value and not os.path.exists(value) else value)
 
 
-_SECTIONS: dict[str, Callable[[list[str]], Facts]] = {
+_SECTIONS = {
     "installation": _installation,
     "versions": _versions,
     "registered": _registered,

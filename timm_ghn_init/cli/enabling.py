@@ -8,13 +8,13 @@ from .results import show
 
 
 def add(command: Command) -> None:
-    sub = command("enable", enable)
-    sub.add_argument("--status", action="store_true", help="only say whether it is (exit status 1: it is not)")
-    command("disable", disable)
+    sub = command("enable", enable, "enable")
+    sub.add_argument("--status", action="store_true", help="only print whether it is enabled; exit status 1 if not")
+    command("disable", disable, "disable")
 
 
 def enable(args: argparse.Namespace) -> int:
-    """Have timm know the sources in every program of this environment, without importing this package."""
+    """Make timm know the sources in every program of this environment, without an import."""
     from ..integration.enabling import enable, enabled
 
     if not args.status:
@@ -28,7 +28,7 @@ def enable(args: argparse.Namespace) -> int:
 
 
 def disable(args: argparse.Namespace) -> int:
-    """Undo enable: sources are known where this package is imported."""
+    """Undo enable: programs know the sources only if they import this package."""
     from ..integration.enabling import disable
 
     with mistakes(OSError):

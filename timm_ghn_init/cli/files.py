@@ -10,26 +10,31 @@ from .messages import UserError
 
 
 def output_path(path: str, suffixes: tuple[str, ...], folder: bool = False) -> Path:
-    """A path that can be written, as far as can be seen before the work.
+    """Check, before the work, that an output can be written.
 
     Args:
         path: as the user wrote it.
-        suffixes: of files.
+        suffixes: that a file may have.
         folder: whether it may be a folder instead, see `is_folder`.
+
+    Raises:
+        UserError: wrong suffix, missing folder, no permission.
     """
     output = Path(path)
-    if folder and is_folder(path):
-        if output.exists() and not output.is_dir():
-            raise UserError(f"{output}: is a file, not a folder.")
-        _check_writable(output if output.is_dir() else output.parent, output)
-        return output
-    if output.suffix.lower() not in suffixes:
-        raise UserError(
-            f"{output}: the output must end in {' or '.join(suffixes)}{', or in / for a folder' if folder else ''}."
-        )
-    if output.is_dir():
-        raise UserError(f"{output}: is a folder.")
-    _check_writable(output.parent, output)
+    as_folder = folder and is_folder(path)
+    if as_folder and output.exists() and not output.is_dir():
+        raise UserError(f"{output}: is a file, not a folder.")
+    if not as_folder:
+        if output.suffix.lower() not in suffixes:
+            or_folder = ", or in / for a folder" if folder else ""
+            raise UserError(f"{output}: the output must end in {' or '.join(suffixes)}{or_folder}.")
+        if output.is_dir():
+            raise UserError(f"{output}: is a folder.")
+    parent = output if output.is_dir() else output.parent
+    if not parent.is_dir():
+        raise UserError(f"{output}: there is no folder {parent}.")
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"{output}: the folder {parent} cannot be written to.")
     return output
 
 
@@ -38,23 +43,16 @@ def is_folder(path: str) -> bool:
     return path.endswith(("/", os.sep))
 
 
-def _check_writable(folder: Path, output: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{output}: there is no folder {folder}.")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{output}: the folder {folder} cannot be written to.")
-
-
 @contextmanager
 def writing(output: Path) -> Iterator[Path]:
-    """A file to write that becomes `output` when it is complete."""
+    """A temporary file that becomes `output` when the block ends without an error."""
     with _write_errors(output), replacing(output) as temporary:
         yield temporary
 
 
 @contextmanager
 def writing_folder(output: Path) -> Iterator[Path]:
-    """A folder to fill whose files become those of `output` when all of them are complete."""
+    """A temporary folder whose files move into `output` when the block ends without an error."""
     with _write_errors(output), replacing_folder(output) as temporary:
         yield temporary
 

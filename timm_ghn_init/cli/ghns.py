@@ -1,7 +1,7 @@
-"""`list` and `fetch`: the hypernetworks."""
+"""`list` and `fetch`: the sources, and the checkpoints of GHNs."""
 
 import argparse
-from typing import NamedTuple
+from typing import Any
 
 from ..sources import BASELINES, DEFAULT, KNOWN, SUFFIXES, list_sources
 from .arguments import AGAIN, Command, add_needed_source
@@ -10,44 +10,44 @@ from .results import show
 
 
 def add(command: Command) -> None:
-    command("list", list_known)
-    sub = command("fetch", fetch, go_on=AGAIN)
-    add_needed_source(sub, "which GHN, see list")
+    command("list", list_known, "list")
+    sub = command("fetch", fetch, "fetch --source ghn2", AGAIN)
+    add_needed_source(sub, "a GHN, see `list`")
 
 
 def list_known(args: argparse.Namespace) -> int:
-    """Print the sources."""
+    """List the sources, and which GHNs are on this machine."""
     from ..checkpoints.load import is_cached
 
-    rows = [_Row(DEFAULT, "the default: TIMM_GHN_DEFAULT, else ghn2, else the GHN that ships")]
+    def row(
+        source: str, description: str, cached: bool | None = None, licence: str | None = None, arxiv: str = ""
+    ) -> dict[str, Any]:
+        paper = f"arXiv:{arxiv}" if arxiv else None
+        return {"source": source, "description": description, "cached": cached, "licence": licence, "paper": paper}
+
     names = dict.fromkeys(source.name for source in list_sources())
-    for known in (KNOWN[name] for name in names if name in KNOWN):
-        rows.append(_Row(known.name, known.description, is_cached(known.name), known.license, f"arXiv:{known.arxiv}"))
-    rows.append(_Row("file:PATH", f"a file of your own, {', '.join(SUFFIXES)}"))
-    rows += [_Row(b.name, b.description, paper=f"arXiv:{b.arxiv}") for b in BASELINES.values()]
-    show(args, [row._asdict() for row in rows], lambda: _as_text(rows))
+    ghns = [KNOWN[name] for name in names if name in KNOWN]
+    rows = [
+        row(DEFAULT, "the default: TIMM_GHN_DEFAULT, else ghn2, else the GHN that ships"),
+        *(row(ghn.name, ghn.description, is_cached(ghn.name), ghn.license, ghn.arxiv) for ghn in ghns),
+        row("file:PATH", f"a file of your own, {', '.join(SUFFIXES)}"),
+        *(row(b.name, b.description, arxiv=b.arxiv) for b in BASELINES.values()),
+    ]
+    show(args, rows, lambda: _as_text(rows))
     return 0
 
 
-class _Row(NamedTuple):
-    source: str
-    description: str
-    cached: bool | None = None
-    licence: str | None = None
-    paper: str | None = None
-
-
-def _as_text(rows: list[_Row]) -> str:
-    said = {True: "yes", False: "no", None: ""}
-    cells = [(r.source, said[r.cached], r.licence or "", r.paper or "", r.description) for r in rows]
+def _as_text(rows: list[dict[str, Any]]) -> str:
+    columns = ("source", "cached", "licence", "paper", "description")
+    cells = [[{True: "yes", False: "no", None: ""}.get(row[c], row[c]) for c in columns] for row in rows]
     return (
-        f"{table(('source', 'cached', 'licence', 'paper', 'description'), cells)}\n\n"
+        f"{table(columns, cells)}\n\n"
         "Each GHN also with post-processing (ghn2-orth); all with options (ghn2-orth?layer=94&seed=1, orth?layer=37)."
     )
 
 
 def fetch(args: argparse.Namespace) -> int:
-    """Download a GHN, if it is not here yet, and print its path."""
+    """Download the checkpoint of a GHN unless it is on this machine, and print its path."""
     from ..checkpoints import load as checkpoints
 
     path = checkpoints.fetch(args.source)

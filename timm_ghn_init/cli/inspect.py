@@ -12,19 +12,19 @@ from .models import Reads, read_ghn, trace_model
 from .results import show
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from ..graph import Graph
 
 
 def add(command: Command) -> None:
-    sub = command("inspect", inspect)
+    sub = command("inspect", inspect, "inspect convnext_base --source ghn2 --num-classes 10")
     add_architecture(sub)
-    add_source(sub, DEFAULT, "which GHN predicts, see list")
+    add_source(sub, DEFAULT, "the GHN that predicts, see `list`")
 
 
 def inspect(args: argparse.Namespace) -> int:
-    """Print the graph's statistics and which parameters are predicted, without a checkpoint."""
+    """Print what is predicted for an architecture, what is not and why; no checkpoint is needed."""
     ghn = read_ghn(args.source)
     statistics = _statistics(args.arch, ghn, *trace_model(args, ghn.dialect))
     show(args, statistics, lambda: _as_text(statistics))
@@ -37,6 +37,19 @@ def _statistics(arch: str, ghn: Reads, model: "nn.Module", graph: "Graph") -> di
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     offer = predicted(graph, ghn.num_classes, ghn.source)
     names, skipped = offer.roles, offer.skipped
+    parameters = []
+    for name, parameter in model.named_parameters():
+        target = None if name in skipped else graph.targets.get(name)
+        parameters.append(
+            {
+                "name": name,
+                "shape": list(parameter.shape),
+                "predicted": target is not None,
+                "role": target.role if target else None,
+                "classifier": bool(target and target.classifier),
+                "reason": skipped.get(name),
+            }
+        )
     return {
         "architecture": arch,
         "source": str(ghn.source),
@@ -51,20 +64,7 @@ def _statistics(arch: str, ghn: Reads, model: "nn.Module", graph: "Graph") -> di
         "tensors_predicted": len(names),
         "values": sum(sizes.values()),
         "values_predicted": sum(sizes[name] for name in names),
-        "parameters": [_parameter(name, p, graph, skipped) for name, p in model.named_parameters()],
-    }
-
-
-def _parameter(name: str, parameter: "Tensor", graph: "Graph", skipped: dict[str, str]) -> dict[str, Any]:
-    """Whether a parameter is predicted, as what, and why not."""
-    target = None if name in skipped else graph.targets.get(name)
-    return {
-        "name": name,
-        "shape": list(parameter.shape),
-        "predicted": target is not None,
-        "role": target.role if target else None,
-        "classifier": bool(target and target.classifier),
-        "reason": skipped.get(name),
+        "parameters": parameters,
     }
 
 
@@ -75,16 +75,11 @@ def _as_text(s: dict[str, Any]) -> str:
         rows.append((p["name"], "x".join(map(str, p["shape"])) or "scalar", role or "-", p["reason"] or ""))
     share = percentage(s["values_predicted"] / max(1, s["values"]))
     default = f" ghn is {s['source']} here: {s['because']}." if s["because"] else ""
-    return "\n".join(
-        (
-            f"{s['architecture']}, input {'x'.join(map(str, s['input_size']))}",
-            f"{s['nodes']} nodes, {s['edges']} edges, {s['virtual_edges']} virtual edges (paths of 2 to 50 edges)",
-            "",
-            table(("primitive", "nodes"), s["primitives"].items()),
-            "",
-            table(("parameter", "shape", "predicted as", "why not"), rows),
-            "",
-            f"{s['tensors_predicted']} of {s['tensors']} parameters are predicted by {s['source']}, {share} of "
-            f"{s['values']:,} values.{default}",
-        )
+    return (
+        f"{s['architecture']}, input {'x'.join(map(str, s['input_size']))}\n"
+        f"{s['nodes']} nodes, {s['edges']} edges, {s['virtual_edges']} virtual edges (paths of 2 to 50 edges)\n\n"
+        f"{table(('primitive', 'nodes'), s['primitives'].items())}\n\n"
+        f"{table(('parameter', 'shape', 'predicted as', 'why not'), rows)}\n\n"
+        f"{s['tensors_predicted']} of {s['tensors']} parameters are predicted by {s['source']}, {share} of "
+        f"{s['values']:,} values.{default}"
     )

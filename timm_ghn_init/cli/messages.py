@@ -1,4 +1,4 @@
-"""What a command says: mistakes in one line, tables, log messages."""
+"""Texts of the command line: mistakes, tables, log messages."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ class UserError(Told):
 
 
 def one_line(text: object) -> str:
-    """Names come from models and files: no line breaks, and nothing that steers a terminal."""
+    """A text without line breaks and control characters."""
     return clean(" ".join(str(text).split()))
 
 
@@ -30,7 +30,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 @contextmanager
 def mistakes(*types: type[Exception]) -> Iterator[None]:
-    """Errors that are the user's doing here."""
+    """Inside, errors of these types are mistakes of the user, not bugs."""
     try:
         yield
     except types as error:
@@ -38,15 +38,15 @@ def mistakes(*types: type[Exception]) -> Iterator[None]:
 
 
 class _Formatter(logging.Formatter):
-    """As timm's: information as it is, all else with its level. Nothing steers a terminal, in tracebacks either."""
+    """Messages of level INFO as they are, others after their level; without control characters, also in tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = "\n".join(map(clean, super().format(record).split("\n")))
         return text if record.levelno == logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
-class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # not for Python's own
-    """Above the bars, if there are some."""
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # not generic at run time
+    """Prints above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with aside():
@@ -55,7 +55,7 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # not for Pyth
 
 @contextmanager
 def logging_to_stderr(verbosity: int) -> Iterator[None]:
-    """Our messages on stderr; with -v timm's as well, and warnings of other libraries."""
+    """Show log messages on stderr: those of this package; with -v also timm's and the warnings of other libraries."""
     levels = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
     handler = _Handler()
     handler.setFormatter(_Formatter())

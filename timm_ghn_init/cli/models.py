@@ -1,14 +1,13 @@
 """From options to models, graphs, devices and sources."""
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ..sources import DEFAULT, Source, parse_source
-from ..utils.checks import shown, whole
+from ..sources import DEFAULT, Source, is_source, parse_source
+from ..utils.checks import check_device, shown, whole
 from ..utils.text import did_you_mean, logger
 from .messages import UserError, mistakes, one_line
 
@@ -23,31 +22,27 @@ T = TypeVar("T")
 _logger = logger(__name__)
 
 _OPTIONS = {"num_classes": whole(0), "in_chans": whole(1), "img_size": whole(1)}  # have an option of their own
-_WEIGHTS = (  # of `create_model`, what says where weights come from
+_WEIGHTS = (  # arguments of `create_model` that name weights
     *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
     *("checkpoint_path", "cache_dir"),
 )
-_LARGE = 10_000  # a size up to which no model is too large for a machine
-_MOST_WEIGHTS = 10_000  # the largest models of timm have 3000, buffers included
-
-
-def create_architecture(args: argparse.Namespace) -> "nn.Module":
-    """The architecture with timm's own initialisation."""
-    return build(args)[0]
 
 
 def build(args: argparse.Namespace) -> "tuple[nn.Module, dict[str, Any]]":
-    """The architecture with timm's own initialisation, and the options that it took."""
+    """The architecture with timm's own initialisation, and the options that it took.
+
+    Raises:
+        UserError: no such architecture, or options that it does not take.
+    """
     _check_architecture(args.arch)
     options = model_options(args)
-    given = ", ".join(f"{name}={shown(value)}" for name, value in options.items())
     try:
-        _check_memory(args, options)
         return _create(args, options)
-    except Exception as error:  # whatever a model's own code makes of the options
+    except Exception as error:  # of any type: raised by a model's own code
         if not options or isinstance(error, UserError):
             raise
         _logger.debug("%s:", args.arch, exc_info=True)
+        given = ", ".join(f"{name}={shown(value)}" for name, value in options.items())
         raise UserError(f"{args.arch} cannot be built with {given}: {one_line(error)[:300]}") from error
 
 
@@ -59,73 +54,20 @@ def _create(args: argparse.Namespace, options: dict[str, Any]) -> "tuple[nn.Modu
     except TypeError as error:
         if "unexpected keyword argument 'img_size'" not in str(error) or args.img_size is None:
             raise
-    options = {name: value for name, value in options.items() if name != "img_size"}  # built for any size
+    options = {name: value for name, value in options.items() if name != "img_size"}  # it takes images of any size
     return timm.create_model(args.arch, pretrained=False, **options), options
 
 
 def with_weights(args: argparse.Namespace, pretrained: bool) -> "nn.Module":
-    """The architecture, with timm's weights if they are asked for."""
+    """The architecture, with timm's weights if `pretrained`."""
     import timm
 
     model, options = build(args)
     return timm.create_model(args.arch, pretrained=True, **options) if pretrained else model
 
 
-def _check_memory(args: argparse.Namespace, options: dict[str, Any]) -> None:
-    """Raise for a model that this machine cannot hold: the system would kill the process half-way."""
-    import torch
-
-    if any(isinstance(value, int) and value > _LARGE for value in _flat(options.values())):
-        with torch.device("meta"), _counted(_memory()):
-            _create(args, options)
-
-
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
-    """Values, and those in lists and tuples."""
-    for value in values:
-        yield from _flat(value) if isinstance(value, (list, tuple)) else (value,)
-
-
-@contextmanager
-def _counted(most: int | None) -> "Iterator[None]":
-    """Raise a MemoryError when a model that is being built gets more bytes than there are, or weights without end."""
-    from torch.nn.modules import module
-
-    seen: dict[str, int] = {"bytes": 0, "weights": 0}
-
-    def count(owner: Any, name: str, tensor: Any) -> None:
-        if tensor is not None:
-            seen["bytes"] += tensor.nbytes
-            seen["weights"] += 1
-        if most is not None and seen["bytes"] > most:
-            raise MemoryError(
-                f"{seen['bytes'] / 1e9:,.0f} GB would be needed, and there are {most / 1e9:,.0f} GB of memory"
-            )
-        if seen["weights"] > _MOST_WEIGHTS:
-            raise MemoryError(f"it would have more than {_MOST_WEIGHTS:,} weights")
-
-    registered = (module.register_module_parameter_registration_hook, module.register_module_buffer_registration_hook)
-    handles = [register(count) for register in registered]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _memory() -> int | None:
-    """Bytes that this machine can still give, None if it does not say."""
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return 1024 * sum(int(lines[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def _check_architecture(arch: str) -> None:
     import timm
-
-    from ..sources import is_source
 
     if not timm.is_model(arch):
         close = did_you_mean(arch.partition(".")[0], timm.list_models())
@@ -137,29 +79,29 @@ def _check_architecture(arch: str) -> None:
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for `create_model`: those that have an option of their own, then the others."""
-    named = {name: getattr(args, name) for name in _OPTIONS}
-    named = {name: value for name, value in named.items() if value is not None}
-    for name, value in args.model_kwargs.items():
+    """Keyword arguments for `create_model`."""
+    named = {name: value for name in _OPTIONS if (value := getattr(args, name)) is not None}
+    others = dict(args.model_kwargs)
+    for name, value in others.items():
         if name in _WEIGHTS:
-            raise UserError(f"--model-kwargs {name}=...: which weights the model gets is what --source says.")
+            raise UserError(f"--model-kwargs {name}=...: --source says which weights the model gets.")
         if name in named:
             raise UserError(f"--model-kwargs {name}=...: there is --{name.replace('_', '-')} already.")
-        if name in _OPTIONS and isinstance(value, (int, float)):  # some models take two numbers, or none
+        if name in _OPTIONS and isinstance(value, (int, float)):  # some models take two numbers, or None
             with mistakes(ValueError):
                 _OPTIONS[name].check(f"--model-kwargs {name}", value)
-    return named | args.model_kwargs
+    return named | others
 
 
 def trace_model(args: argparse.Namespace, dialect: Any) -> "tuple[nn.Module, Graph]":
-    """Model and graph, built without memory where that works."""
+    """Model and graph, on the meta device if the model's code allows."""
     from ..graph import trace
 
-    return _without_memory(args, lambda model: (model, trace(model, args.img_size, dialect)))
+    return _on_meta(args, lambda model: (model, trace(model, args.img_size, dialect)))
 
 
-def _without_memory(args: argparse.Namespace, use: "Callable[[nn.Module], T]") -> "T":
-    """What is made of an architecture, on the meta device where that works."""
+def _on_meta(args: argparse.Namespace, use: "Callable[[nn.Module], T]") -> "T":
+    """The result of `use` for a model on the meta device, or for one with real values if that fails."""
     import torch
 
     _check_architecture(args.arch)
@@ -168,19 +110,19 @@ def _without_memory(args: argparse.Namespace, use: "Callable[[nn.Module], T]") -
         with torch.device("meta"):
             model, _ = _create(args, options)
         return use(model)
-    except Exception:  # whatever a model's own code raises where there are no values
+    except Exception:  # of any type: raised by a model's own code, which needs values
         _logger.debug("%s is built with real values.", args.arch, exc_info=True)
-    return use(create_architecture(args))
+    return use(build(args)[0])
 
 
 class Reads(NamedTuple):
-    """What there is to know of a GHN before it reads a graph.
+    """What a GHN reads and predicts.
 
     Attributes:
-        source: "ghn" resolved, as far as that is possible without a network.
-        why: it stands for that; "" where the user named it.
-        dialect: of the graphs that it reads.
-        num_classes: of the classifiers that it predicts.
+        source: the source; "ghn" is resolved as far as possible without a network.
+        why: the reason for that resolution; "" if the user named the GHN.
+        dialect: the dialect of the graphs that it reads, "ghn2" or "ghn3".
+        num_classes: the number of classes of the classifiers that it predicts.
     """
 
     source: Source
@@ -190,12 +132,12 @@ class Reads(NamedTuple):
 
 
 def read_ghn(text: str) -> Reads:
-    """What a source's GHN reads and predicts; its checkpoint is not needed if it has a name."""
+    """What a source's GHN reads and predicts. A GHN with a name needs no checkpoint for that."""
     from ..checkpoints.load import expected_default, load_ghn
 
     source, why = parse_source(text), ""
     if source.baseline:
-        raise UserError(f"{source} is an initialisation without a GHN and needs no graph. Name a GHN, e.g. ghn2.")
+        raise UserError(f"{source} is an initialisation without a GHN and reads no graph. Name a GHN, e.g. ghn2.")
     if source.name == DEFAULT:
         name, why = expected_default()
         source = replace(source, name=name)
@@ -204,45 +146,56 @@ def read_ghn(text: str) -> Reads:
 
 
 def build_initialised(args: argparse.Namespace, source: Source) -> "tuple[nn.Module, dict[str, Any], InitReport, int]":
-    """The architecture, initialised; the options that it took; the report; the seed of all that was random."""
+    """The architecture, initialised; the options that it took; the report; the seed."""
     import torch
 
     from ..initialize import init_model
 
     seed = source.seed_or(args.seed)
     device = read_device(args.device)
-    torch.manual_seed(seed)  # of timm's own initialisation, which is kept by what is not predicted
+    torch.manual_seed(seed)  # of timm's own initialisation, for parameters that are not predicted
     model, options = build(args)
-    with mistakes(ValueError):  # options of the source that do not fit the model
+    with mistakes(ValueError):  # keys of the source that do not fit the model
         report = init_model(model, source, input_size=args.img_size, seed=seed, device=device)
     return model, options, report, seed
 
 
 def model_key(args: argparse.Namespace, source: Source) -> tuple[str, str]:
-    """As `finished_key`, of an architecture that is built without memory where that works."""
+    """As `finished_key`, for an architecture on the meta device if its code allows."""
     from ..initialize import finished_key
 
     with mistakes(ValueError):
-        return _without_memory(args, lambda model: finished_key(model, source, args.img_size, args.seed))
+        return _on_meta(args, lambda model: finished_key(model, source, args.img_size, args.seed))
 
 
 def read_device(name: str | None) -> "torch.device | None":
-    """A device that this machine has, and that can compute."""
+    """A device by name; None stays None.
+
+    Raises:
+        InputError: this machine does not have it, or it cannot compute ("meta").
+    """
     import torch
 
     if name is None:
         return None
-    try:
-        one = torch.ones(1, device=name)
-        one.item()  # there are no values on meta
-        return one.device
-    except Exception as error:  # unknown, or not in this machine or build; the types have nothing in common
-        cause = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"--device {name}: {cause}") from error
+    check_device(name)
+    return torch.device(name)
+
+
+def device_of_rank() -> str | None:
+    """Under torchrun, the GPU of this process; None for the default device."""
+    import torch
+
+    count, rank = torch.cuda.device_count(), os.environ.get("LOCAL_RANK")
+    return f"cuda:{int(rank) % count}" if rank and count else None
 
 
 def read_predicting(text: str) -> Source:
-    """`parse_source` of what has a GHN, and so a prediction that others can take."""
+    """`parse_source` for commands that share predictions.
+
+    Raises:
+        UserError: the source has no GHN.
+    """
     source = parse_source(text)
     if source.baseline:
         raise UserError(

@@ -11,23 +11,21 @@ from .results import show
 
 
 def add(command: Command) -> None:
-    sub = command("predict", predict)
+    sub = command("predict", predict, "predict resnet50 --source ghn2-orth -o resnet50.safetensors")
     add_architecture(sub)
     add_prediction(sub)
     sub.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        metavar="FILE.safetensors|FOLDER/",
-        help="a file for timm's --initial-checkpoint, or a folder for its --model local-dir:FOLDER --pretrained",
-    )
+        "-o", "--output", required=True, metavar="FILE.safetensors|FOLDER/",
+        help="a file for timm's --initial-checkpoint, or a folder for its --model local-dir:FOLDER --pretrained "
+        "(required)",
+    )  # fmt: skip
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Write the weights that a source predicts for an architecture, as a file or folder that timm loads."""
+    """Write the weights that a source predicts, as a file or folder that timm loads."""
     folder, output = is_folder(args.output), output_path(args.output, (".safetensors",), folder=True)
     source = (read_predicting if folder else parse_source)(args.source)
-    from ..weights.push import write_folder  # torch and timm, seconds: after what can be told without them
+    from ..weights.push import write_folder  # imports torch and timm, which take seconds: mistakes above come first
 
     model, options, report, seed = build_initialised(args, source)
     with writing_folder(output) if folder else writing(output) as temporary:

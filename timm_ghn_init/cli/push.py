@@ -10,18 +10,18 @@ from .results import show
 
 
 def add(command: Command) -> None:
-    sub = command("push", push)
+    sub = command("push", push, "push resnet50 --source ghn2-orth --repo ORG/resnet50-ghn2-orth")
     add_architecture(sub)
     add_prediction(sub)
-    sub.add_argument("--repo", required=True, metavar="ORG/NAME", help="created if it is not there")
-    sub.add_argument("--private", action="store_true", help="if it is created")
+    sub.add_argument("--repo", required=True, metavar="ORG/NAME", help="repository; created if missing (required)")
+    sub.add_argument("--private", action="store_true", help="make a new repository private")
     where = sub.add_mutually_exclusive_group()
-    where.add_argument("--create-pr", action="store_true", help="open a pull request")
-    where.add_argument("--revision", metavar="R", help="a branch, created if it is not there (default: main)")
+    where.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    where.add_argument("--revision", metavar="R", help="branch; created if missing (default: main)")
 
 
 def push(args: argparse.Namespace) -> int:
-    """Push the weights that a source predicts for an architecture to the Hub, for timm's hf-hub:ORG/NAME."""
+    """Push the weights that a source predicts to the Hugging Face Hub, for timm's hf-hub:ORG/NAME."""
     from ..weights.push import check_repo_id, push_model
 
     check_repo_id(args.repo)
@@ -46,7 +46,7 @@ def push(args: argparse.Namespace) -> int:
 
 
 def need_hub(repo: str) -> None:
-    """Raise, before the work, where there is no Hub, or it would not let anybody write."""
+    """Raise, before the work, if the Hub cannot be reached or nobody is logged in."""
     from huggingface_hub import constants, get_token
 
     from ..checkpoints.download import hub_unreachable

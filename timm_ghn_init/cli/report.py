@@ -12,16 +12,17 @@ from .results import show
 
 
 def add(command: Command) -> None:
-    sub = command("report", report)
+    sub = command("report", report, "report runs.jsonl --correlations correlations.json -o report.html")
     sub.add_argument("runs", metavar="RUNS.jsonl", help="results of finetune")
     sub.add_argument(
-        "--correlations", action="append", default=[], metavar="FILE.json", help="of analyze correlations; repeatable"
-    )
-    sub.add_argument("-o", "--output", required=True, metavar="REPORT.html")
+        "--correlations", action="append", default=[], metavar="FILE.json",
+        help="also show this output of analyze correlations; repeatable (default: none)",
+    )  # fmt: skip
+    sub.add_argument("-o", "--output", required=True, metavar="REPORT.html", help="the page (required)")
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write the results of finetune as one self-contained page: table, curves, correlations, commands."""
+    """Write the results of finetune as one HTML page: table, curves, correlations, commands."""
     from ..lab.analysis import experiments, page
     from ..lab.finetune.results import read
 
@@ -49,5 +50,5 @@ def _read_correlations(path: Path) -> Any:
         data = json.loads(content)
         check_correlations(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not what analyze correlations writes: {error}") from error
+        raise UserError(f"{path} is not an output of analyze correlations: {error}") from error
     return data

@@ -1,4 +1,4 @@
-"""`train-ghn` and `eval-ghn`: a hypernetwork of one's own."""
+"""`train-ghn` and `eval-ghn`: a GHN of your own."""
 
 import argparse
 from dataclasses import asdict
@@ -16,33 +16,43 @@ if TYPE_CHECKING:
 
 
 def add(command: Command) -> None:
-    sub = command("train-ghn", train_ghn, go_on="run the same command with --resume to go on")
-    sub.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the run: checkpoint, log, GHN")
-    add_data(sub, "fashion-mnist")
-    sub.add_argument("--steps", type=whole(1), default=10_000, help="of the optimiser (default: %(default)s)")
-    sub.add_argument("--time-budget", type=seconds, metavar="TIME", help="stop after, e.g., 90m; --resume goes on")
-    sub.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    hint = "run the same command with --resume to continue"
+    sub = command("train-ghn", train_ghn, "train-ghn --data path/to/images --time-budget 4h -o runs/mine", hint)
     sub.add_argument(
-        "--begin-from", type=as_source, dest="start", metavar="SOURCE", help="begin from a GHN, not from nothing"
+        "-o", "--output", required=True, metavar="DIR", help="folder of the run: checkpoint, log, GHN (required)"
     )
-    sub.add_argument("--networks", type=whole(1), default=8, help="per step and process (default: %(default)s)")
+    add_data(sub, "fashion-mnist")
+    sub.add_argument("--steps", type=whole(1), default=10_000, help="optimiser updates (default: %(default)s)")
+    sub.add_argument(
+        "--time-budget", type=seconds, metavar="TIME", help="stop after, e.g., 90m; --resume continues (default: none)"
+    )
+    sub.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
+    sub.add_argument(
+        "--begin-from", type=as_source, dest="start", metavar="SOURCE", help="start from a GHN (default: random)"
+    )
+    sub.add_argument("--networks", type=whole(1), default=8, help="networks per step and rank (default: %(default)s)")
     sub.add_argument("--batch-size", type=whole(2), default=32, help="images per network (default: %(default)s)")
     sub.add_argument("--pool", type=whole(1), default=4000, help="different networks in all (default: %(default)s)")
-    sub.add_argument("--max-macs", type=number, help="multiplications per image of a network (default: 2.5e7)")
-    sub.add_argument("--lr", type=number, default=1e-3, help="default: %(default)s")
-    sub.add_argument("--clip", type=number, default=0.3, help="largest norm of the gradient (default: %(default)s)")
+    sub.add_argument("--max-macs", type=number, help="largest network, multiplications per image (default: 2.5e7)")
+    sub.add_argument("--lr", type=number, default=1e-3, help="learning rate (default: %(default)s)")
+    sub.add_argument("--clip", type=number, default=0.3, help="largest gradient norm (default: %(default)s)")
     sub.add_argument("--hid", type=option(WIDTH), default=32, help="width of node embeddings (default: %(default)s)")
-    sub.add_argument("--seed", type=whole(0), default=0)
-    sub.add_argument("--device", help="default: CUDA if there is one, else CPU")
-    sub.add_argument("--workers", type=option(PROCESSES), default=0, help="processes that prepare images")
-    sub.add_argument("--threads", type=whole(1, 1024), help="of PyTorch on the CPU")
+    _add_machine(sub, "CUDA if available, else CPU")
+    sub.add_argument(
+        "--workers", type=option(PROCESSES), default=0, help="processes that prepare images (default: %(default)s)"
+    )
+    sub.add_argument("--threads", type=whole(1, 1024), help="PyTorch's CPU threads (default: PyTorch's)")
 
-    sub = command("eval-ghn", eval_ghn)
-    add_needed_source(sub, "which GHN: its name or file")
-    add_data(sub, "fashion-mnist", "the ones that it was trained on")
-    sub.add_argument("--networks", type=whole(8), default=40, help="held out ones (default: %(default)s)")
-    sub.add_argument("--seed", type=whole(0), default=0)
-    sub.add_argument("--device", help="default: CPU")
+    sub = command("eval-ghn", eval_ghn, "eval-ghn --source runs/mine/ghn.safetensors")
+    add_needed_source(sub, "a GHN: its name or file")
+    add_data(sub, "fashion-mnist", "those that it was trained on")
+    sub.add_argument("--networks", type=whole(8), default=40, help="held-out networks (default: %(default)s)")
+    _add_machine(sub, "CPU")
+
+
+def _add_machine(sub: argparse.ArgumentParser, device: str) -> None:
+    sub.add_argument("--seed", type=whole(0), default=0, help="seed of everything random (default: %(default)s)")
+    sub.add_argument("--device", help=f"where to compute (default: {device})")
 
 
 def train_ghn(args: argparse.Namespace) -> int:
@@ -80,7 +90,7 @@ def train_ghn(args: argparse.Namespace) -> int:
 
 
 def eval_ghn(args: argparse.Namespace) -> int:
-    """Accuracy of held-out networks with a GHN's parameters and no training, beside chance."""
+    """Measure the accuracy of held-out networks with predicted parameters and no training."""
     from ..checkpoints.load import load_ghn
     from ..lab.images.batches import open_images
     from ..lab.training.evaluate import evaluate, summary
@@ -98,7 +108,7 @@ def eval_ghn(args: argparse.Namespace) -> int:
 
 
 def _trained_on(ghn: "GHN", source: str) -> str:
-    """The name of the images, in the GHN's file; a folder is kept there without its place."""
+    """The name of the images in the GHN's file; of a folder it has no path."""
     from ..lab.images.datasets import NAMED
 
     if ghn.trained_on is None or ghn.trained_on not in NAMED:

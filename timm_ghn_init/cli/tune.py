@@ -1,43 +1,40 @@
-"""`tune`: where the post-processing of a network begins, chosen on held-out images."""
+"""`tune`: the layer at which post-processing begins, chosen on validation images."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
 from ..sources import parse_source
-from ..utils.checks import PROCESSES, InputError
+from ..utils.checks import InputError
 from .analyze import picture_path, present
-from .arguments import AGAIN, Command, add_data, add_source, option, seconds, whole
-from .finetune import add_trial_options, given, less_messages
+from .arguments import AGAIN, Command, add_source, seconds
+from .finetune import add_run_options, given, less_messages
 from .messages import UserError, mistakes, table
 from .models import read_device
 
 if TYPE_CHECKING:
-    from ..lab.finetune import Runs
+    from ..lab.finetune import Runs, Trial
     from ..lab.finetune.tuning import Tuning
 
 
 def add(command: Command) -> None:
-    sub = command("tune", tune, go_on=AGAIN)
-    sub.add_argument("arch", metavar="ARCH", help="an architecture of timm")
-    add_source(sub, "ghn-orth")
-    add_data(sub, "digits")
-    sub.add_argument("--time-budget", type=seconds, metavar="TIME", help="of training, e.g. 20m (default: any)")
-    sub.add_argument("--seeds", type=whole(1), default=3, metavar="K", help="of the comparison (default: %(default)s)")
+    sub = command("tune", tune, "tune resnet50 --source ghn2-orth --time-budget 20m -o tuned.svg", AGAIN)
+    sub.add_argument("arch", metavar="ARCH", help="a timm architecture")
+    add_source(sub, "ghn-orth", "a GHN with -orth")
     sub.add_argument(
-        "-o", "--output", required=True, metavar="FILE.svg|png|json", help="the curve over L; runs are kept beside it"
+        "--time-budget", type=seconds, metavar="TIME", help="training time in all, e.g. 20m (default: unlimited)"
     )
-    sub.add_argument("--device", help="default: CUDA if there is one, else CPU")
     sub.add_argument(
-        "--workers", type=option(PROCESSES), default=2, metavar="N", help="that read a folder (default: %(default)s)"
-    )
-    add_trial_options(sub.add_argument_group("one run", "defaults are those of timm_ghn_init.lab.finetune.Trial"))
+        "-o", "--output", required=True, metavar="FILE.svg|png|json",
+        help="accuracy by layer, with its numbers in FILE.json and the runs in FILE.jsonl (required)",
+    )  # fmt: skip
+    add_run_options(sub, seeds=3)
 
 
 def tune(args: argparse.Namespace) -> int:
-    """Find the layer L and the noise beta of post-processing for one network and your images, by successive halving.
+    """Find the first post-processed layer L and the noise beta for your network and images.
 
-    Prints the source to use and what it is worth against random and orthogonal parameters with learning rates of their
-    own. The runs are kept in FILE.jsonl beside the picture: the same command goes on where it was stopped.
+    Learning rates, L and beta are searched on validation images. The command prints the source to use, and its accuracy
+    next to those of random and orthogonal parameters. An interrupted command continues from FILE.jsonl.
     """
     from ..lab.analysis import layer_figure
     from ..lab.finetune import Runs, work
@@ -48,9 +45,9 @@ def tune(args: argparse.Namespace) -> int:
     if not source.orth:
         raise UserError(f"{source} is not post-processed: there is no L to tune. Name a GHN with -orth.")
     output = picture_path(args)
-    assert output is not None  # argparse asks for it
+    assert output is not None  # argparse requires it
     runs, device = Runs(output.with_suffix(".jsonl")), read_device(args.device)
-    with mistakes(ValueError):
+    with mistakes(ValueError), less_messages(args):
         trial = _trial(args, str(source))
         tuning = Tuning(
             trial,
@@ -61,14 +58,13 @@ def tune(args: argparse.Namespace) -> int:
             fixed_epochs=args.epochs is not None,
         )
         load(trial, args.data_dir)  # before the work
-    with mistakes(ValueError), less_messages(args):
         work(tuning, runs, data_dir=args.data_dir, device=device, workers=args.workers)
     data = _summary(tuning, runs)
     present(args, output, data, lambda: layer_figure(data), lambda: _as_text(data))
     return 0
 
 
-def _trial(args: argparse.Namespace, source: str) -> Any:
+def _trial(args: argparse.Namespace, source: str) -> "Trial":
     from ..lab.finetune import Trial
     from ..lab.finetune.protocol import settled
 

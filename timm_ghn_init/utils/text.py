@@ -29,7 +29,7 @@ def clean(value: object, most: int | None = None) -> str:
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """A sentence with close matches, or nothing."""
+    """A sentence, after a space, with up to three words that are close to one; "" if there are none."""
     close = difflib.get_close_matches(word, list(words), n=3)
     return f" Did you mean {' or '.join(map(clean, close))}?" if close else ""
 

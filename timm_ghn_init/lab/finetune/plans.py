@@ -2,60 +2,62 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ...utils.checks import InputError
 from ...utils.text import logger
 from .protocol import Trial, settled
-from .results import Record, Runs
+from .results import Record, Runs, hyper_parameters
 from .train import run
 
 _logger = logger(__name__)
 
 Results = Mapping[str, Record]  # finished runs by key
 Plan = Callable[[Results], list[Trial]]
-SEARCH_SEED = 10_000  # of runs that choose hyper-parameters: none of those that are reported
+SEARCH_SEED = 10_000  # of runs that choose hyper-parameters; final runs have seeds from 0 on
 
 
 def work(plan: Plan, runs: Runs, *, poll: float = 1.0, **options: Any) -> None:
     """Run the trials of a plan that are not finished yet, together with any other process that works on them.
 
     Args:
-        plan: the trials that can be run with the results there are; none when all is done.
-        runs: where results are looked up and added.
-        poll: seconds to wait where all that is left is being done by others.
-        **options: `data_dir`, `device` ... of `run`.
+        plan: returns the trials that can be run, given the finished ones; none at the end.
+        runs: where results are looked up and appended.
+        poll: seconds to wait if other processes are running all remaining trials.
+        **options: `data_dir`, `device`, `workers` ... of `run`.
 
     Raises:
-        Exception: whatever `run` raises; what has been finished until then is in the file.
+        Exception: as `run`; what was finished before is in the file.
+
+    Example:
+        >>> from timm_ghn_init.lab.finetune import Each, Runs, Trial, work
+        >>> runs = Runs("runs.jsonl")
+        >>> work(Each(Trial("resnet18", "orth", labels=100), seeds=3), runs)  # doctest: +SKIP
     """
     while todo := [t for t in map(settled, plan(runs.finished())) if t.key not in runs.finished()]:
         if not any(_claimed(trial, runs, options) for trial in todo):
             time.sleep(poll)
 
 
-def one_line(record: Record) -> str:
-    """A finished run, for people."""
-    t = record["trial"]
-    seconds = f"{sum(record['seconds'].values()):.0f} s"
-    if t["stage"] == "final":
-        return f"{t['arch']}, {t['init']}, seed {t['seed']}: test {100 * record['test_accuracy']:.1f} %, {seconds}"
-    settings = f"{t['opt']}, {t['epochs']} epochs, lr {t['lr']:g}, wd {t['weight_decay']:g}, {t['image_size']} px"
-    return f"{t['arch']}, {t['init']}, {settings}: validation {100 * record['validation_accuracy']:.1f} %, {seconds}"
-
-
 def _claimed(trial: Trial, runs: Runs, options: dict[str, Any]) -> bool:
-    """Run a trial unless somebody else does."""
+    """Run a trial unless another process does."""
     with runs.claim(trial.key) as ours:
         if ours:
             record = run(trial, checkpoint=runs.checkpoint(trial.key), **options)
             runs.append(record)
-            _logger.info("%s", one_line(record))
+            _logger.info("%s", _one_line(record))
         if ours or trial.key in runs.finished():
             runs.discard(trial.key)
         return ours
+
+
+def _one_line(record: Record) -> str:
+    t, part = record["trial"], "test" if record["trial"]["stage"] == "final" else "validation"
+    what = f"seed {t['seed']}" if part == "test" else hyper_parameters(t)
+    seconds = sum(record["seconds"].values())
+    return f"{t['arch']}, {t['init']}, {what}: {part} {100 * record[f'{part}_accuracy']:.1f} %, {seconds:.0f} s"
 
 
 class Each:
@@ -63,7 +65,7 @@ class Each:
 
     Args:
         trial: what to run.
-        seeds: how often, with seeds from 0 on.
+        seeds: number of runs, with seeds from 0 on.
     """
 
     def __init__(self, trial: Trial, seeds: int) -> None:
@@ -77,51 +79,97 @@ class Each:
         return self.trials
 
 
-def one_after_another(plans: Sequence[Plan]) -> Plan:
-    """The plan of several groups that do not depend on each other."""
-    return lambda results: [trial for plan in plans for trial in plan(results)]
-
-
 class Tuned:
-    """The plan that runs candidates once, then the best of them with several seeds.
+    """The plan that searches the best candidate on the validation images, then runs it with several seeds.
+
+    With one round, every candidate is trained once. With more it is successive halving: each round trains for `FACTOR`
+    times as many epochs as the one before, with a cosine schedule of its own, and the best third of a round goes on to
+    the next. The search is read from the results: it can be interrupted, and several processes can share it.
 
     Args:
-        candidates: trials that differ in what is to be chosen.
-        seeds: how often to run the best, with seeds from 0 on.
-        changes: fields of the best that have other values then.
+        candidates: trials that differ in what is to be chosen, in the order in which they are tried.
+        seeds: number of final runs, with seeds from 0 on.
+        rounds: of the search, at most; fewer if there are not enough epochs. With more than one, all candidates get
+            the most epochs that one of them has.
+        seconds: training time of the search, summed over its runs; None for unlimited. Every round has an equal part
+            and starts no run after that, but at least one.
+        **changes: fields of the best candidate that are different in the final runs.
+
+    Raises:
+        ValueError: no candidates, or no validation images.
     """
 
-    def __init__(self, candidates: Iterable[Trial], seeds: int, **changes: Any) -> None:
-        self.search = searched(candidates)
-        self.seeds, self.changes = seeds, {**changes, "stage": "final"}
+    FACTOR = 3
+
+    def __init__(
+        self, candidates: Iterable[Trial], seeds: int, rounds: int = 1, seconds: float | None = None, **changes: Any
+    ) -> None:
+        self.candidates, self.seeds, self.seconds = searched(candidates), seeds, seconds
+        self.changes = {**changes, "stage": "final"}
+        epochs = max(t.epochs for t in self.candidates)
+        if rounds > 1:
+            self.candidates = searched(replace(t, epochs=epochs) for t in self.candidates)
+        rounds = min(rounds, 1 + int(math.log(epochs, self.FACTOR) + 1e-9))
+        self.parts = [self.FACTOR**i for i in reversed(range(rounds))]  # of the epochs, by round: 9, 3, 1
 
     def __call__(self, results: Results) -> list[Trial]:
-        missing = [t for t in self.search if t.key not in results]
-        return missing or [t for t in self.final(results) if t.key not in results]
+        tried, missing = self._last_round(results)
+        return missing or [t for t in self._final(tried, results) if t.key not in results]
 
     def final(self, results: Results) -> list[Trial]:
-        """The runs that are reported; none as long as the choice is open."""
-        if not all(t.key in results for t in self.search):
-            return []
-        chosen = replace(best(self.search, results), **self.changes)
+        """The runs that are reported; none while the search is not finished."""
+        tried, missing = self._last_round(results)
+        return [] if missing else self._final(tried, results)
+
+    def best(self, results: Results) -> Trial:
+        """The best trial of the last round; the search must be finished."""
+        return ranked(self._last_round(results)[0], results)[0]
+
+    def all_trials(self) -> Iterator[Trial]:
+        """Every candidate with the epochs of every round."""
+        for part in self.parts:
+            yield from (_shortened(t, part) for t in self.candidates)
+
+    def _last_round(self, results: Results) -> tuple[list[Trial], list[Trial]]:
+        """The trials of the last round that has begun, and those of them that are still to be run."""
+        trials = pool = self.candidates
+        for part in self.parts:
+            trials = [_shortened(t, part) for t in pool]
+            done = [t for t in trials if t.key in results]
+            spent = sum(sum(results[t.key]["seconds"].values()) for t in done)
+            used_up = self.seconds is not None and done and spent >= self.seconds / len(self.parts)
+            if len(done) < len(trials) and not used_up:
+                return trials, [t for t in trials if t.key not in results]
+            trials = done
+            best = {t.key for t in ranked(done, results)[: math.ceil(len(done) / self.FACTOR)]}
+            pool = [t for t in pool if _shortened(t, part).key in best]
+        return trials, []
+
+    def _final(self, tried: Sequence[Trial], results: Results) -> list[Trial]:
+        chosen = replace(ranked(tried, results)[0], **self.changes)
         return [replace(chosen, seed=seed) for seed in range(self.seeds)]
 
 
+def _shortened(trial: Trial, part: int) -> Trial:
+    """A trial with a part of its epochs."""
+    return replace(trial, epochs=max(1, round(trial.epochs / part)))
+
+
+def one_after_another(plans: Sequence[Plan]) -> Plan:
+    """The plan of several plans that do not depend on each other."""
+    return lambda results: [trial for plan in plans for trial in plan(results)]
+
+
 def searched(candidates: Iterable[Trial]) -> list[Trial]:
-    """The runs that choose between candidates, no two of them the same.
+    """The runs that choose between candidates, without duplicates.
 
     Raises:
-        ValueError: there are no validation images to choose by, or no candidates.
+        ValueError: there are no candidates, or no validation images to choose by.
     """
     trials = [replace(settled(t), stage="search", seed=SEARCH_SEED) for t in candidates]
     if not trials or any(t.validation == 0 for t in trials):
-        raise InputError("Choosing hyper-parameters takes candidates, and validation images to choose by.")
+        raise InputError("A search needs candidates, and validation images to choose by.")
     return list({t.key: t for t in trials}.values())
-
-
-def best(trials: Sequence[Trial], results: Results) -> Trial:
-    """The finished trial that comes first in `ranked`."""
-    return ranked(trials, results)[0]
 
 
 def ranked(trials: Sequence[Trial], results: Results) -> list[Trial]:

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
-from ...checkpoints.load import fetch, resolve_default, sha256
-from ...sources import is_source, parse_source
+from ...checkpoints.load import fetch, resolve_default
+from ...sources import Source, is_source, parse_source
 from ...utils.checks import (
     NOT_NEGATIVE,
     PART,
@@ -22,6 +21,8 @@ from ...utils.checks import (
     shown,
     whole,
 )
+from ..images.datasets import NAMED, open_folder
+from .digest import digest_of_all, file_digest
 
 PRETRAINED = "pretrained"
 TIMM = "timm"
@@ -30,7 +31,7 @@ OPTIMIZERS = {"sgd": "momentum", "adamw": "adamw"}  # timm's names; its "sgd" ha
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run of the paper's protocol. The defaults are the protocol's where it has one value only.
+    """One training run of the protocol of arXiv 2207.10049, Section 4, with its values as defaults.
 
     Attributes:
         arch: a timm architecture, with a tag to say which weights `init="pretrained"` means.
@@ -38,26 +39,34 @@ class Trial:
             initialisation. A source that names no seed gets that of the trial.
         seed: of the model's own initialisation, the source, the order of the images and their augmentation.
         data: "digits", "cifar10", "fashion-mnist", "letters" or a folder of images.
-        labels: training images, as many of each class; 0 for all there are.
-        validation: images held out from the training images, for choosing hyper-parameters. None: 200 of digits, 500
-            of letters, 5000 of CIFAR-10 and Fashion-MNIST, a tenth of a folder.
-        data_seed: of the choice of images; the same for all runs to be compared.
+        labels: number of training images, balanced over the classes; 0 for all.
+        validation: number of images held out from the training images to choose hyper-parameters by. None: 200 of
+            digits, 500 of letters, 5000 of CIFAR-10 and Fashion-MNIST, a tenth of a folder.
+        data_seed: seed of the choice of images; the same for all runs to be compared.
         image_size: height and width in pixels. Stems are adapted up to 32, see `stem`.
         keep_stem: leave the stem as it is.
         opt: "sgd" (momentum, no Nesterov) or "adamw".
         epochs: passes over the training images.
-        lr: initial learning rate; a cosine takes it to 0.
+        lr: initial learning rate, above 0; follows a cosine to 0.
         weight_decay: of all parameters, as in the authors' code.
-        batch_size: at the most; an epoch has batches of equal size.
-        momentum: of "sgd".
-        sched_on_updates: step the cosine with each update instead of each epoch, which matters where epochs are few.
-        clip_grad: largest norm of the gradient, 5 in the authors' code; 0 for any.
-        smoothing: of the labels.
-        drop_path: stochastic depth.
-        ema_decay: evaluate a moving average of the weights with this decay; 0 for none.
-        amp: bfloat16 autocast.
+        batch_size: images per update at most; the batches of an epoch have equal sizes.
+        momentum: of "sgd", 0 to 1.
+        sched_on_updates: step the cosine after each update instead of each epoch, for runs of few epochs.
+        clip_grad: largest gradient norm, 5 in the authors' code; 0 for no limit.
+        smoothing: label smoothing, 0 to 1.
+        drop_path: rate of stochastic depth, 0 to 1.
+        ema_decay: decay of the moving average of the weights that is evaluated, 0 to 1; 0 for none.
+        amp: train in bfloat16 autocast.
         ghn: sha256 of the GHN's file, filled in by `settled`.
-        stage: what the run is for, "final" or "search"; no part of its identity.
+        folder: sha256 of the images of a folder, names and contents, filled in by `settled`.
+        stage: the purpose of the run, "final" or "search"; not part of its key.
+
+    Raises:
+        ValueError: a value of the wrong type or out of range; the message names the field.
+
+    Example:
+        >>> Trial("resnet18", "orth", labels=100, epochs=30, lr=0.03)  # doctest: +ELLIPSIS
+        Trial(arch='resnet18', init='orth', ...
     """
 
     arch: str
@@ -82,6 +91,7 @@ class Trial:
     ema_decay: float = 0.0
     amp: bool = False
     ghn: str = ""
+    folder: str = ""
     stage: Literal["final", "search"] = "final"
 
     def __post_init__(self) -> None:
@@ -95,7 +105,7 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """Identifies the run: two trials with one key have one result. What is not mentioned has its default value."""
+        """Identifies the run: equal keys, equal results. Fields with default values do not count."""
         identity = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
         identity.pop("stage", None)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -116,23 +126,53 @@ _KINDS: dict[str, Kind] = {
 
 
 def settled(trial: Trial) -> Trial:
-    """The trial with its initialisation spelled out: "ghn" resolved, the shortest spelling, the GHN's digest.
+    """The trial with everything filled in that its key depends on.
+
+    "ghn" is resolved, the source has its shortest spelling, `ghn` and `folder` are digests of the files as they are
+    now, unless they are given.
 
     Raises:
         ValueError: `init` is neither a source nor "pretrained" nor "timm".
-        CheckpointError: the GHN cannot be had.
+        CheckpointError: the GHN is not available.
+        DatasetError: `data` is neither a data set nor a folder of images.
     """
-    if trial.ghn:
-        return trial
-    init, digest = _resolve(trial.init, os.environ.get("TIMM_GHN_DEFAULT", ""))
-    return replace(trial, init=init, ghn=digest)
+    return replace(
+        trial,
+        init=str(_source(trial.init)),
+        ghn=trial.ghn or _ghn_digest(trial.init),
+        folder=trial.folder or _folder_digest(trial.data),
+    )
 
 
-@lru_cache(maxsize=64)
-def _resolve(init: str, default: str) -> tuple[str, str]:
+def check_unchanged(trial: Trial) -> None:
+    """Raise an InputError if the files of a settled trial are not those that its digests name."""
+    for name, now, what in (
+        ("ghn", _ghn_digest(trial.init), trial.init),
+        ("folder", _folder_digest(trial.data), trial.data),
+    ):
+        if getattr(trial, name) != now:
+            raise InputError(
+                f"{what} has changed: the trial's {name} is {getattr(trial, name)[:12]}, its sha256 is now {now[:12]}. "
+                f"Leave {name} out to run the trial with what is there now."
+            )
+
+
+def _source(init: str) -> Source | str:
     if init in (PRETRAINED, TIMM):
-        return init, ""
+        return init
     if not is_source(init):
         raise InputError(f"Unknown initialisation {init!r}: give a source (see list), {PRETRAINED} or {TIMM}.")
-    source = resolve_default(parse_source(init))
-    return str(source), "" if source.baseline else sha256(fetch(source))
+    return resolve_default(parse_source(init))
+
+
+def _ghn_digest(init: str) -> str:
+    source = _source(init)
+    return "" if isinstance(source, str) or source.baseline else file_digest(fetch(source))
+
+
+def _folder_digest(data: str) -> str:
+    """Names and contents of the images that count; "" for a named data set."""
+    if data in NAMED:
+        return ""
+    files = open_folder(data)
+    return digest_of_all((path for part in files for path in part.paths), Path(data))

@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,26 @@ Record = dict[str, Any]
 
 
 class Runs:
-    """The finished runs, and who is at work on the others.
+    """A file of finished runs that several processes may share.
 
-    A line is appended whole or not at all. A run is claimed by a lock in a folder beside the file, which the operating
-    system releases when the process dies; the folder also holds the checkpoints of runs that are not finished.
+    A line is appended completely or not at all. A process claims a run by a lock in the folder FILE.unfinished, which
+    the operating system releases when the process dies; the folder also holds checkpoints of unfinished runs.
 
     Args:
-        path: the .jsonl file. Its folder must exist.
+        path: the .jsonl file, which need not exist. Its folder must exist.
+
+    Example:
+        >>> Runs("runs.jsonl").finished()  # key -> result  # doctest: +SKIP
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._folder = self.path.with_name(f"{self.path.name}.unfinished")
         self._read: tuple[int, dict[str, Record]] = (-1, {})
-        self._said: set[int] = set()  # numbers of lines
+        self._warned: set[int] = set()  # numbers of lines
 
     def finished(self) -> dict[str, Record]:
-        """The runs in the file, by key. What is none, or a damaged one, is said and passed over."""
+        """The runs in the file, by key. Damaged lines are skipped with a warning."""
         size = self.path.stat().st_size if self.path.exists() else 0
         if size != self._read[0]:
             self._read = (size, {record["key"]: record for record in self._sound()})
@@ -45,9 +48,9 @@ class Runs:
         for n, record in _lines(self.path):
             if record is not None and is_run(record):
                 yield record
-            elif (record is None or record.get("kind") == "run") and n not in self._said:
-                self._said.add(n)
-                _logger.warning("%s, line %d: no result of finetune, or a damaged one; passed over.", self.path, n)
+            elif (record is None or record.get("kind") == "run") and n not in self._warned:
+                self._warned.add(n)
+                _logger.warning("%s, line %d: not a result of finetune, or damaged; skipped.", self.path, n)
 
     def append(self, record: Record) -> None:
         """Add a line; it is on disk when this returns."""
@@ -58,7 +61,7 @@ class Runs:
 
     @contextmanager
     def claim(self, key: str) -> Iterator[bool]:
-        """Whether a run is ours to do: nobody has finished it, nobody else is at it."""
+        """Whether this process may do a run: it is not finished, and no other process does it."""
         from filelock import FileLock, Timeout
 
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +74,7 @@ class Runs:
         try:
             yield key not in self.finished()
         finally:
-            if not self.checkpoint(key).exists():  # it is finished, or failed before it could be gone on with
+            if not self.checkpoint(key).exists():  # it is finished, or failed before its first checkpoint
                 self.discard(key)
             lock.release()
 
@@ -80,7 +83,7 @@ class Runs:
         return self._folder / f"{key}.pt"
 
     def discard(self, key: str) -> None:
-        """Remove what is kept of a run that is finished, or has not come far. Who claims it now looks in the file."""
+        """Remove the checkpoint and the lock of a run that is finished or has no checkpoint."""
         self.checkpoint(key).unlink(missing_ok=True)
         self._lock(key).unlink(missing_ok=True)
         with suppress(OSError):  # not empty
@@ -91,12 +94,12 @@ class Runs:
 
 
 def read(path: Path) -> list[Record]:
-    """The lines that are complete, in their order."""
+    """The JSON objects of a file, in order; damaged lines are left out."""
     return [record for _, record in _lines(path) if record is not None]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Record | None]]:
-    """The numbers of lines, from 1 on, and what they hold; None where that is no JSON object."""
+    """Line numbers, from 1 on, and their JSON objects; None for a line that is not one."""
     for n, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
         try:
             record = json.loads(line)
@@ -106,7 +109,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Record | None]]:
 
 
 def is_run(record: Record) -> bool:
-    """Whether a line of a file, which may come from anywhere, is what `run` returns."""
+    """Whether a line of a file, which may come from anywhere, is a result of `run`."""
     try:
         trial = Trial(**record["trial"])
     except (KeyError, TypeError, ValueError):
@@ -114,26 +117,49 @@ def is_run(record: Record) -> bool:
     return trial.key == record.get("key") and all(kind.valid(record.get(name)) for name, kind in _RUN.items())
 
 
-_SCORE = or_none(number("a number", lambda value: True))
+_NUMBER = or_none(number("a number", lambda value: True))
+_SHARE = or_none(number("0 to 1", lambda value: 0 <= value <= 1))
+
+
+def _mapping(wanted: str, valid: Callable[[str, Any], bool] = lambda name, value: True) -> Kind:
+    return Kind(wanted, lambda m: isinstance(m, dict) and all(valid(name, value) for name, value in m.items()))
+
+
+def _is_curve(name: str, value: Any) -> bool:
+    kind = _SHARE if name.endswith("accuracy") else _NUMBER
+    return isinstance(value, list) and all(map(kind.valid, value))
+
+
 _RUN = {
     "kind": one_of("run"),
-    **dict.fromkeys(("test_accuracy", "validation_accuracy", "validation_loss"), _SCORE),
-    "seconds": Kind("numbers", lambda value: isinstance(value, dict) and all(map(_SCORE.valid, value.values()))),
-    "images": or_none(Kind("counts", lambda value: isinstance(value, dict) and whole().valid(value.get("train")))),
-    "stem": or_none(instance("changes by layer", dict)),
+    **dict.fromkeys(("test_accuracy", "validation_accuracy"), _SHARE),
+    "validation_loss": _NUMBER,
+    "seconds": _mapping("seconds by stage", lambda name, value: _NUMBER.valid(value)),
+    "curves": or_none(_mapping("lists of numbers", _is_curve)),
+    "images": or_none(_mapping("counts by part", lambda name, value: whole().valid(value))),
+    "classes": or_none(whole(1)),
+    "finished": or_none(instance("a time", str)),
+    "command": or_none(Kind("words", lambda v: isinstance(v, list) and all(isinstance(word, str) for word in v))),
+    **dict.fromkeys(("versions", "machine", "stem"), or_none(_mapping("facts"))),
 }
 
 
 def settings(trial: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What the runs of one row of the summary have in common: all that a seed does not change."""
+    """What the runs of one row of the summary have in common: everything but the seed."""
     return tuple(sorted((n, v) for n, v in trial.items() if n not in ("seed", "stage") and v))
+
+
+def hyper_parameters(trial: Mapping[str, Any]) -> str:
+    """The hyper-parameters of the paper's Table 2, in a line."""
+    t = trial
+    return f"{t['opt']}, {t['epochs']} epochs, lr {t['lr']:g}, wd {t['weight_decay']:g}, {t['image_size']} px"
 
 
 def summary(records: Iterable[Record]) -> list[Record]:
     """Mean and standard deviation over seeds of the final runs.
 
     Args:
-        records: lines of a results file; those of a search and others are passed over.
+        records: lines of a results file; those of searches and other kinds are left out.
 
     Returns:
         One row for each setting, in the order of its first run: "trial" (of the first seed), "seeds", and for each of
@@ -155,7 +181,7 @@ def summary(records: Iterable[Record]) -> list[Record]:
 
 
 def mean_and_std(values: list[float | None]) -> tuple[float | None, float | None]:
-    """Of all values; None where one is missing, and no deviation of a single one."""
+    """Mean and standard deviation (n - 1); None if a value is missing, and no deviation of a single value."""
     if not values or any(v is None for v in values):
         return None, None
     known = [v for v in values if v is not None]
@@ -163,7 +189,7 @@ def mean_and_std(values: list[float | None]) -> tuple[float | None, float | None
 
 
 def percent(score: tuple[float | None, float | None]) -> str:
-    """A mean and its deviation, each from 0 to 1, as people read them; "-" where there is none."""
+    """A mean and its deviation, each from 0 to 1, in percent; "-" if there is none."""
     mean, std = score
     if mean is None:
         return "-"

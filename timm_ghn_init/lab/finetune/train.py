@@ -24,7 +24,7 @@ from ...utils.progress import Progress
 from .build import build
 from .checkpoint import Checkpoint
 from .data import Data, Split, load
-from .protocol import OPTIMIZERS, Trial, settled
+from .protocol import OPTIMIZERS, Trial, check_unchanged, settled
 
 _EVAL_BATCH = 256
 Curves = dict[str, list[float | None]]
@@ -42,30 +42,41 @@ def run(
 ) -> dict[str, Any]:
     """Initialise, fine-tune and test a network.
 
-    All layers are trained. Each epoch draws from generators seeded by the trial's seed and its number alone, so that a
-    run that goes on from its checkpoint gives the bits of one that was never stopped (on CUDA, as far as its kernels
-    do). The global random state is left as it was.
+    All layers are trained. The random numbers of each epoch depend only on the trial's seed and the epoch's number: a
+    run that continues from its checkpoint gives the same bits as one that was never stopped (on CUDA, as far as its
+    kernels are deterministic). The global random state is left as it was.
 
     Args:
         trial: what to train, and how.
-        data_dir: where CIFAR-10 is, or is downloaded to.
-        device: default: CUDA if there is one, else CPU.
+        data_dir: folder of named data sets (CIFAR-10, Fashion-MNIST, letters); downloads go there. Default: `data`.
+        device: where to train. Default: CUDA if available, else CPU.
         workers: processes that read images of a folder.
-        checkpoint: file to go on from, if it is there, and to keep up to date. Default: none. It is left behind.
-        checkpoint_seconds: how long to wait at least between two checkpoints, which come at the end of an epoch.
-        progress: True: a bar; False: nothing. Default: a bar in a terminal where the run takes longer than two
-            seconds, elsewhere a line of the log each minute.
+        checkpoint: file to continue from, if it exists, and to keep up to date; it is not removed. Default: none.
+        checkpoint_seconds: least time between two checkpoints, which are written at the end of an epoch.
+        progress: True: a bar; False: nothing. Default: a bar in a terminal if the run takes longer than two seconds,
+            elsewhere a line of the log each minute.
 
     Returns:
-        For JSON: "key", "trial", "stem", "curves" by epoch (train_loss, train_accuracy, validation_loss,
-        validation_accuracy, lr, seconds), "validation_accuracy" and "test_accuracy" after the last one, 0 to 1,
-        "diverged" (whether the loss was not finite, which ends the training), "seconds", "versions", "machine" ...
+        For JSON: "key", "trial", "stem", "images" (number by part), "classes", "curves" by epoch (train_loss,
+        train_accuracy, validation_loss, validation_accuracy, lr, seconds), "validation_accuracy" and "test_accuracy"
+        after the last epoch, 0 to 1, "diverged" (the loss was not finite, which ends the training), "seconds" by stage,
+        "report" of the initialisation, "versions", "machine", "command", "finished" ...
 
     Raises:
-        ValueError: something in the trial that does not exist or does not fit the model.
-        Exception: whatever `build` and `load` raise.
+        ValueError: a value of the trial that does not exist or does not fit the model, fewer images than asked for, or
+            files that differ from those that `trial.ghn` and `trial.folder` name.
+        DatasetError: the data are not available, or an image cannot be read.
+        CheckpointError: the GHN is not available.
+        TraceError: the model cannot be traced.
+
+    Example:
+        >>> from timm_ghn_init.lab.finetune import Trial, run
+        >>> result = run(Trial("resnet18", "orth", labels=100, epochs=30))  # doctest: +SKIP
+        >>> result["test_accuracy"]  # doctest: +SKIP
+        0.857
     """
     trial = settled(trial)
+    check_unchanged(trial)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     start = time.perf_counter()
     with _own_randomness(place):
