@@ -397,24 +397,21 @@ def test_a_source_that_is_missing_or_named_twice(run: Callable) -> None:
 
 
 @pytest.mark.usefixtures("no_checkpoint")
-@pytest.mark.parametrize("suffix", ["svg", "dot"])
-def test_graph(run: Callable, tmp_path: Path, suffix: str) -> None:
-    out = tmp_path / f"g.{suffix}"
+def test_graph(run: Callable, tmp_path: Path) -> None:
+    out = tmp_path / "g.svg"
     status, stdout, stderr = run("graph", "resnet18", "--num-classes", 7, "-o", out)
     assert (status, stdout, stderr) == (0, f"{out}\n", "")
     text = out.read_text()
     assert "resnet18" in text
-    assert "layer1.0.conv1.weight" in text
     assert "7\N{MULTIPLICATION SIGN}512" in text
-    if suffix == "svg":
-        ElementTree.fromstring(text.encode())
+    ElementTree.fromstring(text.encode())
 
 
 def test_graph_png_without_matplotlib(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [m for m in sys.modules if m.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert_mistake(run("graph", "resnet18", "-o", tmp_path / "g.png"), r'pip install "timm-ghn-init\[plot\]"')
+    assert_mistake(run("graph", "resnet18", "-o", tmp_path / "g.png"), r"extra \[plot\]")
 
 
 def test_list(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

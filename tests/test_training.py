@@ -441,7 +441,7 @@ def test_where_there_is_no_fused_optimiser_the_plain_one_is_used(monkeypatch: py
     ("arguments", "message"),
     [
         (["train-ghn", "--data", "nowhere"], "no data set or folder 'nowhere'"),
-        (["train-ghn", "--time-budget", "soon"], "no time such as 90m"),
+        (["train-ghn", "--time-budget", "soon"], "is not a time such as 90m"),
         (["eval-ghn", "nothing.safetensors"], "nothing.safetensors: no such file"),
         (["eval-ghn", "ghn2-ort"], "Did you mean ghn2-orth"),
     ],
