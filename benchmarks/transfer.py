@@ -217,8 +217,9 @@ def report(found: dict[Group, list[Record]], args: argparse.Namespace) -> str:
         protocol(args),
         "![Validation accuracy by epoch](transfer.svg)",
         "Lines are means over seeds; bands show the range from the worst to the best seed. Chance is 10 %.",
-        "Test accuracy in percent, mean and standard deviation over seeds:",
-        grid(rows, inits, lambda group: percent(scores.get(group))),
+        "Test accuracy in percent, mean and standard deviation over seeds. Bold: GHN-ORTH is above RAND and ORTH by more "
+        "than one standard deviation. Italic: it is below the better of them by as much.",
+        *(accuracies(times, rows, inits, scores) for times in sorted({row[-1] for row in rows})),
         "Epochs needed to reach 90 % of RAND's final validation accuracy:",
         grid(rows, inits, lambda group: epochs_to_target(group, found)),
         "Learning rate that was chosen, of those tried:",
@@ -227,6 +228,19 @@ def report(found: dict[Group, list[Record]], args: argparse.Namespace) -> str:
         verdicts(rows, scores),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def accuracies(times: int, rows: list[tuple[Any, ...]], inits: list[str], scores: dict[Group, "Score"]) -> str:
+    """The table for one training length, between the markers by which the site includes it."""
+
+    def cell(group: Group) -> str:
+        score = {init: scores[g] for init in INITS if (g := group._replace(init=init)) in scores}
+        found = verdict(scores.get(group), better(score)) if group.init == "ghn-orth" else ""
+        mark = {"yes": "**", "**below**": "*"}.get(found, "")
+        return f"{mark}{percent(scores.get(group))}{mark}"
+
+    table = grid([row for row in rows if row[-1] == times], inits, cell)
+    return f"<!-- --8<-- [start:times-{times}] -->\n\n{table}\n\n<!-- --8<-- [end:times-{times}] -->"
 
 
 def grid(rows: list[tuple[Any, ...]], inits: list[str], cell: Callable[[Group], str]) -> str:
@@ -299,15 +313,21 @@ def verdict(upper: Any, lower: Any) -> str:
 def protocol(args: argparse.Namespace) -> str:
     t = trial(groups(args)[0], args.ghn)
     names = " and ".join(DATA[name] for name in args.data)
-    return (
-        f"{names}, brought to {t.image_size} x {t.image_size}: as many training images of each class, {t.validation} "
-        "others for validation, all the rest for testing, the same for every run. Timm's networks with their stems as "
-        "they are, last layer replaced, all layers trained, SGD for ResNets and AdamW for ConvNeXt as in the paper, "
-        f"batches of up to {t.batch_size}, cosine, weight decay {t.weight_decay:g}, shifts of up to 4 pixels. For each "
-        "row and each initialisation the learning rate is the one with the highest accuracy on the validation images "
-        "in one run; where that was the lowest or the highest of those tried, more were tried, three times as low or "
-        f"as high. Then {args.seeds} seeds of it. GHN is `{args.ghn}`. GHN-ORTH begins its post-processing where the "
-        "GHN says (L is `auto`) and has the default noise; ORTH has all layers."
+    return "\n".join(
+        (
+            "Setup:",
+            "",
+            f"* Data: {names}, resized to {t.image_size} x {t.image_size}. The training images are balanced over the "
+            f"classes, {t.validation} other images are for validation, the rest for testing; all runs use the same.",
+            "* Models: timm's, with their own stems and a new classifier; all layers are trained.",
+            f"* Optimiser: SGD for ResNets, AdamW for ConvNeXt; batch size up to {t.batch_size}, cosine schedule, "
+            f"weight decay {t.weight_decay:g}, shifts of up to 4 pixels.",
+            "* Learning rate: chosen for each row and initialisation on the validation images in one run. The grid was "
+            "extended by factors of 3 until the best value was inside.",
+            f"* Seeds: {args.seeds}.",
+            f"* GHN: `{args.ghn}`. GHN-ORTH uses the GHN's own depth (`layer=auto`) and the default noise; ORTH makes "
+            "all layers orthogonal.",
+        )
     )
 
 
