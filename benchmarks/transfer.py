@@ -217,8 +217,8 @@ def report(found: dict[Group, list[Record]], args: argparse.Namespace) -> str:
         protocol(args),
         "![Validation accuracy by epoch](transfer.svg)",
         "Lines are means over seeds; bands show the range from the worst to the best seed. Chance is 10 %.",
-        "Test accuracy in percent, mean and standard deviation over seeds. Bold: GHN-ORTH is above RAND and ORTH by more "
-        "than one standard deviation. Italic: it is below the better of them by as much.",
+        "Test accuracy in percent, mean and standard deviation over seeds. Bold: GHN-ORTH is above RAND and ORTH by "
+        "more than one standard deviation. Italic: it is below the better of them by as much.",
         *(accuracies(times, rows, inits, scores) for times in sorted({row[-1] for row in rows})),
         "Epochs needed to reach 90 % of RAND's final validation accuracy:",
         grid(rows, inits, lambda group: epochs_to_target(group, found)),
