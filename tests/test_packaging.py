@@ -40,7 +40,7 @@ def declared() -> dict[str, dict[str, str]]:
 
 
 def test_the_table_of_versions_is_that_of_setup_cfg(declared: dict[str, dict[str, str]]) -> None:
-    text = (ROOT / "docs" / "versions.md").read_text()
+    text = (ROOT / "docs" / "requirements.md").read_text()
     rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| `?\[?(\w+)\]?`? \|$", text, re.MULTILINE)
     tabled = declared.keys() - {"libraries", "docs", "dev"}
     expected = {(package, version, extra) for extra in tabled for package, version in declared[extra].items()}
