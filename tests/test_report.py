@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,27 @@ from timm_ghn_init.cli import main
 from timm_ghn_init.lab.analysis import BINS, experiments
 from timm_ghn_init.lab.analysis.page import _VARIABLES
 from timm_ghn_init.lab.analysis.runs import curves
+from timm_ghn_init.lab.finetune import Trial
 
 pytest.importorskip("matplotlib")
 
 HOSTILE = '</text></style></script><script>alert("1")</script><img src=x onerror=alert(2)>'
 
 
-def a_run(**trial: Any) -> dict[str, Any]:
+def a_run(**options: Any) -> dict[str, Any]:
     """A line as finetune writes it, of a short run."""
-    settings = {"arch": "resnet50", "init": "rand", "seed": 0, "data": "digits", "stage": "final", "lr": 0.01}
+    trial = Trial(**{"arch": "resnet50", "init": "rand", "epochs": 2, **options})
     return {
         "kind": "run",
-        "key": "k",
-        "trial": {**settings, "opt": "sgd", "epochs": 2, "ghn": "", **trial},
+        "key": trial.key,
+        "trial": asdict(trial),
+        "seconds": {"train": 1.0},
         "stem": {"conv1": "7x7 -> 3x3"},
         "images": {"train": 1000},
         "curves": {"train_accuracy": [0.2, 0.6], "validation_accuracy": [0.1, 0.5], "train_loss": [2.0, None]},
         "test_accuracy": 0.5,
         "validation_accuracy": 0.5,
-        "command": ["timm-ghn-init", "finetune", "resnet50", "--init", "ghn-orth?layer=37"],
+        "command": ["timm-ghn-init", "finetune", "resnet50", "--source", "ghn-orth?layer=37"],
         "versions": {"timm": "1.0"},
         "machine": {"device": "cpu"},
     }
@@ -100,7 +103,7 @@ def test_table_curves_and_commands(report: Callable[..., tuple[int, str, str]]) 
     assert "55.0 ± 7.1" in page.text
     assert "<b>70.0</b>" in text
     assert "conv1 7x7 -> 3x3" in page.text
-    assert "timm-ghn-init finetune resnet50 --init 'ghn-orth?layer=37'" in page.text
+    assert "timm-ghn-init finetune resnet50 --source 'ghn-orth?layer=37'" in page.text
     assert "3 runs" in page.text
     labels = page.values("aria-label")
     assert [label.split()[0] for label in labels] == ["Training", "Validation", "Distribution", "Standard"]
@@ -176,7 +179,7 @@ def test_colours_follow_the_scheme_and_can_be_seen(report: Callable[..., tuple[i
 
 
 def test_hostile_text_stays_text(report: Callable[..., tuple[int, str, str]]) -> None:
-    run = a_run(arch=HOSTILE, init=HOSTILE, data=HOSTILE, opt=HOSTILE)
+    run = a_run(arch=HOSTILE, init=HOSTILE, data=HOSTILE)
     run |= {
         "stem": {HOSTILE: HOSTILE},
         "command": [HOSTILE],
@@ -202,17 +205,18 @@ def test_formulas_are_no_formulas(report: Callable[..., tuple[int, str, str]]) -
 UNSOUND: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no trial": lambda r: r.pop("trial"),
     "trial is a list": lambda r: r.update(trial=[]),
-    "no stage": lambda r: r["trial"].pop("stage"),
+    "another key": lambda r: r.update(key="k"),
+    "an option that there is not": lambda r: r["trial"].update(x=1),
     "seed is a word": lambda r: r["trial"].update(seed="0"),
     "a list in the trial": lambda r: r["trial"].update(lr=[1]),
     "NaN": lambda r: r["trial"].update(lr=float("nan")),
     "accuracy is text": lambda r: r.update(test_accuracy="0.5"),
     "accuracy in percent": lambda r: r.update(test_accuracy=50),
-    "no curves": lambda r: r.pop("curves"),
+    "curves is a list": lambda r: r.update(curves=[1]),
     "a number of 400 digits": lambda r: r["trial"].update(epochs=10**400),
     "a curve beyond all shares": lambda r: r["curves"].update(train_accuracy=[1e308]),
     "words in a curve": lambda r: r["curves"].update(train_accuracy=["x"]),
-    "no images": lambda r: r.update(images=None),
+    "images is text": lambda r: r.update(images={"train": "1"}),
     "command is text": lambda r: r.update(command="rm"),
 }
 

@@ -343,7 +343,7 @@ class Source:
 
     def seed_or(self, seed: int | None) -> int:
         """The caller's own seed, else the source's, else 0."""
-        return next(s for s in (seed, self.seed, 0) if s is not None)
+        return int(next(s for s in (seed, self.seed, 0) if s is not None))  # also NumPy's
 
     @property
     def known(self) -> KnownGHN | None:

@@ -33,13 +33,12 @@ from .errors import exit_status
 from .messages import PROG, logging_to_stderr
 from .results import results
 
-GROUPS = {
-    "Initialise an architecture": (predict, inspect, graph),
-    "Sources": (ghns, enabling),
-    "Keep and share weights": (cache, push, bake),
-    "Measure what an initialisation is worth": (analyze, compare, finetune, tune, report),
-    "Train a GHN": (training,),
-    "Installation": (doctor, completion),
+GROUPS = {  # as in docs/guides/command-line.md
+    "Initialise": (predict, bake, push),
+    "Inspect": (inspect, graph, compare),
+    "Measure": (finetune, report, tune, analyze),
+    "GHNs": (ghns, training),
+    "Set up": (enabling, cache, doctor, completion),
 }
 
 

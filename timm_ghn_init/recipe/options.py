@@ -43,5 +43,7 @@ class Options:
         for name in ("only", "skip"):
             object.__setattr__(self, name, patterns(getattr(self, name)))
         check_all(_KINDS, vars(self))
+        if self.seed is not None:
+            object.__setattr__(self, "seed", int(self.seed))  # NumPy's integers are not JSON
         if self.device is not None:
             check_device(self.device)
