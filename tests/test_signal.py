@@ -14,6 +14,7 @@ from torch import nn
 from timm_ghn_init.cli import main
 from timm_ghn_init.lab.analysis import signals
 from timm_ghn_init.lab.analysis.signal import follow, verdict
+from timm_ghn_init.lab.images.datasets import some_images
 from timm_ghn_init.recipe.postprocessing import list_layers
 
 DEPTH, WIDTH = 12, 64
@@ -166,3 +167,21 @@ def test_sources_that_cannot_be_had_are_said_before_the_work(
     assert [row["init"] for row in json.loads((tmp_path / "c.json").read_text())["inits"]] == ["rand", "orth"]
     assert main([*argv, "ghn3-t"]) == 2
     assert "no network" in capsys.readouterr().err
+
+
+def test_layers_that_never_run_as_modules() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(64, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(x.flatten(1), self.a.weight)
+
+    with pytest.raises(ValueError, match="Functional: none of its 1 layers was called as a module"):
+        follow(Functional(), noise())
+
+
+def test_no_more_images_than_there_are() -> None:
+    pytest.importorskip("sklearn")
+    assert len(some_images("digits", 900, 8)) == 797

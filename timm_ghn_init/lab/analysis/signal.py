@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...recipe.postprocessing import list_layers
+from ...utils.checks import InputError
 from ...utils.progress import over
 from .inits import Create, check_inits, initialised
 
 FOLD = 1000.0  # a signal that becomes so many times smaller or larger vanishes or explodes
-DEAD, UNMOVED = (
-    0.5,
-    0.05,
-)  # shares of dead units in a layer, and of the logits' spread that is due to images, worth saying
+DEAD = 0.5  # share of dead units in a layer from which the verdict names it
+UNMOVED = 0.05  # share of the logits' spread that is due to images below which the verdict names it
 _STILL = 1e-5  # a unit is dead whose answers to all images spread by less, in units of the layer's spread
 _ACTIVATIONS = (
     "relu",
@@ -96,6 +95,9 @@ def follow(model: nn.Module, images: Tensor, labels: Tensor | None = None, seed:
     """One step forward and one back in training mode, but without dropout; the numbers of `signals`.
 
     The model's buffers and gradients are changed.
+
+    Raises:
+        ValueError: no layer was called as a module.
     """
     model.train()
     for module in model.modules():
@@ -104,6 +106,11 @@ def follow(model: nn.Module, images: Tensor, labels: Tensor | None = None, seed:
     record = _Record(model)
     with torch.enable_grad(), record.listening():
         output = model(images)
+    if not any(record.activation):
+        raise InputError(
+            f"{type(model).__name__}: none of its {len(record.modules)} layers was called as a module, so there are no "
+            "signals to record. Call the layers themselves in forward, not functions with their weights."
+        )
     logits = output if isinstance(output, Tensor) and output.dim() == 2 else None
     _loss(output, logits, labels, seed).backward()
     norms = [(w.grad.norm() / w.norm().clamp_min(1e-30)).item() if w.grad is not None else None for w in record.weights]

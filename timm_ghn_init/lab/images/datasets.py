@@ -70,10 +70,11 @@ def some_images(name: str, n: int, size: int, folder: str | Path | None = None) 
         DatasetError: as `load`.
     """
     if name in NAMED:
-        few = load(name, folder=folder).test.take(torch.arange(n))
+        test = load(name, folder=folder).test
+        few = test.take(torch.arange(min(n, len(test.labels))))
         return Split(_resize(few.images, size), few.labels)
-    _, test = open_folder(name)
-    return _read(test.take(mixed(len(test))[:n].tolist()), size, name)
+    _, files = open_folder(name)
+    return _read(files.take(mixed(len(files))[:n].tolist()), size, name)
 
 
 def open_folder(name: str) -> tuple[Files, Files]:
