@@ -15,7 +15,7 @@ from pathlib import Path
 
 import timm
 import torch
-from transfer import DATA, LEARNING_RATES, MODELS, Group, optimizer, trial
+from transfer import DATA, LEARNING_RATES, MODELS, Group, optimizer, source, trial
 
 from timm_ghn_init.lab.finetune import Runs, Trial, work
 from timm_ghn_init.lab.finetune.plans import SEARCH_SEED, Results, ranked, searched
@@ -38,7 +38,7 @@ class Depths:
 
     def __init__(self, data: str, model: str, ghn: str, labels: int, seeds: int) -> None:
         self.seeds = seeds
-        self.base = trial(Group(data, model, labels, 1, "ghn-orth"), ghn)
+        self.base = trial(Group(data, model, labels, 1, "ghn-orth"), source("ghn-orth", ghn))
         with torch.device("meta"):
             self.n_layers = len(list_layers(timm.create_model(model)))
         self.rates = searched(

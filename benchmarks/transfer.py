@@ -3,10 +3,10 @@
     python benchmarks/transfer.py --markdown benchmarks/results/transfer.md --plot benchmarks/results/transfer.svg
 
 Every initialisation gets the same budget. For each row of the table (data, network, labels, epochs) and each
-initialisation the learning rate is chosen by one run each on the validation images, from a grid that is widened until
-the best lies inside of it; then several seeds of the best are tested after the last epoch, on images that were not
-looked at before. Results are kept in a file, one line a run; the same command goes on where it was stopped, and
-`--data`, `--inits`, `--models`, `--labels` and `--times` do a part of it.
+initialisation the learning rate, and where there are layer scales their value, are chosen by one run each on the
+validation images; the grid of rates is widened until the best lies inside of it. Then several seeds of the best are
+tested after the last epoch, on images that were not looked at before. Results are kept in a file, one line a run; the
+same command goes on where it was stopped, and `--data`, `--inits`, `--models`, `--labels` and `--times` do a part of it.
 """
 
 import argparse
@@ -28,8 +28,9 @@ from tqdm import tqdm
 from timm_ghn_init.lab.analysis.figures import PALETTE
 from timm_ghn_init.lab.finetune import Runs, Trial, work
 from timm_ghn_init.lab.finetune.plans import Plan, Results, one_after_another, ranked, searched
+from timm_ghn_init.lab.finetune.protocol import settled
 from timm_ghn_init.lab.finetune.results import mean_and_std
-from timm_ghn_init.sources import SHIPPED
+from timm_ghn_init.sources import SHIPPED, parse_source
 
 DATA = {
     "digits": "scikit-learn's digits",
@@ -49,6 +50,8 @@ EPOCHS = {
     "convnext_atto": {100: 15, 1000: 4},
 }
 LEARNING_RATES = {"sgd": (0.1, 0.03, 0.01), "adamw": (0.003, 0.001)}  # the first ones tried, see `Widening`
+# The values of layer scales that are tried, by model.
+LAYER_SCALES: dict[str, tuple[str, ...]] = {"convnext_atto": ("keep", "0.1", "0.3", "1.0")}
 STEP = 3.0  # from one learning rate to the next
 WIDEST = 1000.0  # from the lowest to the highest learning rate
 
@@ -74,11 +77,17 @@ def source(init: str, ghn: str) -> str:
     return {"ghn": ghn, "ghn-orth": f"{ghn}-orth"}.get(init, init)
 
 
-def trial(group: Group, ghn: str) -> Trial:
-    """All but learning rate and seed."""
+def trials(group: Group, ghn: str) -> list[Trial]:
+    """All but learning rate and seed: one trial, or one for each value of the layer scales."""
+    name = source(group.init, ghn)
+    scaled = [f"{name}?layer_scale={value}" for value in LAYER_SCALES.get(group.model, ())]
+    return [trial(group, init) for init in scaled or [name]]
+
+
+def trial(group: Group, init: str) -> Trial:
     return Trial(
         group.model,
-        source(group.init, ghn),
+        init,
         data=group.data,
         labels=group.labels,
         validation=200,
@@ -99,13 +108,13 @@ class Widening:
     """The plan that runs learning rates once each, more of them as long as the best is the lowest or the highest.
 
     Args:
-        trial: all else.
-        rates: the first ones.
+        trials: all else, to choose from.
+        rates: the first ones, for each trial.
         seeds: how often to run the best, with seeds from 0 on.
     """
 
-    def __init__(self, trial: Trial, rates: Sequence[float], seeds: int) -> None:
-        self.trial, self.rates, self.seeds = trial, rates, seeds
+    def __init__(self, trials: Sequence[Trial], rates: Sequence[float], seeds: int) -> None:
+        self.trials, self.rates, self.seeds = trials, rates, seeds
 
     def __call__(self, results: Results) -> list[Trial]:
         tried, missing = self._search(results)
@@ -117,19 +126,27 @@ class Widening:
         return [] if missing else self._final(tried, results)
 
     def tried(self, results: Results) -> list[float]:
-        return sorted(t.lr for t in self._search(results)[0])
+        """The learning rates of the search with the trial that is best."""
+        tried = self._search(results)[0]
+        best = ranked(tried, results)[0].init
+        return sorted(t.lr for t in tried if t.init == best)
 
     def _search(self, results: Results) -> tuple[list[Trial], list[Trial]]:
         """Trials, and those of them that are still to be run."""
-        rates = sorted(self.rates)
+        settled_ones = [settled(t) for t in self.trials]
+        grid = {t.init: sorted(self.rates) for t in settled_ones}
         while True:
-            trials = searched(replace(self.trial, lr=rate) for rate in rates)
+            trials = searched(replace(t, lr=rate) for t in settled_ones for rate in grid[t.init])
             if missing := [t for t in trials if t.key not in results]:
                 return trials, missing
-            best = ranked(trials, results)[0].lr
-            if best not in (rates[0], rates[-1]) or rates[-1] / rates[0] > WIDEST:
+            best = ranked(trials, results)[0]
+            rates = grid[best.init]
+            if best.lr not in (rates[0], rates[-1]) or rates[-1] / rates[0] > WIDEST:
                 return trials, []
-            rates = [_round(rates[0] / STEP), *rates] if best == rates[0] else [*rates, _round(rates[-1] * STEP)]
+            if best.lr == rates[0]:
+                rates.insert(0, _round(rates[0] / STEP))
+            else:
+                rates.append(_round(rates[-1] * STEP))
 
     def _final(self, tried: Sequence[Trial], results: Results) -> list[Trial]:
         best = ranked(tried, results)[0]
@@ -150,7 +167,7 @@ def plan(args: argparse.Namespace) -> Plan:
 
 
 def widening(group: Group, args: argparse.Namespace) -> Widening:
-    return Widening(trial(group, args.ghn), LEARNING_RATES[optimizer(group.model)], args.seeds)
+    return Widening(trials(group, args.ghn), LEARNING_RATES[optimizer(group.model)], args.seeds)
 
 
 def groups(args: argparse.Namespace) -> list[Group]:
@@ -206,10 +223,8 @@ def report(found: dict[Group, list[Record]], args: argparse.Namespace) -> str:
     rows = list(dict.fromkeys(group.row for group in groups(args) if group in found))
     inits = [i for i in INITS if any(g.init == i for g in found)]
     finished = Runs(args.json).finished()
-    rates = {
-        g: f"{runs[0]['trial']['lr']:g} of {', '.join(f'{lr:g}' for lr in widening(g, args).tried(finished))}"
-        for g, runs in found.items()
-    }
+    tried = {g: ", ".join(f"{lr:g}" for lr in widening(g, args).tried(finished)) for g in found}
+    rates = {g: f"{runs[0]['trial']['lr']:g} of {tried[g]}{scale(runs)}" for g, runs in found.items()}
     parts = [
         "# Transfer to digits and letters",
         "Written by `benchmarks/transfer.py`; run it again instead of editing this page.",
@@ -222,7 +237,8 @@ def report(found: dict[Group, list[Record]], args: argparse.Namespace) -> str:
         *(accuracies(times, rows, inits, scores) for times in sorted({row[-1] for row in rows})),
         "Epochs needed to reach 90 % of RAND's final validation accuracy:",
         grid(rows, inits, lambda group: epochs_to_target(group, found)),
-        "Learning rate that was chosen, of those tried:",
+        "Learning rate that was chosen, of those tried, and value of the layer scales "
+        f"(of {', '.join(LAYER_SCALES['convnext_atto'])}):",
         grid(rows, inits, lambda group: rates.get(group, "")),
         "Differences that are larger than a standard deviation, the larger one of the two:",
         verdicts(rows, scores),
@@ -241,6 +257,12 @@ def accuracies(times: int, rows: list[tuple[Any, ...]], inits: list[str], scores
 
     table = grid([row for row in rows if row[-1] == times], inits, cell)
     return f"<!-- --8<-- [start:times-{times}] -->\n\n{table}\n\n<!-- --8<-- [end:times-{times}] -->"
+
+
+def scale(runs: list[Record]) -> str:
+    """The value of the layer scales, in words for a table."""
+    value = parse_source(runs[0]["trial"]["init"]).layer_scale
+    return "" if value == "auto" else f", layer scale {value}"
 
 
 def grid(rows: list[tuple[Any, ...]], inits: list[str], cell: Callable[[Group], str]) -> str:
@@ -311,7 +333,7 @@ def verdict(upper: Any, lower: Any) -> str:
 
 
 def protocol(args: argparse.Namespace) -> str:
-    t = trial(groups(args)[0], args.ghn)
+    t = trials(groups(args)[0], args.ghn)[0]
     names = " and ".join(DATA[name] for name in args.data)
     return "\n".join(
         (

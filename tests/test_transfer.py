@@ -112,7 +112,7 @@ def finished(trial: Any, accuracy: float, curve: tuple[float, ...] = ()) -> dict
 def test_the_best_learning_rate_lies_inside_of_those_tried(best: float, tried: list[float]) -> None:
     module = benchmark()
     plan = module.Widening(
-        module.trial(module.Group("digits", "resnet18", 100, 1, "rand"), "ghn2"), (0.1, 0.03, 0.01), 2
+        module.trials(module.Group("digits", "resnet18", 100, 1, "rand"), "ghn2"), (0.1, 0.03, 0.01), 2
     )
     results: dict[str, Any] = {}
     while todo := plan(results):
@@ -122,6 +122,21 @@ def test_the_best_learning_rate_lies_inside_of_those_tried(best: float, tried: l
     final = plan.final(results)
     assert [(t.seed, t.stage) for t in final] == [(0, "final"), (1, "final")]
     assert final[0].lr == (best if best < 1e9 else 30.0)
+
+
+def test_the_value_of_layer_scales_is_chosen_with_the_learning_rate() -> None:
+    """The grid of rates is widened where the best value is, and nowhere else."""
+    module = benchmark()
+    trials = module.trials(module.Group("digits", "convnext_atto", 100, 1, "orth"), "ghn2")
+    assert [t.init for t in trials] == [f"orth?layer_scale={v}" for v in ("keep", "0.1", "0.3", "1.0")]
+    plan = module.Widening(trials, (0.003, 0.001), 2)
+    results: dict[str, Any] = {}
+    while todo := plan(results):
+        accuracy = 1 - abs(math.log(todo[0].lr / 0.01)) / 10
+        results[todo[0].key] = finished(todo[0], accuracy if "0.3" in todo[0].init else accuracy / 2)
+    assert [(t.init, t.lr) for t in plan.final(results)] == [("orth?layer_scale=0.3", 0.01)] * 2
+    assert plan.tried(results) == [0.001, 0.003, 0.01, 0.03]
+    assert len(results) == 3 * 2 + 4 + 2
 
 
 def test_epochs_to_a_given_accuracy() -> None:
@@ -161,7 +176,8 @@ def test_protocol_is_complete() -> None:
         rates = module.LEARNING_RATES[module.optimizer(model)]
         assert len(set(rates)) == len(rates) >= 2
     groups = [module.Group("digits", m, n, 1, "rand") for m in module.MODELS for n in module.LABELS]
-    assert len({module.trial(group, "ghn2-formula").key for group in groups}) == len(groups)
+    keys = [trial.key for group in groups for trial in module.trials(group, "ghn2-fashion")]
+    assert len(set(keys)) == len(keys)
 
 
 @pytest.mark.usefixtures("transfer")
