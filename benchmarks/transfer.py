@@ -6,7 +6,7 @@ Every initialisation gets the same budget. For each row of the table (data, netw
 initialisation the learning rate, and where there are layer scales their value, are chosen by one run each on the
 validation images; the grid of rates is widened until the best lies inside of it. Then several seeds of the best are
 tested after the last epoch, on images that were not looked at before. Results are kept in a file, one line a run; the
-same command goes on where it was stopped, and `--data`, `--inits`, `--models`, `--labels` and `--times` do a part of it.
+same command goes on where it was stopped. `--data`, `--inits`, `--models`, `--labels` and `--times` do a part of it.
 """
 
 import argparse
