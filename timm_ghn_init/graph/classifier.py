@@ -81,36 +81,52 @@ def by_place(
     for u, v in edges.tolist():
         before[v].append(u)
 
-    @cache
-    def layers(node: int, pooled: bool) -> frozenset[int] | None:
-        """The layers that a node is or merges, None if it is anything else."""
-        primitive, _, shape = nodes[node]
-        if primitive == "conv":
-            return frozenset((node,)) if not pooled or (shape is not None and len(shape) == 2) else None
-        if primitive == "bias":
-            weights = [w for w in before[node] if nodes[w].primitive == "conv"]
-            own = frozenset((node,)) if weights or not pooled else None
-        elif primitive in (*_POOLS, *_MERGES):
-            weights = before[node]
-            own = None if _is_residual(weights, before) else frozenset()
-            pooled = pooled or primitive in _POOLS
-        else:
-            return None
-        for source in weights:
-            behind = layers(source, pooled) if own is not None else None
-            own = None if own is None or behind is None else own | behind
-        return own
-
+    behind = _Behind(nodes, before)
     heads: set[str] = set()
     for output in _logits(outputs, batch, inner={u for u, _ in edges.tolist()}):
-        classes = output.shape[1]
-        found = []
-        for behind in (layers(node, False) for node in output.nodes):
-            if behind and _add_up([channels[i] for i in behind if nodes[i].primitive == "conv"], classes):
-                found.append(behind)
-        fitting = [behind for behind in found if {channels[i] for i in behind} == {classes}]
-        heads |= {nodes[i].param for behind in fitting or found for i in behind}
+        classes, found = output.shape[-1], []
+        for layers in map(behind.layers, output.nodes):
+            if layers and _add_up([channels[i] for i in layers if nodes[i].primitive == "conv"], classes):
+                found.append(layers)
+        fitting = [layers for layers in found if {channels[i] for i in layers} == {classes}]
+        heads |= {nodes[i].param for layers in fitting or found for i in layers}
     return heads
+
+
+class _Behind:
+    """Which layers a node is or merges, whatever their number: networks can have hundreds of heads."""
+
+    def __init__(self, nodes: Sequence[Node], before: Mapping[int, list[int]]) -> None:
+        self._nodes, self._before = nodes, before
+        self._known: dict[tuple[int, bool], frozenset[int] | None] = {}
+
+    def layers(self, node: int) -> frozenset[int] | None:
+        """The layers that a node is or merges, None if it is anything else."""
+        stack = [(node, False)]
+        while stack:
+            own, sources = self._parts(*stack[-1])
+            unknown = [source for source in sources if source not in self._known]
+            if unknown:
+                stack += unknown
+                continue
+            found = [own, *(self._known[source] for source in sources)]
+            known = [layers for layers in found if layers is not None]
+            self._known[stack.pop()] = frozenset().union(*known) if len(known) == len(found) else None
+        return self._known[node, False]
+
+    @cache  # noqa: B019  # as long as the graph is looked at
+    def _parts(self, node: int, pooled: bool) -> tuple[frozenset[int] | None, list[tuple[int, bool]]]:
+        """The layers that a node is itself, None if it merges none, and the nodes that count as it does."""
+        primitive, _, shape = self._nodes[node]
+        if primitive == "conv":
+            return frozenset((node,)) if not pooled or (shape is not None and len(shape) == 2) else None, []
+        sources = self._before[node]
+        if primitive == "bias":
+            weights = [w for w in sources if self._nodes[w].primitive == "conv"]
+            return (frozenset((node,)), [(w, pooled) for w in weights]) if weights or not pooled else (None, [])
+        if primitive not in (*_POOLS, *_MERGES) or _is_residual(sources, self._before):
+            return None, []
+        return frozenset(), [(source, pooled or primitive in _POOLS) for source in sources]
 
 
 def _add_up(channels: Sequence[int | None], classes: int) -> bool:
@@ -135,12 +151,15 @@ def _is_residual(sources: Collection[int], before: Mapping[int, list[int]]) -> b
 
 
 def _logits(outputs: Sequence[Output], batch: int | None, inner: Collection[int]) -> list[Output]:
-    """The outputs that are logits: by their name, or else matrices of one row for each image that lead nowhere."""
-    matrices = [o for o in outputs if len(o.shape) == 2]
+    """The outputs that are logits: by their name, or else matrices of one row for each image that lead nowhere.
+
+    Of a list of images (`batch` is None) each has a row, or a vector, of its own.
+    """
+    matrices = [o for o in outputs if len(o.shape) == 2 or (batch is None and len(o.shape) == 1)]
     chosen = [o for o in matrices if _LOGITS.search(o.name)]
     if not chosen:
         chosen = [o for o in matrices if not _FEATURES.search(o.name)]
         chosen = [o for o in chosen if not any(node in inner for node in o.nodes)]
         if len(outputs) > 1:
-            chosen = [o for o in chosen if o.shape[0] == batch]
+            chosen = [o for o in chosen if len(o.shape) == 1 or o.shape[0] == (batch or 1)]
     return [o for o in chosen if not o.activated and o.attention != "scores"]

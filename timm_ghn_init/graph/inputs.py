@@ -91,7 +91,7 @@ class Inputs:
 
 
 def _without_batch(name: str, tensor: Tensor) -> tuple[int, ...]:
-    of_a_list = name.rpartition(".")[2].isdigit() and "." in name
+    of_a_list = any(key.isdigit() for key in name.split(".")[1:])  # or of a list of dicts
     return tuple(tensor.shape if of_a_list else tensor.shape[1:])
 
 

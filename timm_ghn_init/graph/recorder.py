@@ -161,7 +161,7 @@ class Recorder(TorchDispatchMode):
             tape.provenance.note(func, args, kwargs, outputs, by_shape=operator.rule is constant)
         for tensor in outputs:
             carries = _carries(tensor, value)
-            tape.assign(tensor, value if carries else CONSTANT)
+            tape.assign(tensor, value if carries else Value(decided_by=value.origin | value.decided_by))
             if not carries:
                 tape.pick(value)
         if not outputs and not written:
@@ -208,7 +208,7 @@ def _operator(func: Any) -> _Operator:
 
 
 def _carries(tensor: Tensor, value: Value) -> bool:
-    """Masks and indices carry no gradient, so what is computed from them does not depend on the features.
+    """Masks and indices carry no gradient, so they are no features until a layer takes them (see `Tape.features`).
 
     Whole numbers that come from the input alone may be token ids.
     """

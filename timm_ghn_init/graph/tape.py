@@ -23,6 +23,7 @@ class Use(NamedTuple):
     offset: int = 0
     kernel: tuple[int, ...] | None = None
     place: Place | None = None
+    scale: float = 1.0  # a constant that the layer multiplies the parameter, its input or its output by
 
 
 class Tape:
@@ -82,6 +83,13 @@ class Tape:
             if written > time:
                 return union((value, other))
         return value
+
+    def features(self, tensor: Any) -> Value:
+        """What is known of a layer's input. Spikes and other decisions that a layer takes are features."""
+        value = self.value(tensor)
+        if value.origin or value.leaves or not value.decided_by:
+            return value
+        return Value(value.decided_by, activated=True)
 
     def write(self, tensor: Tensor, value: Value) -> None:
         """Note that an operation has written to a tensor in place."""

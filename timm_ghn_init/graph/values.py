@@ -67,6 +67,8 @@ class Value(NamedTuple):
     activated: bool = False  # whether a ReLU, a division by their length or the like is among what has been done since
     pairs: int = 0  # of attention: queries times keys
     norm: Moment | Normed | None = None
+    decided_by: frozenset[int] = NO_OPS  # operations that a mask or an index was computed from; it is no feature yet
+    scale: float = 1.0  # a constant that its layer has multiplied the input by
 
 
 CONSTANT = Value()
@@ -86,6 +88,7 @@ def union(values: Sequence[Value]) -> Value:
         common,
         pairs=pairs,
         activated=any(v.activated for v in values),
+        decided_by=frozenset().union(*(v.decided_by for v in values)),
     )
 
 

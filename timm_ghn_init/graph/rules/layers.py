@@ -18,7 +18,7 @@ from .moments import inner_product
 def convolution(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
     """weight (K, C/groups, ...), then a bias where there is one."""
     dilation, transposed, groups = args[5], args[6], args[8]
-    return _convolve(tape, tape.value(args[0]), args[1], args[2], out, dilation, transposed, groups)
+    return _convolve(tape, tape.features(args[0]), args[1], args[2], out, dilation, transposed, groups)
 
 
 def deformable_convolution(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
@@ -50,6 +50,10 @@ def product(
     """A matrix product: a linear layer if one factor is a parameter, part of attention if neither is."""
     added = args[bias] if bias is not None and len(args) > bias else None
     a, b, c = tape.value(args[left]), tape.value(args[right]), tape.value(added)
+    if b.leaves:
+        a = tape.features(args[left])
+    elif a.leaves:
+        b = tape.features(args[right])
     if _is_weight(tape, b, a):
         value = lookup(tape, a, b) or _layer_product(tape, a, b, args[right], out, -1)
     elif _is_weight(tape, a, b):

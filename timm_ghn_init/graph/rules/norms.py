@@ -13,7 +13,7 @@ from .attention import among_pairs
 
 def norm(tape: Tape, args: Any, kwargs: Any, out: Any, primitive: str, weight: int, bias: int | None = None) -> Value:
     """A norm by its operator."""
-    x = tape.value(args[0])
+    x = tape.features(args[0])
     gain = tape.value(args[weight]) if len(args) > weight else CONSTANT
     shift = tape.value(args[bias]) if bias is not None and len(args) > bias else CONSTANT
     if not x.origin and x.leaves and any(tape.parameters[n].dim() > 1 for n in tape.siblings(gain)):
