@@ -155,7 +155,8 @@ def _logits(outputs: Sequence[Output], batch: int | None, inner: Collection[int]
 
     Of a list of images (`batch` is None) each has a row, or a vector, of its own.
     """
-    matrices = [o for o in outputs if len(o.shape) == 2 or (batch is None and len(o.shape) == 1)]
+    matrices = [o for o in outputs if all(o.shape)]
+    matrices = [o for o in matrices if len(o.shape) == 2 or (batch is None and len(o.shape) == 1)]
     chosen = [o for o in matrices if _LOGITS.search(o.name)]
     if not chosen:
         chosen = [o for o in matrices if not _FEATURES.search(o.name)]

@@ -68,6 +68,7 @@ class Target(NamedTuple):
     classifier: bool = False
     kernel: tuple[int, ...] | None = None  # weights stored in another shape than they are used in, e.g. experts
     place: Place | None = None  # of a position embedding
+    scale: float = 1.0  # the layer computes with this times the parameter: what is predicted is for the product
 
     @property
     def whole(self) -> bool:

@@ -48,12 +48,18 @@ class Inputs:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def on(self, device: str) -> "Placed":
-        """Copies of the arguments on a device. What has no values is zero there, but nothing has any on "meta"."""
+    def on(self, device: str, drawn: bool = False) -> "Placed":
+        """Copies of the arguments on a device. Nothing has values on "meta".
+
+        Args:
+            device: "meta" or "cpu".
+            drawn: whether what has no values becomes random numbers instead of zeros.
+        """
+        generator = torch.Generator().manual_seed(0) if drawn else None
         memo: dict[int, Any] = {}
         features, values = [], []
         for name, tensor in self._tensors():
-            memo[id(tensor)] = placed = _placed(tensor, device)
+            memo[id(tensor)] = placed = _placed(tensor, device, generator)
             if tensor.dtype != torch.bool and not _NO_FEATURES.search(name):
                 features.append(placed)
             if not tensor.is_floating_point():
@@ -95,9 +101,11 @@ def _without_batch(name: str, tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape if of_a_list else tensor.shape[1:])
 
 
-def _placed(tensor: Tensor, device: str) -> Tensor:
+def _placed(tensor: Tensor, device: str, generator: torch.Generator | None = None) -> Tensor:
     if device == "meta":
         return torch.empty_like(tensor, device="meta")
+    if tensor.is_meta and tensor.is_floating_point() and generator is not None:
+        return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=device)
     if tensor.is_meta:
         return torch.zeros_like(tensor, device=device)
     return tensor.detach().to(device, copy=True)

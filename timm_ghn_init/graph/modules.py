@@ -20,6 +20,18 @@ def is_convolution(module: nn.Module | None) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd) or (hasattr(module, "kernel_size") and hasattr(module, "groups"))
 
 
+def may_scale(module: nn.Module) -> bool:
+    """Whether a module holds one weight and has a forward of its own: it may multiply what it computes by a constant.
+
+    Equalised learning rates (arXiv 1710.10196, Section 4.1) do. Where there are several weights, as in attention, a
+    constant may be part of what is computed.
+    """
+    if module._modules or not module._parameters or "forward" in vars(module):
+        return False
+    weights = [p for p in module._parameters.values() if p is not None and p.dim() > 1]
+    return len(weights) == 1 and not type(module).forward.__module__.startswith("torch.nn.")
+
+
 def unrolled_once(module: nn.RNNBase, x: Any, state: Any = None) -> tuple[Any, Any]:
     """The forward of an LSTM, GRU or RNN for one time step: its linear layers, in the order in which they follow.
 

@@ -81,6 +81,38 @@ class Provenance:
         """Others may be views of the same memory, so nothing is known of it any more."""
         self._written.add(tensor.untyped_storage()._cdata)
 
+    def number(self, constant: Any) -> float | None:
+        """The value of a real number, or of a constant tensor that holds one; None of anything else."""
+        if isinstance(constant, (int, float)):
+            return float(constant)
+        made = self._made.get(id(constant), constant)
+        if not isinstance(made, (Tensor, _Made)) or made.shape.numel() != 1:
+            return None
+        try:
+            return float(_Replay(self, torch.empty(0)).value(made))
+        except Exception:  # it depends on the features, or has no values
+            return None
+
+    def factor(self, tensor: Tensor, parameter: Tensor | None) -> float:
+        """What constant a parameter was multiplied by to make a tensor; 1 if more than that was done to it."""
+        factor, made = 1.0, self._made.get(id(tensor), tensor)
+        while isinstance(made, _Made):
+            name = made.func._schema.name.removeprefix("aten::")
+            if name in ("mul", "div"):
+                x, constant = made.args[:2]
+                if name == "mul" and not isinstance(x, _Made) and x is not parameter:
+                    x, constant = constant, x
+                number = self.number(constant)
+                if not number:
+                    return 1.0
+                factor *= 1 / number if name == "div" else number
+                made = x
+            elif name in _REARRANGE or name in ("t", "transpose"):
+                made = made.args[0]
+            else:
+                return 1.0
+        return factor if made is parameter else 1.0
+
     def numbers(self, tensor: Tensor, parameter: Tensor) -> list[Tensor]:
         """For each element of a tensor the number of the parameter's element that it comes from.
 
@@ -150,7 +182,7 @@ class _Replay:
                 return numbers[id(a)]
             if a.dtype.is_floating_point or a.dtype.is_complex:  # something else, that is joined to the parameter
                 return torch.full(a.shape, torch.nan, dtype=torch.float64, device="cpu")
-            return self._value(a)
+            return self.value(a)
 
         padding = {"value": torch.nan} if "pad" in made.func._schema.name else {}
         return _call(made, take, **padding)
@@ -165,15 +197,15 @@ class _Replay:
                     return rows.permute(of.args[1][:-1])
                 return rows.expand(shape) if name == "expand" else rows.reshape(shape)
             if name == "eq" and of.args[0].shape[-1] == 1 == len(of.args[1].shape):  # as `one_hot` has it
-                if not self._value(of.args[1]).equal(torch.arange(of.shape[-1], device="cpu")):
+                if not self.value(of.args[1]).equal(torch.arange(of.shape[-1], device="cpu")):
                     raise Lost
-                return self._value(of.args[0]).squeeze(-1)
-        one_hot = self._value(of)
+                return self.value(of.args[0]).squeeze(-1)
+        one_hot = self.value(of)
         if not ((one_hot == 0) | (one_hot == 1)).all() or not (one_hot.sum(-1) == 1).all():
             raise Lost
         return one_hot.byte().argmax(-1)
 
-    def _value(self, of: Tensor | _Made) -> Tensor:
+    def value(self, of: Tensor | _Made) -> Tensor:
         """A constant's values, on the CPU."""
         if of.shape.numel() > _LARGEST:
             raise Lost
@@ -183,7 +215,7 @@ class _Replay:
                 raise Lost
             return found.detach().cpu()
         self._check(of)
-        return _call(of, _of_that_shape if of.by_shape else self._value)
+        return _call(of, _of_that_shape if of.by_shape else self.value)
 
     def _check(self, made: _Made) -> None:
         if made.storage in self._known._written:

@@ -49,6 +49,15 @@ def record(
             return None
         if device == "cpu":
             _logger.info("%s: the forward pass needs real values (%s); traced on the CPU.", name, failures[-1])
+            if recorder.unreached and example_inputs is None:
+                recorder = _further(recorder, inputs, values or {})
+            if recorder.unreached:
+                _logger.warning(
+                    "%s: the forward pass reads values, and with these inputs it does not reach %s. Pass "
+                    "example_inputs=, a tensor, tuple or dict of what the model is called with, with which it does.",
+                    name,
+                    ", ".join(recorder.unreached[:5]) + (" ..." if len(recorder.unreached) > 5 else ""),
+                )
         return recorder
 
     for inputs in _inputs(model, input_size, example_inputs, failures):
@@ -67,6 +76,16 @@ def record(
         "it, or example_inputs=, a tensor, tuple or dict of what the model is called with. Tried: "
         + "; ".join(clean(failure, 400) for failure in telling)
     )
+
+
+def _further(first: Recorder, inputs: Inputs, values: Mapping[str, Tensor]) -> Recorder:
+    """Of a pass on zeros and one on random numbers the one that reaches more: zeros take one way through a model."""
+    second = Recorder(first.model)
+    try:
+        second.run(inputs, "cpu", values, drawn=True)
+    except ForwardError:
+        return first
+    return second if len(second.unreached) < len(first.unreached) else first
 
 
 def _inputs(model: nn.Module, input_size: Any, example_inputs: Any, failures: list[_Failure]) -> Iterator[Inputs]:

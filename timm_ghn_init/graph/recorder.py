@@ -19,7 +19,7 @@ from ..utils.own_draws import draw
 from .higher_order import flex_attention, run_once, score_function
 from .inputs import Inputs
 from .isolate import isolated
-from .modules import unrolled_once
+from .modules import may_scale, unrolled_once
 from .nested import named_tensors
 from .primitives import OPERATORS, Rule, constant
 from .rules.moments import running_statistics
@@ -57,6 +57,7 @@ class Recorder(TorchDispatchMode):
 
     Attributes:
         tape: what was written down.
+        has_values: whether the pass was one on values, which may decide what runs.
         outputs: of the model: the path of keys to each tensor, its shape, and what is known of it.
 
     Args:
@@ -76,27 +77,28 @@ class Recorder(TorchDispatchMode):
         self._steps = 0
         self._generator = torch.Generator()  # of what a forward draws on the CPU
 
-    def run(self, inputs: Inputs, device: str, values: Mapping[str, Tensor] | None = None) -> None:
+    def run(self, inputs: Inputs, device: str, values: Mapping[str, Tensor] | None = None, drawn: bool = False) -> None:
         """One forward pass.
 
         Args:
             inputs: what the model is called with.
             device: "meta" or "cpu".
             values: of parameters and buffers, for a pass on the CPU. Default: their own, or zeros.
+            drawn: whether inputs without values are random there instead of zero.
 
         Raises:
             ForwardError: the model's own code raised.
         """
         tape = self.tape
         with isolated(self.modules, tape.parameters, device, values or {}) as isolation, torch.no_grad():
-            self._undo, self._has_values = isolation.undo, device != "meta"
+            self._undo, self.has_values = isolation.undo, device != "meta"
             tape.stand_ins = isolation.parameters
             for name, tensor in isolation.parameters.items():
                 if tensor.is_floating_point():
                     tape.assign(tensor, Value(leaves=frozenset((name,))))
                 else:
                     tape.explain(name, f"{tensor.dtype} values, and a GHN predicts real numbers")
-            placed = inputs.on(device)
+            placed = inputs.on(device, drawn)
             for x in placed.features:
                 tape.assign(x, FEATURES)
             tape.batch, tape.ops[0].grid = inputs.batch or tape.batch, inputs.grid
@@ -108,9 +110,23 @@ class Recorder(TorchDispatchMode):
             for module in self.modules:
                 if isinstance(module, nn.RNNBase):
                     module.__dict__["forward"] = partial(unrolled_once, module)
+                elif may_scale(module):
+                    module.__dict__["forward"] = partial(self._inside, module)
             with _uncompiled(), self:
                 output = self._call(placed.args, placed.kwargs)
         self.outputs = [(name, tuple(t.shape), tape.value(t)) for name, t in named_tensors(output)]
+
+    def _inside(self, module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+        before, self.tape.layer = self.tape.layer, module
+        try:
+            return type(module).forward(module, *args, **kwargs)
+        finally:
+            self.tape.layer = before
+
+    @property
+    def unreached(self) -> list[str]:
+        """Names of the parameters that the forward pass has not come to."""
+        return [n for n in self.tape.parameters if n not in self.tape.uses and n not in self.tape.reasons]
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
@@ -155,7 +171,7 @@ class Recorder(TorchDispatchMode):
         for tensor in written:
             tape.write(tensor, value)
             tape.provenance.wrote(tensor)
-        if self._has_values:
+        if self.has_values:
             self._undo.made(outputs, tensors_of(args, kwargs))
         if not value.origin or (not (outputs and outputs[0].is_floating_point()) and value == FEATURES):
             tape.provenance.note(func, args, kwargs, outputs, by_shape=operator.rule is constant)

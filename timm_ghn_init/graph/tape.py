@@ -55,6 +55,7 @@ class Tape:
         self.picks: frozenset[int] = NO_OPS
         self.provenance = Provenance()
         self.stand_ins: dict[str, Tensor] = {}
+        self.layer: nn.Module | None = None  # that is running and holds one weight, which it may scale
         self._values: dict[int, tuple[int, Value]] = {}  # by id of the tensor: (time, value)
         self._writes: dict[int, tuple[int, Value]] = {}  # by id of the storage: what was last written in place
         self._alive: list[Any] = []  # an id is unique as long as what it names is alive
@@ -160,6 +161,21 @@ class Tape:
         for name in value.leaves.difference(n for n, _ in parts):
             self.explain(name, f"folded into a {role} that is predicted without it")
 
+    def scale_output(self, value: Value, tensor: Tensor, constant: float) -> Value:
+        """What is known of features times a constant, inside of a module that holds one weight.
+
+        After the layer the constant belongs to its weight and bias; before, it is kept for them.
+        """
+        last = [index for index in value.origin if self.owner(self.ops[index].param) is self.layer]
+        if not last:
+            return value._replace(scale=value.scale * constant)
+        op = self.ops[last[0]]
+        if len(value.origin) == 1 and not value.activated and op.channels in (tensor.shape[-1], *tensor.shape[1:2]):
+            for name in {op.param, *(self.ops[i].param for i in op.sources if op.kind == "bias")}:
+                uses = self.uses.get(name, [])
+                uses[:] = [u._replace(scale=u.scale * constant) if u.op in (last[0], *op.sources) else u for u in uses]
+        return value
+
     def withdraw(self, name: str) -> None:
         """What a parameter was used as is no layer."""
         self.uses.pop(name, None)
@@ -183,7 +199,7 @@ class Tape:
         return self.provenance.numbers(tensor, self.stand_ins[name])
 
     def owner(self, name: str) -> nn.Module | None:
-        return self._owners.get(id(self.parameters[name]))
+        return self._owners.get(id(self.parameters[name])) if name else None
 
     def node_shape(self, value: Value, main: str, used: Tensor) -> tuple[int, ...]:
         """The parameter's own shape, or the joined tensor's if it is one of several."""

@@ -21,6 +21,7 @@ from .tape import PICKED, Use
 from .unsupported import refuse_unsupported
 
 UNUSED = "not used by the forward pass in eval mode"
+UNREACHED = "not reached by the forward pass in eval mode, which depends on the values of its inputs (example_inputs=)"
 PUT_OUT = "an output of the model by itself (the scale of logits, say)"
 
 
@@ -101,7 +102,9 @@ def _build(recorder: Recorder, inputs: Inputs, dialect: Dialect, declared: set[s
     targets = {}
     for name, parameter in parameters.items():
         uses = [u for u in tape.uses.get(name, ()) if u.op in index]
-        if uses:
+        if not parameter.numel():
+            tape.explain(name, "has no values: one of its sizes is zero")
+        elif uses:
             use = uses[0]._replace(place=united([u.place for u in uses]))  # of a layer called twice the first
             targets[name] = _target(name, tuple(parameter.shape), use, ops[use.op], index[use.op], name in heads)
     if not targets:
@@ -115,7 +118,8 @@ def _build(recorder: Recorder, inputs: Inputs, dialect: Dialect, declared: set[s
             tape.explain(name, PICKED)
     for name in frozenset[str]().union(*(value.leaves for _, _, value in recorder.outputs if not value.origin)):
         tape.explain(name, PUT_OUT)
-    skipped = {name: tape.reasons.get(name, UNUSED) for name in parameters if name not in targets}
+    unused = UNREACHED if recorder.has_values else UNUSED
+    skipped = {name: tape.reasons.get(name, unused) for name in parameters if name not in targets}
     return Graph(nodes, pairs, targets, skipped, dialect, inputs.size)
 
 
@@ -136,4 +140,4 @@ def _target(name: str, shape: tuple[int, ...], use: Use, op: Op, node: int, head
     kernel = use.kernel
     if use.role in ("norm", "bias") and kernel is None and len(shape) > 1:
         kernel = (math.prod(shape),)  # a vector, written as (1, C, 1, 1) or so
-    return Target(name, shape, node, use.role, use.offset, head, kernel, use.place)
+    return Target(name, shape, node, use.role, use.offset, head, kernel, use.place, use.scale)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -34,6 +35,11 @@ _ZERO3 = _Kind(
     r"^deepspeed\..*(Zero|Init)Param",
     "partitioned by DeepSpeed's ZeRO-3",
     "Initialise the model before deepspeed.initialize, outside deepspeed.zero.Init.",
+)
+_FAKE = _Kind(
+    r"\.FakeTensor$",
+    "made of fake tensors, which have no values",
+    "Initialise the model outside of FakeTensorMode.",
 )
 _OFFLOADED = _Kind(
     "",
@@ -66,6 +72,7 @@ _KINDS = (
     _FAKE,
     _FSDP1,
     _ZERO3,
+    _FAKE,
 )
 # Kinds that leave the classes as they are, and the attribute of a parameter that gives them away.
 _ATTRIBUTES = {"_fsdp_flattened": _FSDP1, "ds_tensor": _ZERO3}
@@ -78,6 +85,10 @@ def refuse_unsupported(model: Any, name: str) -> None:
         ValueError: a scripted, exported, lazy, quantised, offloaded, flatly sharded or fake model, in whole or in part.
         TypeError: no module at all.
     """
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+        raise InputError(
+            f"{name}: no values can be written under FakeTensorMode: all tensors there are fake. {_FAKE.way_out}"
+        )
     classes: dict[type, _Kind | None] = {}
     for path, part in _parts(model):
         cls = type(part)

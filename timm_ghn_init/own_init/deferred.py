@@ -56,7 +56,9 @@ def deferred_init(
     if _get_current_dispatch_mode_stack():  # which sees or changes operators itself
         return None
     timms = (getattr(create, "__module__", None) or "").partition(".")[0] == "timm"
-    certain = timms and _is_data([*args, *kwargs.values()]) and draws_are_known()
+    certain = (
+        timms and not torch._C._len_torch_dispatch_stack() and _is_data([*args, *kwargs.values()]) and draws_are_known()
+    )
     return DeferredInit(generator) if certain else None
 
 

@@ -17,7 +17,7 @@ from ..ghn import Tile
 from ..own_init.stand_ins import named_tensors
 from ..utils.text import Told, logger
 from ..utils.threads import one_thread
-from .parametrised import Parametrised, parametrised
+from .parametrised import Computed, parametrised
 from .pending import Pending
 
 _logger = logger(__name__)
@@ -166,9 +166,7 @@ def write_results(model: nn.Module, results: Pending) -> None:
             weight.refresh()
 
 
-def invert(
-    computed: Mapping[str, Parametrised], done: Collection[str], tiles: dict[str, Tile], results: Pending
-) -> None:
+def invert(computed: Mapping[str, Computed], done: Collection[str], tiles: dict[str, Tile], results: Pending) -> None:
     """Put what to write, for weights that are computed from other tensors, into `results` in place of their values.
 
     Args:

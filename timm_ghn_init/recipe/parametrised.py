@@ -6,7 +6,7 @@ singular vectors of spectral norm for instance.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from ..utils.checks import InputError
 
 _Hook = WeightNorm | SpectralNorm
 
@@ -64,17 +66,34 @@ class Parametrised(NamedTuple):
         return {f"{self.name}_orig": value, f"{self.name}_u": u, f"{self.name}_v": v}
 
     def _right_inverse(self, by: ParametrizationList, value: Tensor) -> dict[str, Tensor]:
+        """By the parametrisation's own function, if that keeps what it promises.
+
+        Some parametrisations hold only values of a kind, orthogonal matrices for one: they make of a prediction the
+        value that they hold. That one they have to give back as it is.
+        """
+        modules = copy.deepcopy(list(by)), copy.deepcopy(list(by))  # some note down what they were given
+        try:
+            values = _inverted(modules[0], value)
+            held = _computed(modules[0], values)
+            again = _computed(modules[1], _inverted(modules[1], held))
+            fits = held.shape == value.shape and bool(held.isfinite().all()) and _close(held, again)
+            problem = "" if fits else "gives values from which another weight is computed"
+        except Exception as error:  # whatever its code raises
+            problem = f"raises {type(error).__name__}: {error}"
+        if not problem and not all(v.isfinite().all() for v in values):
+            problem = "gives values that are not finite"
+        if problem:
+            raise InputError(
+                f"{self.name}: the right_inverse of its parametrisation ({', '.join(type(m).__name__ for m in by)}) "
+                f"{problem}, so the weight cannot be set. Nothing was written. Correct it, or initialise the model "
+                "before registering the parametrisation."
+            )
         prefix = f"{self.path}parametrizations.{self.attribute}."
         written: dict[str, Tensor] = {}
-        for i, module in reversed(list(enumerate(by))):
-            own = copy.deepcopy(module)  # some note down what they were given
-            value = own.right_inverse(value)  # type: ignore[operator]
-            if isinstance(own, _SpectralNorm) and value.dim() > 1:
-                own._u, own._v = _singular_vectors(own._reshape_weight_to_matrix(value))
+        for i, (own, module) in enumerate(zip(modules[0], by, strict=True)):
             before = dict(module.named_buffers())
-            changed = {n: b for n, b in own.named_buffers() if b is not before.get(n) and not _same(b, before.get(n))}
+            changed = {n: b for n, b in own.named_buffers() if not _same(b, before.get(n))}
             written |= {f"{prefix}{i}.{n}": b for n, b in changed.items()}
-        values = (value,) if isinstance(value, Tensor) else tuple(value)
         return {**dict(zip(self.parameters, values, strict=True)), **written}
 
     def refresh(self) -> None:
@@ -83,6 +102,35 @@ class Parametrised(NamedTuple):
             setattr(self.module, self.attribute, self.by.compute_weight(self.module))
         elif isinstance(self.by, SpectralNorm):
             setattr(self.module, self.attribute, self.by.compute_weight(self.module, do_power_iteration=False))
+
+
+class Scaled(NamedTuple):
+    """A parameter that its layer multiplies by a constant (equalised learning rate, arXiv 1710.10196, Section 4.1).
+
+    Attributes:
+        name: of the parameter.
+        parameter: itself.
+        scale: the constant.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    scale: float
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {self.name: self.parameter}
+
+    @property
+    def invertible(self) -> bool:
+        return True
+
+    def inverse(self, value: Tensor) -> dict[str, Tensor]:
+        """What to write for the layer to compute with `value`."""
+        return {self.name: value / self.scale}
+
+
+Computed = Parametrised | Scaled
 
 
 def parametrised(model: nn.Module) -> Iterator[Parametrised]:
@@ -97,6 +145,28 @@ def parametrised(model: nn.Module) -> Iterator[Parametrised]:
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, _Hook):
                 yield Parametrised(module, hook.name, prefix, hook)
+
+
+def _inverted(modules: Sequence[nn.Module], value: Tensor) -> tuple[Tensor, ...]:
+    """What parametrisations, applied one after the other, would compute a value from."""
+    for module in reversed(modules):
+        module.eval()
+        value = module.right_inverse(value)  # type: ignore[operator]
+        if isinstance(module, _SpectralNorm) and value.dim() > 1:
+            module._u, module._v = _singular_vectors(module._reshape_weight_to_matrix(value))
+    return (value,) if isinstance(value, Tensor) else tuple(value)
+
+
+def _computed(modules: Sequence[nn.Module], values: Sequence[Tensor]) -> Tensor:
+    value = modules[0](*values)
+    for module in modules[1:]:
+        value = module(value)
+    return value
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    largest = float(a.abs().max()) if a.numel() else 0.0
+    return a.shape == b.shape and bool(((a - b).abs() <= 1e3 * torch.finfo(a.dtype).eps * largest).all())
 
 
 def _singular_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from ..utils.text import logger
 from ..weights.key import weights_key
 from .layer_scale import layer_scales
 from .offer import Offer
-from .parametrised import Parametrised, parametrised
+from .parametrised import Computed, Scaled, parametrised
 from .postprocessing import Equations, Layer, check_options, layers_of, to_process
 from .resolved import Resolved
 
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
     layer: int
     seed: int
     changed: list[Layer]
-    computed: dict[str, Parametrised]
+    computed: dict[str, Computed]
     scaled: tuple[str, ...] = ()
 
     @property
@@ -128,7 +128,7 @@ def make_plan(
     skipped = {n: reason for n, reason in {**offer.skipped, **kept}.items() if n not in names}
     if not names:
         raise TraceError(f"{name}: {source} has values for none of its parameters: {skipped}")
-    plan = Plan(resolved, offer, names, skipped, 0, source.seed_or(seed), [], _computed(model, names))
+    plan = Plan(resolved, offer, names, skipped, 0, source.seed_or(seed), [], _computed(model, names, offer.graph))
     plan = plan._replace(skipped={n: reason for n, reason in skipped.items() if n not in plan.companions})
     if plan.layer_scale is not None:
         plan = _with_scales(plan, layer_scales(model, {*kept, *plan.written}))
@@ -142,7 +142,8 @@ def make_plan(
     check_options(model, layer, plan.equations.beta)
     weights = {id(model.get_parameter(n)): n for n in names if offer.roles[n] == "weight"}
     found = to_process(model, layer, stay)
-    changed = [f._replace(name=weights[id(f.weight)]) for f in found if id(f.weight) in weights]
+    in_plan = [(f, weights[id(f.weight)]) for f in found if id(f.weight) in weights]
+    changed = [f._replace(name=n, by=plan.computed.get(n, f.by)) for f, n in in_plan]
     _tell_left(name, layers, layer, plan)
     return plan._replace(layer=layer, changed=changed)
 
@@ -268,9 +269,13 @@ def _stay(model: nn.Module, graph: Graph | None, layers: Sequence[Layer]) -> set
     return set()
 
 
-def _computed(model: nn.Module, names: Sequence[str]) -> dict[str, Parametrised]:
+def _computed(model: nn.Module, names: Sequence[str], graph: Graph | None) -> dict[str, Computed]:
+    scales = {n: graph.targets[n].scale for n in names if n in graph.targets} if graph is not None else {}
+    computed: dict[str, Computed] = {
+        n: Scaled(n, model.get_parameter(n), scale) for n, scale in scales.items() if scale != 1
+    }
     found = ((list(by.parameters), by) for by in parametrised(model) if by.invertible)
-    return {parameters[-1]: by for parameters, by in found if parameters and parameters[-1] in names}
+    return computed | {parameters[-1]: by for parameters, by in found if parameters and parameters[-1] in names}
 
 
 def _tell_left(name: str, layers: Sequence[Layer], layer: int, plan: Plan) -> None:

@@ -25,7 +25,7 @@ from .exact import exact
 from .many import batches, orthogonal_alone, process_batch, write_back
 from .noise import add_noise_, correlation_std
 from .orthogonal import orthogonalize_
-from .parametrised import Parametrised, parametrised
+from .parametrised import Computed, Parametrised, parametrised
 from .pending import Pending
 from .wrappers import bare
 
@@ -54,7 +54,7 @@ class Layer(NamedTuple):
     weight: nn.Parameter  #: that parameter
     module: nn.Module  #: whose weight it is
     stream: str  #: name of the weight itself, by which its noise is drawn
-    by: Parametrised | None  #: what computes the weight, if something does
+    by: Computed | None  #: what computes the weight, if something does
 
 
 class Equations(NamedTuple):
@@ -187,7 +187,9 @@ def postprocess(
         where = {t.name: _compute_device(t.weight, device) for t in targets}
 
         def read(target: Layer, whole: Tensor) -> None:
-            whole.copy_(target.weight if target.by is None else getattr(target.module, target.by.attribute))
+            whole.copy_(
+                getattr(target.module, target.by.attribute) if isinstance(target.by, Parametrised) else target.weight
+            )
 
         with exact(next(iter(where.values()), torch.device("cpu"))):
             sigmas = process(targets, Equations(beta, orthogonal, seed), where, read, results, progress)

@@ -43,5 +43,6 @@ def add_bias(tape: Tape, x: Value, bias: Value, used: Tensor) -> Value:
     if bias.origin:  # of several experts, mixed by the input
         kernel = shape = tuple(tape.parameters[main].shape[1:])
     origin = tape.add(Op("bias", x.origin, main, shape))
-    tape.use(bias, len(tape.ops) - 1, "bias", shape, main, kernel=kernel)
+    scale = tape.provenance.factor(used, tape.stand_ins.get(main))
+    tape.use(bias, len(tape.ops) - 1, "bias", shape, main, kernel=kernel, scale=scale)
     return Value(origin, attention=x.attention, pairs=x.pairs)

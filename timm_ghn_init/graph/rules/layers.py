@@ -137,8 +137,11 @@ def _add_layer(
     main = tape.main_leaf(weight, used.numel())
     shape = kernel or tape.node_shape(weight, main, used)
     origin = tape.add(Op(kind, x.origin | weight.origin, main, shape, channels=channels, grid=grid))
-    tape.use(weight, len(tape.ops) - 1, "weight", shape, main, kernel=kernel)
-    return among_pairs(tape, x, Value(origin), out.numel() // channels)
+    scale = tape.provenance.factor(used, tape.stand_ins.get(main))
+    if x.scale != 1 and tape.layer is not None and tape.owner(main) is tape.layer:
+        scale *= x.scale
+    tape.use(weight, len(tape.ops) - 1, "weight", shape, main, kernel=kernel, scale=scale)
+    return among_pairs(tape, x, Value(origin), out.numel() // max(channels, 1))
 
 
 def _kernel(tape: Tape, weight: Value, used: Tensor) -> tuple[int, ...]:

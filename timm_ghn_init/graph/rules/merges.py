@@ -124,6 +124,11 @@ def concat(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
 
 def multiply(tape: Tape, args: Any, kwargs: Any, out: Tensor, division: bool = False) -> Value:
     """a * b, or a / b."""
+    if tape.layer is not None:
+        for x, constant in ((args[0], args[1]), (args[1], args[0]))[: 1 if division else 2]:
+            number = tape.provenance.number(constant) if isinstance(x, Tensor) and tape.value(x).origin else None
+            if number:
+                return tape.scale_output(tape.value(x), x, 1 / number if division else number)
     tensors = tensors_of(args, kwargs)
     if len(tensors) < 2:
         return tape.value(tensors[0])

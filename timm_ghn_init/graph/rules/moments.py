@@ -175,7 +175,7 @@ def scaled_by(tape: Tape, x: Value, p: Value, used: Tensor, tensor: Tensor | Non
 
 def _is_gain(tape: Tape, p: Value, used: Tensor, over: Over, tensor: Tensor | None) -> bool:
     """Whether a vector extends along what was normalised, or along all that was not: then it is the norm's weight."""
-    if used.numel() % tape.parameters[tape.main_leaf(p, used.numel())].numel():
+    if not used.numel() or used.numel() % tape.parameters[tape.main_leaf(p, used.numel())].numel():
         return False
     if not over.dims:
         return used.numel() == math.prod(over.shape)

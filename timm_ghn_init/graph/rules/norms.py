@@ -23,7 +23,7 @@ def norm(tape: Tape, args: Any, kwargs: Any, out: Any, primitive: str, weight: i
         over = Moment(x.origin, normalised=_over(tape, args, primitive)) if x.origin else None
         return value._replace(activated=True, norm=over)
     value = add_norm(tape, primitive, x, gain, args[weight])
-    value = among_pairs(tape, x, value, args[0].numel() // args[weight].numel())
+    value = among_pairs(tape, x, value, args[0].numel() // max(args[weight].numel(), 1))
     return add_norm_bias(tape, value, shift, args[bias]) if shift.leaves else value
 
 
