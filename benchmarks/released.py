@@ -115,7 +115,7 @@ def _title(init: str) -> str:
     if init == "pretrained":
         return init
     source = parse_source(init)
-    return source.name if source.baseline else "ghn" + "-orth" * source.orth
+    return source.name if source.initialisation else "ghn" + "-orth" * source.orth
 
 
 CHECKS = {"norms": norms, "cifar10": cifar10, "table1": table1}

@@ -365,7 +365,12 @@ def two_meshes(job: Job) -> None:
 @check(2)
 def what_sharded_models_cannot_have(job: Job) -> None:
     model = place(build("tied"), job.mesh, [Shard(0)])
-    for source, text in (("orth", "before sharding"), (PLAIN + "?cache=1", "cache="), (PLAIN + "?hub=me", "hub=")):
+    for source, text in (
+        ("orth", "before sharding"),
+        (PLAIN + "+mimetic", "before sharding"),
+        (PLAIN + "?cache=1", "cache="),
+        (PLAIN + "?hub=me", "hub="),
+    ):
         refused(model, lambda source=source: job.init(model, "tied", source), ValueError, "Tied", text)
     refused(model, lambda: job.init(model, "tied", PLAIN, cache=True), ValueError, "save_sharded")
 

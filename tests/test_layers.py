@@ -15,6 +15,7 @@ PACKAGE = Path(timm_ghn_init.__file__).parent
 FLOORS = (
     "version",
     "utils",  # what all others use
+    "registry",  # which initialisations there are
     "sources report",  # what a source string says, what a report holds
     "graph",  # model -> primitive graph
     "ghn",  # graph -> embeddings -> tensors

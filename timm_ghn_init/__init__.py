@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .integration.public_paths import provide
 from .integration.registration import register, unregister
+from .registry import register_source
 from .sources import Source, list_sources, parse_source
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ __all__ = [
     "postprocess",
     "push_model",
     "register",
+    "register_source",
     "save_ghn",
     "save_sharded",
     "trace",

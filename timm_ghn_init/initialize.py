@@ -46,7 +46,7 @@ def init_model(
     only: str | Sequence[str] = (),
     skip: str | Sequence[str] = (),
 ) -> InitReport:
-    """Initialise a model in place with parameters predicted by a Graph HyperNetwork, or with one of the baselines.
+    """Initialise a model in place with parameters predicted by a Graph HyperNetwork, or with another source.
 
     Everything that can be checked is checked before the first write: where this raises one of the errors below, the
     model is as it was. Parameter identity, dtypes, devices, `requires_grad`, buffers, modes and the global random
@@ -119,7 +119,10 @@ def initialise(
     with bare(model) as (inner, names):
         place = _place(inner, source.seed_or(options.seed), options, settle, constructed)
         place.given_names = names
-        report = recipe.initialise(place, _resolve(place, source, options), options).renamed(names)
+        if source.initialisation and options.ghn is not None:
+            raise InputError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
+        parts = [_resolve(place, part, options) for part in source.parts]
+        report = recipe.initialise(place, parts, options).renamed(names)
     _logger.log(logging.INFO if place.first else logging.DEBUG, "%s", report)
     return report
 
@@ -148,19 +151,16 @@ def finished_key(
         ValueError: the source is a baseline.
         CheckpointError, TraceError: as `init_model`.
     """
-    if source.baseline:
-        raise InputError(f"{source} needs no GHN: there is no prediction to keep.")
+    if source.initialisation or source.plus:
+        raise InputError(f"{source} is not a GHN alone: there is no prediction to keep.")
     chosen = resolve_default(source.prediction)
     return finished.find(model, Resolved(source, chosen, shared_ghn(chosen, torch.device("cpu"))), input_size, seed)
 
 
 def _resolve(place: Place, source: Source, options: Options) -> Resolved:
     own = options.ghn
-    if source.baseline:
-        _check_sharded(place, source, options.cache)
-        if own is not None:
-            raise InputError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
-        return Resolved(source, source.prediction, None)
+    if source.initialisation and place.whole:
+        return Resolved(source, source.prediction, None, cache=bool(source.cache or options.cache))
 
     def load() -> tuple[Source, GHN]:
         if own is not None:
@@ -180,9 +180,9 @@ def _resolve(place: Place, source: Source, options: Options) -> Resolved:
 def _check_sharded(place: Place, source: Source, cache: bool | None) -> None:
     if place.whole:
         return
-    if source.baseline:
+    if source.initialisation:
         raise InputError(
-            f"{place.name}: {source} draws whole parameters. Initialise the model with it before sharding it."
+            f"{place.name}: {source} gives whole parameters. Initialise the model with it before sharding it."
         )
     wanted = source.cache if cache is None else cache
     if wanted or source.hub or source.push:

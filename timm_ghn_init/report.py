@@ -39,6 +39,8 @@ class InitReport:
         own: names of the parameters and buffers that were set by the model's own initialisation, for a model that came
             from the meta device.
         unset: names of those that nothing has set.
+        parts: name -> the part of a composed source, as "mimetic" of "ghn2-orth+mimetic", which its values are from;
+            empty for other sources.
     """
 
     model: str
@@ -59,6 +61,7 @@ class InitReport:
     downloaded: bool = False
     own: tuple[str, ...] = ()
     unset: tuple[str, ...] = ()
+    parts: dict[str, str] = field(default_factory=dict)
 
     @property
     def coverage(self) -> float:
@@ -75,6 +78,7 @@ class InitReport:
             postprocessed=tuple(names.get(n, n) for n in self.postprocessed),
             own=tuple(names.get(n, n) for n in self.own),
             unset=tuple(names.get(n, n) for n in self.unset),
+            parts={names.get(n, n): part for n, part in self.parts.items()},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,6 +126,8 @@ class InitReport:
         if self.layer is not None:
             done = "post-processed" if self.nodes else "orthogonal"
             lines.append(f"  {done}: {len(self.postprocessed)} layers from layer {self.layer} on, seed {self.seed}")
+        for part, count in Counter(self.parts.values()).items():
+            lines.append(f"  from {part}: {count} parameters")
         for names, what in ((self.own, "by the model's own initialisation"), (self.unset, "set by nothing")):
             if names:
                 lines.append(f"  {what}: {len(names)} parameters and buffers ({names[0]}{' ...' * (len(names) > 1)})")

@@ -1,10 +1,11 @@
 """The strings that name an initialisation, "ghn2-orth?layer=94&seed=1", and the hypernetworks that they can name.
 
-    NAME[-orth][?key=value&...]
+    NAME[-orth][?key=value&...][+...]
 
 `NAME` is a row of `KNOWN`, `file:PATH` (with one of `SUFFIXES`) or `ghn`, the default GHN; `-orth` adds the
-post-processing of arXiv 2207.10049, Section 3. `KEYS` lists the keys. The paper's baselines without a GHN, rows of
-`BASELINES`, are sources too, "orth?layer=37".
+post-processing of arXiv 2207.10049, Section 3. `KEYS` lists the keys. The rows of `registry` that are functions are
+sources too, "orth?layer=37". Of several with "+" between them, "ghn2-orth+mimetic", values of the later ones replace
+those of the earlier ones.
 """
 
 import atexit
@@ -13,11 +14,11 @@ import re
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from importlib import import_module
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from .registry import PREDICTION, Initialisation, find, is_known, names, register_source
 from .utils.checks import (
     FLAG,
     NAMESPACE,
@@ -31,7 +32,9 @@ from .utils.checks import (
     one_of,
     whole,
 )
-from .utils.text import did_you_mean
+from .utils.text import did_you_mean, logger
+
+_logger = logger(__name__)
 
 DEFAULT = "ghn"
 SHIPPED = "ghn2-fashion"
@@ -158,57 +161,46 @@ KNOWN: dict[str, KnownGHN] = {
 }
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """An initialisation that needs no hypernetwork (see `baselines`).
-
-    Attributes:
-        name: as in a source string.
-        description: one line for lists.
-        paper: title.
-        arxiv: identifier of the paper.
-        keys: those of `KEYS` that it has.
-        function: what gives its values, as "module:name" (see `recipe.offer`).
-        orthogonal: whether its weights are made orthogonal, Eq. (2), from `layer` on.
-    """
-
-    name: str
-    description: str
-    paper: str
-    arxiv: str
-    keys: tuple[str, ...]
-    function: str
-    orthogonal: bool = False
-
-    def load(self) -> Any:
-        """Its function."""
-        module, _, name = self.function.partition(":")
-        return getattr(import_module(module), name)
-
-
 _HE = "Delving Deep into Rectifiers: Surpassing Human-Level Performance on ImageNet Classification"
-_RAND = "timm_ghn_init.recipe.baselines:rand"
 _SAXE = "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks"
-_DRAWN = ("seed", "layer_scale", "only", "skip")
+_MIMETIC = "Mimetic Initialization of Self-Attention Layers"
+_SELECT = "Initializing Models with Larger Ones"
+_MODULES = "timm_ghn_init.recipe"
 
-BASELINES: dict[str, Baseline] = {
-    baseline.name: baseline
-    for baseline in (
-        Baseline(
-            "rand", "He initialisation, no GHN", _HE, "1502.01852", ("seed", "layer_scale", "only", "skip"), _RAND
-        ),
-        Baseline(
-            *(
-                "orth",
-                "Orthogonal initialisation, no GHN",
-                _SAXE,
-                "1312.6120",
-                ("layer", *_DRAWN),
-            ),
-            *(_RAND, True),
-        ),
-    )
-}
+register_source(DEFAULT, PREDICTION, description="the default: TIMM_GHN_DEFAULT, else ghn2, else the GHN that ships")
+for ghn in KNOWN.values():
+    register_source(ghn.name, PREDICTION, description=ghn.description, paper=ghn.paper, arxiv=ghn.arxiv)
+register_source(
+    "rand",
+    f"{_MODULES}.baselines:rand",
+    description="He initialisation, no GHN",
+    paper=_HE,
+    arxiv="1502.01852",
+)
+register_source(
+    "orth",
+    f"{_MODULES}.baselines:rand",
+    description="Orthogonal initialisation, no GHN",
+    paper=_SAXE,
+    arxiv="1312.6120",
+    orthogonal=True,
+)
+register_source(
+    "mimetic",
+    f"{_MODULES}.mimetic:mimetic",
+    keys={"pos": False},
+    description="Attention that resembles a trained one, no GHN; the rest stays",
+    paper=_MIMETIC,
+    arxiv="2305.09828",
+)
+register_source(
+    "select",
+    f"{_MODULES}.select:select",
+    keys={"from": str, "weights": str},
+    description="Entries of a larger network of the same family, no GHN: select?from=ARCH",
+    paper=_SELECT,
+    arxiv="2311.18823",
+)
 
 
 class _Key(NamedTuple):
@@ -242,16 +234,17 @@ KEYS: dict[str, _Key] = {
     "hub": _Key(NAMESPACE, "hub", predicts=False),
     "push": _Key(_SWITCH, "push", predicts=False),
 }
+_RIGHT = "only sources without a GHN may come after a +"
 
 
 @dataclass(frozen=True, repr=False)
 class Source:
-    """Which GHN predicts, and what is done with its prediction; or a baseline without a GHN.
+    """Which GHN predicts, and what is done with its prediction; or an initialisation without a GHN; or several.
 
     `str(source)` writes the shortest string that `parse_source` reads back to an equal source.
 
     Attributes:
-        name: a name in `KNOWN`, "ghn", "file:PATH" or a name in `BASELINES`.
+        name: a name in `KNOWN`, "ghn", "file:PATH" or another name in the `registry`.
         orth: post-process the prediction (arXiv 2207.10049, Section 3).
         layer: the first layer that is post-processed, counted from 1; "auto" leaves the choice to the package. Of the
             baseline "orth": the first layer that is orthogonal; "auto" is 1.
@@ -269,10 +262,11 @@ class Source:
         hub: the user or organisation on the Hugging Face Hub in whose repositories finished weights are looked for;
             None leaves that to TIMM_GHN_HUB.
         push: whether weights that were not there are pushed there.
+        own: the keys that only this source has, and their values.
+        plus: the source whose values replace those of this one.
 
     Raises:
-        ValueError: no such GHN or baseline, a value outside of what `KEYS` allows, or one that a baseline has no use
-            for.
+        ValueError: no such source, a value outside of what `KEYS` allows, or a key that the source does not have.
     """
 
     name: str = DEFAULT
@@ -288,9 +282,12 @@ class Source:
     cache: bool | None = None
     hub: str | None = None
     push: bool = False
+    own: tuple[tuple[str, Any], ...] = ()
+    plus: "Source | None" = None
 
     def __post_init__(self) -> None:
         _SPELLING.check("name", self.name)
+        object.__setattr__(self, "own", tuple((key, value) for key, value in self.own))
         for field in ("only", "skip"):
             object.__setattr__(self, field, patterns(getattr(self, field)))
         _check_name(self.name, self.name)
@@ -305,17 +302,29 @@ class Source:
                 raise InputError(f"Source {self.name!r}: {_has_no_key(self.name, name)}")
         if not (self.orth or self.orthogonal):
             raise InputError(f"Source {self.name!r}: orthogonal=False (noise only) needs orth=True.")
+        kinds = self.initialisation.keys if self.initialisation else {}
+        for name, value in self.own:
+            if name not in kinds:
+                raise InputError(f"Source {self.name!r}: {_has_no_key(self.name, name)}")
+            kinds[name].check(f"Source {self.name!r}: {name}", value)
+        object.__setattr__(self, "own", tuple(sorted(self.own, key=lambda pair: list(kinds).index(pair[0]))))
+        if self.plus is not None and self.plus.initialisation is None:
+            raise InputError(f"Source {self.name}+{self.plus}: {_RIGHT}, and {self.plus.name} is a GHN.")
+        if self.plus is not None and (self.cache or self.hub or self.push) and not self.initialisation:
+            raise InputError(f"Source {self.name}+{self.plus}: cache=, hub= and push= are for a single source.")
         object.__setattr__(self, "beta", float(self.beta))
         if not isinstance(self.layer_scale, str):
             object.__setattr__(self, "layer_scale", float(self.layer_scale))
 
     def __str__(self) -> str:
+        shared = {name: getattr(self, key.field) for name, key in KEYS.items()}
+        chosen = {name: value for name, value in shared.items() if value != _DEFAULTS[KEYS[name].field]}
         pairs = [
             f"{name}={int(value) if type(value) is bool else ','.join(value) if type(value) is tuple else value}"
-            for name, key in KEYS.items()
-            if (value := getattr(self, key.field)) != _DEFAULTS[key.field]
+            for name, value in (*chosen.items(), *self.own)
         ]
-        return self.name + "-orth" * self.orth + ("?" + "&".join(pairs) if pairs else "")
+        alone = self.name + "-orth" * self.orth + ("?" + "&".join(pairs) if pairs else "")
+        return alone if self.plus is None else f"{alone}+{self.plus}"
 
     def __repr__(self) -> str:
         return f"Source({str(self)!r})"
@@ -323,23 +332,30 @@ class Source:
     def _repr_html_(self) -> str:
         from .utils.notebook import folded
 
-        about = self.known or self.baseline
+        about = self.known or self.initialisation
         what = about.description if about else "the default GHN" if self.name == DEFAULT else "a checkpoint of your own"
-        paper = f"\n{about.paper}, arXiv:{about.arxiv}" if about else ""
+        paper = f"\n{about.paper}, arXiv:{about.arxiv}" if about and about.paper else ""
         licence = f"\nlicence: {self.known.license}" if self.known else ""
-        fields = [KEYS[name].field for name in self.keys]
-        rows = [(n, getattr(self, f), _DEFAULTS[f]) for n, f in zip(self.keys, fields, strict=True)]
+        fields = {name: KEYS[name].field for name in self.keys if name in KEYS}
+        rows = [(n, getattr(self, f), _DEFAULTS[f]) for n, f in fields.items()] + [(n, v, "") for n, v in self.own]
         return folded(f"{self}: {what}{paper}{licence}", "keys", ("key", "value", "default"), rows)
 
     @property
     def is_postprocessed(self) -> bool:
         """Whether weights are changed after they have been predicted or drawn."""
-        return self.orth or (self.baseline is not None and self.baseline.orthogonal)
+        return self.orth or (self.initialisation is not None and self.initialisation.orthogonal)
+
+    @property
+    def parts(self) -> "tuple[Source, ...]":
+        """The sources that this one is composed of: values of a later one replace those of an earlier one."""
+        alone = self if self.plus is None else replace(self, plus=None)
+        return (alone,) if self.plus is None else (alone, *self.plus.parts)
 
     @property
     def prediction(self) -> "Source":
         """This source without the keys that change nothing about the weights."""
-        return replace(self, **{key.field: _DEFAULTS[key.field] for key in KEYS.values() if not key.predicts})
+        plain = {key.field: _DEFAULTS[key.field] for key in KEYS.values() if not key.predicts}
+        return replace(self, **plain, plus=self.plus and self.plus.prediction)
 
     def seed_or(self, seed: int | None) -> int:
         """The caller's own seed, else the source's, else 0."""
@@ -351,14 +367,16 @@ class Source:
         return KNOWN.get(self.name)
 
     @property
-    def baseline(self) -> Baseline | None:
-        """The initialisation without a GHN that is named; None where a GHN is."""
-        return BASELINES.get(self.name)
+    def initialisation(self) -> Initialisation | None:
+        """The row of the registry that is named, where a function gives the values; None where a GHN predicts them."""
+        row = None if self.path or self.name in KNOWN else find(self.name)
+        return None if row is None or row.function == PREDICTION else row
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Those of `KEYS` that it can have."""
-        return self.baseline.keys if self.baseline else tuple(KEYS)
+        row = self.initialisation
+        return tuple(KEYS) if row is None else (*row.shared, *row.keys)
 
     @property
     def path(self) -> Path | None:
@@ -391,14 +409,17 @@ def is_source(text: object) -> bool:
     True for all that parses and for what begins like it ("ghn2-ort", "GHN2", "ghn9?layr=3"), so that a slip of the pen
     is an error instead of some other weights. False for timm's own tags, paths, other words and anything but strings.
     """
-    return isinstance(text, Source) or (isinstance(text, str) and _CLAIMED.fullmatch(text) is not None)
+    if not isinstance(text, str):
+        return isinstance(text, Source)
+    first = re.split(r"[?+]", text, maxsplit=1)[0].replace("_", "-")
+    return is_known(first) or is_known(first.removesuffix("-orth")) or _CLAIMED.fullmatch(text) is not None
 
 
 def parse_source(text: str | Source) -> Source:
     """Read a source string; the inverse of `str(source)`.
 
     Args:
-        text: `NAME[-orth][?key=value&...]`. "_" is accepted for "-" in names: "ghn2_orth" is "ghn2-orth".
+        text: `NAME[-orth][?key=value&...][+...]`. "_" is accepted for "-" in names: "ghn2_orth" is "ghn2-orth".
 
     Raises:
         ValueError: no such GHN (the message lists all, and close matches), an unknown or repeated key, a bad value.
@@ -410,7 +431,21 @@ def parse_source(text: str | Source) -> Source:
     if isinstance(text, Source):
         return text
     _SPELLING.check("source", text)
-    match = _SYNTAX.fullmatch(text)
+    first, *others = _parts(text)
+    source = _parse_alone(first, text)
+    return replace(source, plus=parse_source("+".join(others))) if others else source
+
+
+def _parts(text: str) -> list[str]:
+    """A composition taken apart: a "+" counts before the name of a source, so that paths may hold one."""
+    if "+" not in text:
+        return [text]
+    known = "|".join(name.replace("-", "[-_]") for name in names())
+    return re.split(rf"\+(?=(?:{known})(?:[-_]orth)?(?:[?+]|$))", text)
+
+
+def _parse_alone(spelling: str, text: str) -> Source:
+    match = _SYNTAX.fullmatch(spelling)
     assert match is not None  # the pattern's last alternatives match anything
     name, orth, query = match["name"], bool(match["orth"]), match["query"]
     if not name.startswith("file:"):
@@ -431,54 +466,72 @@ def patterns(value: Any) -> Any:
 
 
 def list_sources() -> list[Source]:
-    """All sources with a name: GHNs without and with post-processing, "ghn", the default, first, then baselines."""
-    names = [DEFAULT, *(n for n, ghn in KNOWN.items() if ghn.local_path is None or ghn.local_path.is_file())]
-    return [Source(name, orth) for name in names for orth in (False, True)] + [Source(name) for name in BASELINES]
+    """All sources with a name: GHNs without and with post-processing, "ghn", the default, first, then all others."""
+    ghns = [DEFAULT, *(n for n, ghn in KNOWN.items() if ghn.local_path is None or ghn.local_path.is_file())]
+    functions = [name for name in names() if name not in KNOWN and name != DEFAULT and _loads(name)]
+    return [Source(name, orth) for name in ghns for orth in (False, True)] + [Source(name) for name in functions]
+
+
+def _loads(name: str) -> bool:
+    """Whether a source can be used; one warning if a package's cannot."""
+    try:
+        return find(name) is not None
+    except InputError as error:
+        _logger.warning("%s", error)
+        return False
 
 
 def _read_query(query: str, text: str, source: str) -> dict[str, Any]:
-    allowed = Source(source).keys
+    allowed, row = Source(source).keys, Source(source).initialisation
+    kinds = {**{n: k.kind for n, k in KEYS.items()}, **(row.keys if row else {})}
     values: dict[str, Any] = {}
+    own: list[tuple[str, Any]] = []
     for pair in query.split("&"):
         name, equals, value = pair.partition("=")
-        if name not in KEYS or not equals:
+        if name not in kinds or not equals:
             raise InputError(
                 f"Source {text!r}: {pair!r} is not key=value with one of the keys {', '.join(allowed)}."
                 + did_you_mean(name, allowed)
             )
         if name not in allowed:
             raise InputError(f"Source {text!r}: {_has_no_key(source, name)}")
-        key = KEYS[name]
-        if key.field in values:
+        if name in dict(own) or (name in KEYS and KEYS[name].field in values):
             raise InputError(f"Source {text!r}: the key {name} is given twice.")
         try:
-            values[key.field] = key.kind.read(value)
+            read = kinds[name].read(value)
         except ValueError as error:
             raise InputError(f"Source {text!r}: {name} {error}.") from None
-    return values
+        if name in KEYS:
+            values[KEYS[name].field] = read
+        else:
+            own.append((name, read))
+    return {**values, "own": tuple(own)}
 
 
 def _check_name(name: str, text: str) -> None:
     """Raise unless there is a GHN or baseline of that name; `text` is what the user wrote."""
-    if name == DEFAULT or name in KNOWN or name in BASELINES:
+    if name in KNOWN:
         return
     if name.startswith("file:"):
         if re.fullmatch(_FILE, name, re.DOTALL):
             return
         raise InputError(f"Source {text!r}: the path after file: must end in {_SUFFIXES_OR}.")
+    if find(name) is not None:
+        return
     as_file = f" For a file, write file:{text}." if any(suffix in text for suffix in SUFFIXES) else ""
-    close = did_you_mean(text.partition("?")[0].lower().replace("_", "-"), map(str, list_sources()))
+    close = did_you_mean(re.split("[?+]", name)[-1].lower(), map(str, list_sources()))
+    functions = ", ".join(n for n in names() if n != DEFAULT and n not in KNOWN)
     raise InputError(
-        f"Unknown GHN source {text!r}.{as_file}{close} "
+        f"Unknown source {text!r}.{as_file}{close} "
         f"Sources: {', '.join([DEFAULT, *KNOWN])}, file:PATH ({_SUFFIXES_OR}), each also with -orth and with "
-        f"?key=value&... ({', '.join(KEYS)}); without a GHN {', '.join(BASELINES)}."
+        f"?key=value&... ({', '.join(KEYS)}); without a GHN {functions}; several with + between them."
     )
 
 
 def _check_orth(name: str, orth: bool, text: str) -> None:
-    if orth and name in BASELINES:
+    if orth and Source(name).initialisation:
         raise InputError(f"Source {text!r}: {name} is not post-processed. Did you mean orth?")
 
 
 def _has_no_key(name: str, key: str) -> str:
-    return f"{name} has no key {key}, only {', '.join(BASELINES[name].keys)}."
+    return f"{name} has no key {key}, only {', '.join(Source(name).keys)}."

@@ -159,7 +159,7 @@ def _beside(runs: Path, archs: Sequence[str], item: str) -> str:
             init = row.trial["init"]
             if is_source(init):
                 source = parse_source(init)
-                init = init if source.baseline else init.replace(source.name, "ghn", 1)
+                init = init if source.initialisation else init.replace(source.name, "ghn", 1)
             theirs = "{:.1f} ± {:.1f}".format(*paper[init]) if init in paper else "-"
             mean, std = row.test
             ours = "-" if mean is None else f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")

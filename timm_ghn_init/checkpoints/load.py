@@ -129,7 +129,7 @@ def fetch(name: str | Source, progress: bool | None = None) -> Path:
 
 
 def _fetch(source: Source, progress: bool | None) -> Path:
-    if source.baseline:
+    if source.initialisation:
         raise InputError(f"{source} is an initialisation without a GHN: there is nothing to fetch.")
     ghn = source.known
     if ghn is None:
@@ -182,7 +182,7 @@ def named_default() -> str | None:
         chosen = parse_source(named)
     except ValueError as error:
         raise InputError(f"TIMM_GHN_DEFAULT={named}: {error}") from None
-    if chosen.baseline:
+    if chosen.initialisation:
         raise InputError(f"TIMM_GHN_DEFAULT={named}: it names an initialisation without a GHN. Name a GHN, e.g. ghn2.")
     if str(chosen) != chosen.name:
         raise InputError(f"TIMM_GHN_DEFAULT={named}: it names a GHN and no more. Use TIMM_GHN_DEFAULT={chosen.name}.")

@@ -148,7 +148,7 @@ def embed(args: argparse.Namespace) -> int:
 
     output = picture_path(args)
     source = parse_source(args.source)
-    if source.baseline:
+    if source.initialisation:
         raise UserError(f"{source} is an initialisation without a GHN and embeds nothing. Name a GHN, e.g. ghn2.")
     if args.column and not args.values:
         raise UserError("--column needs --values.")

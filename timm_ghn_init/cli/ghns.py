@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ..sources import BASELINES, DEFAULT, KNOWN, SUFFIXES, list_sources
+from ..sources import DEFAULT, KNOWN, SUFFIXES, list_sources
 from .arguments import AGAIN, Command, add_needed_source
 from .messages import table
 from .results import show
@@ -31,7 +31,7 @@ def list_known(args: argparse.Namespace) -> int:
         row(DEFAULT, "the default: TIMM_GHN_DEFAULT, else ghn2, else the GHN that ships"),
         *(row(ghn.name, ghn.description, is_cached(ghn.name), ghn.license, ghn.arxiv) for ghn in ghns),
         row("file:PATH", f"a file of your own, {', '.join(SUFFIXES)}"),
-        *(row(b.name, b.description, arxiv=b.arxiv) for b in BASELINES.values()),
+        *(row(f.name, f.description, arxiv=f.arxiv) for source in list_sources() if (f := source.initialisation)),
     ]
     show(args, rows, lambda: _as_text(rows))
     return 0
@@ -42,7 +42,8 @@ def _as_text(rows: list[dict[str, Any]]) -> str:
     cells = [[{True: "yes", False: "no", None: ""}.get(row[c], row[c]) for c in columns] for row in rows]
     return (
         f"{table(columns, cells)}\n\n"
-        "Each GHN also with post-processing (ghn2-orth); all with options (ghn2-orth?layer=94&seed=1, orth?layer=37)."
+        "Each GHN also with post-processing (ghn2-orth); all with options (ghn2-orth?layer=94&seed=1, orth?layer=37)\n"
+        "and composed (ghn2-orth+mimetic: values of the right one replace those of the left one)."
     )
 
 

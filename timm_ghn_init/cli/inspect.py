@@ -5,16 +5,17 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ..report import percentage
-from ..sources import DEFAULT
+from ..sources import DEFAULT, parse_source
 from .arguments import Command, add_architecture, add_source
-from .messages import table
-from .models import Reads, read_ghn, trace_model
+from .messages import mistakes, table
+from .models import Reads, build, read_ghn, trace_model
 from .results import show
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ..graph import Graph
+    from ..report import InitReport
 
 
 def add(command: Command) -> None:
@@ -24,11 +25,30 @@ def add(command: Command) -> None:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    """Print what is predicted for an architecture, what is not and why; no checkpoint is needed."""
+    """Print the graph's statistics and which parameters are predicted, without a checkpoint.
+
+    Of a source without a GHN: which parameters it initialises.
+    """
+    source = parse_source(args.source)
+    if source.initialisation or source.plus:
+        from ..initialize import init_model
+
+        with mistakes(ValueError):
+            report = init_model(build(args)[0], source, input_size=args.img_size)
+        show(args, report.to_dict(), lambda: _of_values(report))
+        return 0
     ghn = read_ghn(args.source)
     statistics = _statistics(args.arch, ghn, *trace_model(args, ghn.dialect))
     show(args, statistics, lambda: _as_text(statistics))
     return 0
+
+
+def _of_values(report: "InitReport") -> str:
+    rows = [
+        (name, f"{size:,}", report.predicted.get(name, "-"), report.parts.get(name, ""), report.skipped.get(name, ""))
+        for name, size in report.sizes.items()
+    ]
+    return f"{report}\n\n{table(('parameter', 'values', 'initialised as', 'by', 'why not'), rows)}"
 
 
 def _statistics(arch: str, ghn: Reads, model: "nn.Module", graph: "Graph") -> dict[str, Any]:

@@ -136,8 +136,8 @@ def read_ghn(text: str) -> Reads:
     from ..checkpoints.load import expected_default, load_ghn
 
     source, why = parse_source(text), ""
-    if source.baseline:
-        raise UserError(f"{source} is an initialisation without a GHN and reads no graph. Name a GHN, e.g. ghn2.")
+    if source.initialisation:
+        raise UserError(f"{source} is an initialisation without a GHN and needs no graph. Name a GHN, e.g. ghn2.")
     if source.name == DEFAULT:
         name, why = expected_default()
         source = replace(source, name=name)
@@ -197,7 +197,7 @@ def read_predicting(text: str) -> Source:
         UserError: the source has no GHN.
     """
     source = parse_source(text)
-    if source.baseline:
+    if source.initialisation:
         raise UserError(
             f"{source} is an initialisation without a GHN: there is no prediction to share. Name a GHN, e.g. ghn2."
         )

@@ -6,7 +6,7 @@ from ..sources import parse_source
 from ..weights.files import provenance, save, state_dict
 from .arguments import Command, add_architecture, add_prediction
 from .files import is_folder, output_path, writing, writing_folder
-from .models import build_initialised, read_predicting
+from .models import build_initialised
 from .results import show
 
 
@@ -24,7 +24,7 @@ def add(command: Command) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Write the weights that a source predicts, as a file or folder that timm loads."""
     folder, output = is_folder(args.output), output_path(args.output, (".safetensors",), folder=True)
-    source = (read_predicting if folder else parse_source)(args.source)
+    source = parse_source(args.source)
     from ..weights.push import write_folder  # imports torch and timm, which take seconds: mistakes above come first
 
     model, options, report, seed = build_initialised(args, source)

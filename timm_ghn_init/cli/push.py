@@ -3,9 +3,10 @@
 import argparse
 from dataclasses import replace
 
+from ..sources import parse_source
 from .arguments import Command, add_architecture, add_prediction
 from .messages import UserError, mistakes
-from .models import build_initialised, model_key, read_predicting
+from .models import build_initialised, model_key
 from .results import show
 
 
@@ -26,8 +27,8 @@ def push(args: argparse.Namespace) -> int:
 
     check_repo_id(args.repo)
     need_hub(args.repo)
-    source = read_predicting(args.source).prediction
-    key, _ = model_key(args, source)
+    source = parse_source(args.source).prediction
+    key = "" if source.initialisation or source.plus else model_key(args, source)[0]
     model, options, report, seed = build_initialised(args, source)
     report = replace(report, key=key)
     with mistakes(ValueError, TypeError):

@@ -28,11 +28,12 @@ class Finished:
         cached, downloaded: whether the weights came from there.
     """
 
-    def __init__(self, place: Place, plan: Plan) -> None:
-        self._place, self._plan, resolved = place, plan, plan.resolved
+    def __init__(self, place: Place, plans: Sequence[Plan]) -> None:
+        plan, resolved = plans[0], plans[0].resolved
+        self._place, self._plan = place, plan
         self.key = self.repo = ""
         self.cached = self.downloaded = False
-        if plan.computed or resolved.ghn is None:
+        if plan.computed or resolved.ghn is None or len(plans) > 1:
             return
         if resolved.cache or resolved.org:
             self.key = plan.key(place.model, resolved.digest)

@@ -3,20 +3,28 @@
 A prediction is known by its graph and computed later. A function is run at once, and its values wait in a `Pending`.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ..graph import Graph
+from ..own_init.stand_ins import named_tensors
 from ..sources import Source
 from ..utils.checks import InputError, shown
 from ..utils.own_draws import own_draws
 from ..utils.text import Told, did_you_mean
 from ..utils.threads import one_thread
+from ..version import __version__
+from ..weights.cache import remember
+from ..weights.files import digest
+from ..weights.key import arithmetic
 from .pending import Pending
 
-# (model, seed) -> pairs of a parameter's name and its value, or why it has none.
+# (model, seed, its own keys) -> pairs of a parameter's name and its value, or why it has none.
 Function = Callable[..., Iterable[tuple[str, Tensor | str]]]
 
 
@@ -28,11 +36,13 @@ class Offer:
         roles: name -> role ("weight", "norm", "bias", "pos_enc") of each parameter that it has values for.
         skipped: the other parameters -> why not.
         graph: of the model, where a GHN predicts.
+        cached: whether the values of a function came from the cache.
     """
 
     roles: dict[str, str]
     skipped: dict[str, str]
     graph: Graph | None = None
+    cached: bool = False
 
     def whole(self, name: str) -> bool:
         """Whether every value of a parameter is offered, not only some rows."""
@@ -56,7 +66,14 @@ def predicted(graph: Graph, num_classes: int, source: Source) -> Offer:
 
 
 def given(
-    model: nn.Module, name: str, source: Source, function: Function, seed: int, kept: Collection[str], results: Pending
+    model: nn.Module,
+    name: str,
+    source: Source,
+    function: Function,
+    seed: int,
+    kept: Collection[str],
+    results: Pending,
+    cache: bool = False,
 ) -> Offer:
     """Run the function of a source, and check each value that it gives.
 
@@ -70,6 +87,7 @@ def given(
         seed: given to the function.
         kept: names of parameters whose values are not wanted.
         results: gets the values.
+        cache: keep what the function gives on disk, for a model of the same values and code of the same text.
 
     Raises:
         ValueError: the function fails; it gives a name that the model does not have, or twice, or a value of another
@@ -81,7 +99,10 @@ def given(
     names = {n: by_id[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
     offer, seen = Offer({}, {}), set[str]()
     with one_thread(), own_draws(seed):
-        for given_name, value in _pairs(function, model, name, source, seed):
+        pairs = _pairs(function, model, name, source, seed)
+        if cache:
+            pairs, offer.cached = _remembered(pairs, model, source, seed)
+        for given_name, value in pairs:
             problem = _problem(parameters, names, given_name, value, seen)
             if problem:
                 raise InputError(f"{name}: {source} gives {problem} The model is unchanged.")
@@ -100,6 +121,24 @@ def given(
     left = {n: f"{source.name} has no value for it" for n in parameters if n not in seen}
     offer.skipped.update(left)
     return offer
+
+
+def _remembered(
+    pairs: Iterator[tuple[str, Tensor | str]], model: nn.Module, source: Source, seed: int
+) -> tuple[Iterator[tuple[str, Tensor | str]], bool]:
+    """Pairs from the cache, or kept there, and whether they came from it."""
+    row = source.initialisation
+    assert row is not None
+    values = digest({n: t for n, t in named_tensors(model).items() if not t.is_meta})
+    key = hashlib.sha256(json.dumps([str(source), seed, row.digest, __version__, values]).encode()).hexdigest()
+
+    def make() -> tuple[dict[str, Tensor], dict[str, str]]:
+        found = dict(pairs)
+        tensors = {n: v for n, v in found.items() if isinstance(v, Tensor)}
+        return tensors, {n: v for n, v in found.items() if isinstance(v, str)}
+
+    tensors, reasons, cached = remember(f"{key}-{arithmetic(torch.device('cpu'))}", make)
+    return iter([*tensors.items(), *reasons.items()]), cached
 
 
 def _version(parameter: Tensor) -> int:

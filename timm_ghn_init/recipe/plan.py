@@ -103,6 +103,15 @@ class Plan(NamedTuple):
         """Parameters that follow from predicted ones: the lengths of weight norm, for one."""
         return {n: p for by in self.computed.values() for n, p in by.parameters.items() if n not in self.computed}
 
+    def without(self, names: Collection[str]) -> "Plan":
+        """This plan for what is left when others write to the parameters of these names."""
+        return self._replace(
+            names=[n for n in self.names if n not in names],
+            changed=[layer for layer in self.changed if layer.name not in names],
+            computed={n: by for n, by in self.computed.items() if n not in names},
+            scaled=tuple(n for n in self.scaled if n not in names),
+        )
+
     def key(self, model: nn.Module, ghn: str) -> str:
         """As `weights_key`, for the GHN with this `ghn_digest`."""
         changed = [layer.name for layer in self.changed]

@@ -3,11 +3,13 @@
 Nothing is written before all is computed. What the recipe needs to know of a model's memory is a `Place`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 
 from ..ghn import Tile
+from ..graph import Dialect, Graph
 from ..report import InitReport
 from ..utils.checks import InputError
 from . import assign
@@ -22,35 +24,48 @@ from .postprocessing import unprocessable
 from .resolved import Resolved
 
 
-def initialise(place: Place, resolved: Resolved, options: Options) -> InitReport:
-    """Initialise a model with what a source has for it. Raises as `init_model` does; the model is then as it was."""
+def initialise(place: Place, resolved: Sequence[Resolved], options: Options) -> InitReport:
+    """Initialise a model with what sources have for it. Raises as `init_model` does; the model is then as it was.
+
+    Args:
+        resolved: the parts of the source, of which only the first may have a GHN. Values of a later one count.
+    """
     clock = place.clock
 
-    def plan_and_check() -> Plan:
-        source = resolved.source
-        only, skip = options.only or source.only, options.skip or source.skip
-        kept = kept_parameters(place.model, place.name, only, skip, place.given_names)
-        plan = make_plan(place.model, place.name, offer(kept), resolved, options.seed, kept)
-        _check(place, plan)
-        return plan
+    def plan_and_check() -> list[Plan]:
+        plans: list[Plan] = []
+        for part in resolved:
+            new = plan(part)
+            plans = [*(earlier.without(new.written) for earlier in plans), new]
+        for each in plans:
+            _check(place, each)
+        return plans
 
-    def offer(kept: Mapping[str, str]) -> Offer:
-        if resolved.ghn is not None:
-            dialect = resolved.ghn.dialect
-            graph = clock("trace", lambda: place.trace(dialect, options.input_size, options.example_inputs))
-            return predicted(graph, resolved.ghn.num_classes, resolved.source)
+    def plan(part: Resolved) -> Plan:
+        only, skip = options.only or part.source.only, options.skip or part.source.skip
+        kept = kept_parameters(place.model, place.name, only, skip, place.given_names)
+        return make_plan(place.model, place.name, offer(part, kept), part, options.seed, kept)
+
+    def offer(part: Resolved, kept: Mapping[str, str]) -> Offer:
+        if part.ghn is not None:
+            return predicted(graph(part.ghn.dialect), part.ghn.num_classes, part.source)
         clock("own", place.give_values)
-        seed = resolved.source.seed_or(options.seed)
+        function, seed = part.function, part.source.seed_or(options.seed)
+        if part.needs_graph:
+            function = partial(function, graph=graph("ghn2"))
         with exact(place.device):
             return clock(
-                "draw", lambda: given(place.model, place.name, resolved.source, resolved.function, seed, kept, results)
+                "draw", lambda: given(place.model, place.name, part.source, function, seed, kept, results, part.cache)
             )
 
+    def graph(dialect: Dialect) -> Graph:
+        return clock("trace", lambda: place.trace(dialect, options.input_size, options.example_inputs))
+
     def predict() -> dict[str, Tile]:
-        """Section 2 of the paper. The values of a function are there already."""
-        if resolved.ghn is None:
+        """Section 2 of the paper. The values of functions are there already."""
+        ghn, plan = resolved[0].ghn, plans[0]
+        if ghn is None or not plan.names:
             return {}
-        ghn = resolved.ghn
         with exact(place.device):
             z = clock("embed", lambda: ghn.embed(plan.graph))
             tiles = clock("decode", lambda: ghn.decode(plan.graph, z, plan.names))
@@ -60,28 +75,30 @@ def initialise(place: Place, resolved: Resolved, options: Options) -> InitReport
     def compute_and_write() -> None:
         tiles = place.together("prediction", predict)
         with exact(place.device):
-            if plan.changed:  # Section 3 of the paper
-                clock("postprocess", lambda: place.postprocess(plan, tiles, results, options.progress))
-            assign.invert(plan.computed, {layer.name for layer in plan.changed}, tiles, results)
+            for plan in plans:
+                if plan.changed:  # Section 3 of the paper
+                    clock("postprocess", partial(place.postprocess, plan, tiles, results, options.progress))
+                assign.invert(plan.computed, {layer.name for layer in plan.changed}, tiles, results)
         with assign.uninterrupted():
             clock("write", lambda: place.write(tiles, results))
 
     def set_scales() -> None:
-        for name in plan.scaled:
-            part = place.part(place.model.get_parameter(name))
-            results.put(name, torch.full(part.shape, plan.layer_scale or 0.0, dtype=part.dtype))
+        for plan in plans:
+            for name in plan.scaled:
+                part = place.part(place.model.get_parameter(name))
+                results.put(name, torch.full(part.shape, plan.layer_scale or 0.0, dtype=part.dtype))
 
     with Pending() as results:
         try:
-            plan = place.together("plan and checks", plan_and_check, lambda plan: _in_common(place, plan))
-            finished = Finished(place, plan)
-            place.together("memory", lambda: place.give_memory(plan.whole))
+            plans = place.together("plan and checks", plan_and_check, lambda plans: _in_common(place, plans[0]))
+            finished = Finished(place, plans)
+            place.together("memory", lambda: place.give_memory([n for plan in plans for n in plan.whole]))
             set_scales()
             finished.fill(compute_and_write, results)
         except BaseException:
             place.take_back()
             raise
-    return _report(place, plan, finished)
+    return _report(place, plans, finished)
 
 
 def _check(place: Place, plan: Plan) -> None:
@@ -115,25 +132,29 @@ def _in_common(place: Place, plan: Plan) -> dict[str, str]:
     }
 
 
-def _report(place: Place, plan: Plan, finished: Finished) -> InitReport:
-    graph = plan.offer.graph
+def _report(place: Place, plans: Sequence[Plan], finished: Finished) -> InitReport:
+    graph = next((plan.offer.graph for plan in plans if plan.offer.graph), None)
+    roles = {name: role for plan in plans for name, role in plan.roles.items()}
+    skipped = {name: reason for plan in reversed(plans) for name, reason in plan.skipped.items() if name not in roles}
+    postprocessed = [plan for plan in plans if plan.layer]
     return InitReport(
         model=place.name,
-        source=str(plan.source),
-        device=str(place.device if graph or plan.changed else "cpu"),
+        source="+".join(str(plan.source) for plan in plans),
+        device=str(place.device if graph or postprocessed else "cpu"),
         nodes=len(graph.nodes) if graph else 0,
         edges=len(graph.edges) if graph else 0,
-        predicted=plan.roles,
-        skipped=plan.skipped,
+        predicted=roles,
+        skipped=skipped,
         sizes={n: p.numel() for n, p in place.model.named_parameters()},
-        layer=plan.layer or None,
-        postprocessed=tuple(layer.name for layer in plan.changed),
-        seed=plan.seed if plan.layer or graph is None else None,
+        layer=postprocessed[0].layer if postprocessed else None,
+        postprocessed=tuple(layer.name for plan in plans for layer in plan.changed),
+        seed=next((plan.seed for plan in plans if plan.layer or plan.offer.graph is None), None),
         seconds=place.clock.seconds,
-        cached=finished.cached,
+        cached=finished.cached or any(plan.offer.cached for plan in plans),
         key=finished.key,
         hub=finished.repo,
         downloaded=finished.downloaded,
         own=place.own,
         unset=place.unset,
+        parts={n: str(plan.source) for plan in plans for n in plan.written} if len(plans) > 1 else {},
     )

@@ -1,7 +1,8 @@
 """A source, and what it stands for on this machine."""
 
+import inspect
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from ..ghn import GHN
 from ..sources import Source
@@ -32,8 +33,14 @@ class Resolved:
     @property
     def function(self) -> Function:
         """What gives the values, where no GHN predicts them."""
-        assert self.source.baseline is not None
-        return self.source.baseline.load()
+        row = self.source.initialisation
+        assert row is not None
+        return partial(row.load(), **{**row.defaults, **dict(self.source.own)})
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether that function wants the model's graph."""
+        return "graph" in inspect.signature(self.function).parameters
 
     @cached_property
     def digest(self) -> str:

@@ -125,6 +125,29 @@ def fill(
     return False
 
 
+def remember(
+    name: str, make: "Callable[[], tuple[Mapping[str, Tensor], Mapping[str, str]]]"
+) -> "tuple[Mapping[str, Tensor], Mapping[str, str], bool]":
+    """Tensors, and text on others, from the cache; else they are made and kept for the next time.
+
+    Args:
+        name: as in `fill`.
+        make: gives both, by name. What it raises comes out.
+
+    Returns:
+        Both, and whether they came from the cache.
+    """
+    limit, path = size_limit(), folder() / f"{name}.safetensors"
+    with suppress(OSError, WeightsError):
+        tensors, about = read(path)
+        if about.get("name") == path.stem:
+            return tensors, about["text"], True
+    with _locked(path):
+        made, text = make()
+        _store(path, made, {"text": dict(text)}, limit)
+    return made, text, False
+
+
 def entries() -> list[Entry]:
     """The files of the cache, the one that was not used for longest first."""
     return sorted(_found(), key=lambda entry: entry.used)

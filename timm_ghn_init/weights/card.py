@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..report import InitReport
-from ..sources import KNOWN, parse_source
+from ..sources import KNOWN, Source, parse_source
 from ..utils.text import clean
 
 _PAPER = "[Pretraining a Neural Network before Knowing Its Architecture](https://arxiv.org/abs/2207.10049)"
@@ -14,8 +14,8 @@ _PAPER = "[Pretraining a Neural Network before Knowing Its Architecture](https:/
 _TEXT = """\
 # {title}
 
-Parameters of timm's `{architecture}`, predicted by {ghn}{orth}. **They were never trained**: they are a starting point
-for training on your data, in place of a random initialisation.
+Parameters of timm's `{architecture}`, initialised by {ghn}{orth}. **They were never trained**: they
+are a starting point for training on your data, in place of a random initialisation.
 
 ## Load
 
@@ -53,13 +53,19 @@ def model_card(report: InitReport, provenance: Mapping[str, Any], repo: str) -> 
     text = _TEXT.format(
         title=_text(repo.rpartition("/")[2]),
         architecture=_code(report.model),
-        ghn=_text(known.description if known else "a GHN of the uploader's own"),
+        ghn=_text(_origin(source)),
         orth=f" and post-processed ({_PAPER}, GHN-orth)" if source.orth else "",
         repo=_code(repo),
         facts=_table(("", ""), _facts(report, provenance)),
         coverage=_table(("", "parameters", "values"), _coverage(report)),
     )
     return f"---\n{_front_matter(provenance, known.license if known else 'unknown')}\n---\n{text}"
+
+
+def _origin(source: Source) -> str:
+    """What has given the values, part by part."""
+    about = [part.known or part.initialisation for part in source.parts]
+    return ", then ".join(row.description if row else "a GHN of the uploader's own" for row in about)
 
 
 def _front_matter(provenance: Mapping[str, Any], license: str) -> str:
@@ -82,20 +88,25 @@ def _facts(report: InitReport, provenance: Mapping[str, Any]) -> list[tuple[str,
         ("architecture", provenance["architecture"]),
         ("built with", ", ".join(f"{k}={v!r}" for k, v in provenance["options"].items()) or "timm's defaults"),
         ("source", report.source),
-        ("GHN", f"{ghn['name']}, sha256 {ghn['sha256']}"),
-        ("from", ghn.get("origin", "")),
+        ("GHN", ghn and f"{ghn['name']}, sha256 {ghn['sha256']}"),
+        ("from", ghn and ghn.get("origin", "")),
         ("trained on", known.dataset if known else ""),
-        ("licence of the GHN", known.license if known else "unknown"),
-        ("paper", f"{known.paper}, arXiv:{known.arxiv}" if known else ""),
-        ("graph", f"{report.nodes} nodes, {report.edges} edges"),
+        ("licence of the GHN", known.license if known else "unknown" if ghn else ""),
+        ("papers", ", ".join(_papers(source))),
+        ("graph", f"{report.nodes} nodes, {report.edges} edges" if report.nodes else ""),
         ("post-processed", report.layer and f"{len(report.postprocessed)} layers from layer {report.layer} on"),
-        ("seed of the noise", report.seed),
+        ("seed", report.seed),
         ("seed of timm's own initialisation", provenance["seed"]),
         ("computed on", provenance["device"]),
         ("versions", ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())),
         ("key", provenance.get("key", "")),
     ]
     return [(name, _text(value)) for name, value in rows if value not in (None, "")]
+
+
+def _papers(source: Source) -> list[str]:
+    about = [part.known or part.initialisation for part in source.parts]
+    return [f"{work.paper}, arXiv:{work.arxiv}" for work in about if work and work.arxiv]
 
 
 def _coverage(report: InitReport) -> list[tuple[str, str, str]]:

@@ -135,12 +135,13 @@ def provenance(
     from ..sources import parse_source
 
     source = parse_source(report.source)
-    ghn = None if source.baseline else {"name": source.name, "sha256": sha256(fetch(source))}
+    ghn = None if source.initialisation else {"name": source.name, "sha256": sha256(fetch(source))}
     if ghn and source.known:
         ghn |= {"origin": source.known.origin, "license": source.known.license, "paper": f"arXiv:{source.known.arxiv}"}
     return {
         "source": report.source,
         "ghn": ghn,
+        "functions": {part.name: part.initialisation.digest for part in source.parts if part.initialisation},
         "architecture": architecture,
         "num_classes": getattr(model, "num_classes", None),
         "options": dict(options),

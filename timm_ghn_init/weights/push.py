@@ -61,7 +61,7 @@ def push_model(
 
     Raises:
         HubError: no repository can have that name, or the Hub cannot be reached or refuses; all there is as it was.
-        ValueError, TypeError: not a model of timm's, a baseline's report, options that JSON cannot hold, or `create_pr`
+        ValueError, TypeError: not a model of timm's, options that JSON cannot hold, or `create_pr`
             with `revision`.
 
     Example:
@@ -151,20 +151,18 @@ def write_folder(
             GHN of the user's own is left out.
 
     Raises:
-        ValueError, TypeError: not a model of timm's, a baseline's report, or options that JSON cannot hold.
+        ValueError, TypeError: not a model of timm's, or options that JSON cannot hold.
     """
     if "architecture" not in (getattr(model, "__dict__", {}).get("pretrained_cfg") or {}):
         raise InputError(
             f"{type(model).__name__} is not a model that timm.create_model returns, so timm cannot load it."
         )
     source = parse_source(report.source).prediction
-    if source.baseline:
-        raise InputError(f"{report.model} was initialised by {source}, without a GHN: there is no prediction to share.")
     about = {**provenance(report.model, model, report, options, seed), "key": report.key}
     if repo:
         source = _without_path(source)
         report = replace(report, source=str(source))
-        about |= {"source": str(source), "ghn": about["ghn"] | {"name": source.name}}
+        about |= {"source": str(source), "ghn": about["ghn"] and about["ghn"] | {"name": source.name}}
         (folder / CARD).write_text(model_card(report, about, repo), encoding="utf-8")
     save(folder / WEIGHTS, state_dict(model), about)
     _write_config(folder, model, source, options)
@@ -183,7 +181,9 @@ def _write_config(folder: Path, model: nn.Module, source: Source, options: Mappi
 
 def _without_path(source: Source) -> Source:
     """Where a file lies on this machine is nobody else's business."""
-    return source if source.path is None else replace(source, name=f"file:{source.path.name}")
+    name = source.name if source.path is None else f"file:{source.path.name}"
+    own = tuple((key, Path(value).name if key == "weights" else value) for key, value in source.own)
+    return replace(source, name=name, own=own, plus=source.plus and _without_path(source.plus))
 
 
 def _upload(

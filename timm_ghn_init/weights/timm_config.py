@@ -28,8 +28,9 @@ def source_cfg(source: Source, base: Any) -> Any:
 def cfg_fields(source: Source) -> dict[str, Any]:
     """The fields of a `PretrainedCfg` in which a source takes the place of the weights' origin."""
     known = KNOWN.get(source.name)
-    work = known or source.baseline
-    paper = (PAPER, PAPER_ID) if source.orth else ((work.paper, f"arXiv:{work.arxiv}") if work else (None, None))
+    work = known or source.initialisation
+    paper = (work.paper, f"arXiv:{work.arxiv}") if work and work.arxiv else (None, None)
+    paper = (PAPER, PAPER_ID) if source.orth else paper
     return {
         **dict.fromkeys(("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "label_offset", "notes")),
         "custom_load": False,
@@ -73,8 +74,14 @@ def note_source(model: nn.Module, report: InitReport) -> None:
 
 
 def _description(source: Source) -> str:
-    if source.baseline:
-        return source.baseline.description
+    if source.initialisation or source.plus:
+        return ", then ".join(_described(part) for part in source.parts)
+    return _described(source)
+
+
+def _described(source: Source) -> str:
+    if source.initialisation:
+        return source.initialisation.description
     # of a file no folders: they are the user's
     name = source.known.description if source.known else source.path.name if source.path else source.name
     return f"Parameters predicted by {name}" + (", post-processed (GHN-orth)" if source.orth else "")

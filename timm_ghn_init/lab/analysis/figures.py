@@ -108,7 +108,7 @@ def _kind(label: str) -> str:
         source = parse_source(name)
     except ValueError:
         return name
-    return source.baseline.name if source.baseline else "ghn-orth" if source.orth else "ghn"
+    return source.initialisation.name if source.initialisation else "ghn-orth" if source.orth else "ghn"
 
 
 # -- panels ------------------------------------------------------------------------------------------------------------

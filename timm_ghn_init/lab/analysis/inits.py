@@ -65,7 +65,7 @@ def obtainable(create: Create, inits: Sequence[str]) -> tuple[list[str], dict[st
         try:
             if init == PRETRAINED:
                 with_timms_weights(create)
-            elif is_source(init) and not parse_source(init).baseline:
+            elif is_source(init) and not parse_source(init).initialisation:
                 load_ghn(resolve_default(init))
         except (CheckpointError, WeightsUnavailable) as error:
             missing[init] = str(error)

@@ -167,7 +167,10 @@ def _source(init: str) -> Source | str:
 
 def _ghn_digest(init: str) -> str:
     source = _source(init)
-    return "" if isinstance(source, str) or source.baseline else file_digest(fetch(source))
+    if isinstance(source, str):
+        return ""
+    rows = [(part, part.initialisation) for part in source.parts]
+    return "+".join(row.digest if row else file_digest(fetch(part)) for part, row in rows)
 
 
 def _folder_digest(data: str) -> str:

@@ -56,6 +56,6 @@ def _with(trial: Trial, chosen: Mapping[str, Any]) -> Trial:
         return replace(trial, **own)
     source = parse_source(trial.init)
     for name in _OF_SOURCE:
-        if name in chosen and name in source.keys and (source.orth or source.baseline):
+        if name in chosen and name in source.keys and (source.orth or source.initialisation):
             source = replace(source, **{KEYS[name].field: chosen[name]})
     return replace(trial, init=str(source), **own)
