@@ -32,6 +32,7 @@ except ImportError:  # before PyTorch 2.6
 
 import timm_ghn_init
 from timm_ghn_init import CheckpointError, TraceError, init_model, initialize, load_ghn, save_ghn
+from timm_ghn_init.checkpoints.load import shared_ghn
 from timm_ghn_init.recipe.postprocessing import process_weight
 from timm_ghn_init.sharded import post
 from timm_ghn_init.sharded.exchange import local
@@ -399,11 +400,11 @@ def a_source_that_is_not_there(job: Job) -> None:
 def a_source_that_only_rank_0_has(job: Job) -> None:
     model = place(build("tied"), job.mesh, [Shard(0)])
     if job.rank != 0:
-        initialize.load_ghn = None  # type: ignore[assignment]
+        initialize.shared_ghn = None  # type: ignore[assignment]
     try:
         job.init(model, "tied")
     finally:
-        initialize.load_ghn = load_ghn
+        initialize.shared_ghn = shared_ghn
     same(model, job.expected("tied"))
 
 

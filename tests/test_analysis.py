@@ -341,7 +341,7 @@ def test_pictures_of_groups_and_stars_share_no_colour() -> None:
 
 
 def test_l_is_marked_and_layers_count_from_one() -> None:
-    data = compare(create, ["rand", "ghn2-formula-orth?layer=9"])
+    data = compare(create, ["rand", "ghn2-fashion-orth?layer=9"])
     with style():
         axes = correlation_figure(data).axes[-1]
         assert "L = 9" in [t.get_text() for t in axes.texts]

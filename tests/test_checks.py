@@ -113,7 +113,7 @@ def test_other_functions() -> None:
     for call in (
         lambda: timm_ghn_init.postprocess(5, layer=1),  # type: ignore[arg-type]
         lambda: timm_ghn_init.trace(small(), 32, "ghn4"),  # type: ignore[arg-type]
-        lambda: timm_ghn_init.load_ghn("ghn2-formula", "meta"),
+        lambda: timm_ghn_init.load_ghn("ghn2-fashion", "meta"),
         lambda: timm_ghn_init.save_ghn(5, "x.safetensors"),  # type: ignore[arg-type]
     ):
         with pytest.raises(checks.InputError, match="must be"):

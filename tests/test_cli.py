@@ -321,7 +321,7 @@ def test_inspect_a_model_that_needs_values(run: Callable, monkeypatch: pytest.Mo
     assert [p["shape"] for p in json.loads(stdout)["parameters"]] == [[8, 3, 3, 3], [8], [4, 8], [4]]
 
 
-@pytest.mark.parametrize("source", ["ghn2-formula", "ghn2-formula-orth?classifier=0", "{ghn}"])
+@pytest.mark.parametrize("source", ["ghn2-fashion", "ghn2-fashion-orth?classifier=0", "{ghn}"])
 @pytest.mark.parametrize("classes", [100, 10])
 def test_inspect_says_what_the_source_will_do(run: Callable, ghn_file: Path, source: str, classes: int) -> None:
     """A GHN has a number of classes, by which it predicts a classifier or leaves it."""
@@ -336,9 +336,9 @@ def test_inspect_says_what_the_source_will_do(run: Callable, ghn_file: Path, sou
 
 def test_inspect_never_rounds_up_to_all(run: Callable) -> None:
     """10 of 20 million values are left."""
-    options = ("--num-classes", 1, "--source", "ghn2-formula")
+    options = ("--num-classes", 1, "--source", "ghn2-fashion")
     last = run("inspect", "wide_resnet50_2", *options)[1].splitlines()[-1]
-    assert last.startswith("159 of 161 parameters are predicted by ghn2-formula, 99.99% of ")
+    assert last.startswith("159 of 161 parameters are predicted by ghn2-fashion, 99.99% of ")
 
 
 # -- options -----------------------------------------------------------------------------------------------------------

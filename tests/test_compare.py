@@ -54,7 +54,7 @@ def test_what_double_precision_does_not_show(a: torch.Tensor, b: torch.Tensor) -
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
     assert (
-        main(["predict", "test_resnet", "--source", "ghn2-formula-orth", "--num-classes", "10", "-q", "-o", str(path)])
+        main(["predict", "test_resnet", "--source", "ghn2-fashion-orth", "--num-classes", "10", "-q", "-o", str(path)])
         == 0
     )
     return path
@@ -63,7 +63,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_file_and_the_source_it_came_from(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Architecture and number of classes are those of the file. Only the classifier is drawn, from the same seed."""
     capsys.readouterr()
-    main(["compare", str(file), "ghn2-formula-orth", "-q", "--json"])
+    main(["compare", str(file), "ghn2-fashion-orth", "-q", "--json"])
     said = json.loads(capsys.readouterr().out)
     assert {name.partition(".")[0] for name in said["different"]} <= {"fc"}
     assert (said["first"], said["second"], said["shape"]) == ([], [], [])
@@ -117,12 +117,11 @@ def test_post_processing_changes_late_layers_only(file: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert main(["compare", str(file), "rand", "-q", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["predicted in B only"] == []
-    assert main(["compare", "ghn2-formula", "ghn2-formula-orth", "--arch", "test_resnet", "-q"]) == 1
+    assert main(["compare", "ghn2-fashion", "ghn2-fashion-orth?layer=13", "--arch", "test_resnet", "-q"]) == 1
     out = capsys.readouterr().out
     lines = [line.split() for line in out.split("\n\n")[0].splitlines()[1:]]
-    assert {line[0] for line in lines} == {
-        "layer3.0.downsample.1.weight", "layer4.0.conv1.weight", "layer4.0.conv2.weight", "layer4.0.downsample.1.weight"
-    } - {"layer3.0.downsample.1.weight"}  # fmt: skip
+    late = {f"layer4.0.{name}.weight" for name in ("conv1", "conv2", "downsample.1")}
+    assert {line[0] for line in lines} == late
     assert "tensors are equal to the bit" in out
 
 

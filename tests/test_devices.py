@@ -189,8 +189,8 @@ def test_create_model_predicts_on_a_gpu_for_a_model_on_the_cpu(
         asked.append(device)
         return on_cuda("ghn2")
 
-    monkeypatch.setattr(initialize, "load_ghn", load_ghn)
-    model = timm.create_model("test_resnet", pretrained="ghn2-formula-orth", num_classes=7)
+    monkeypatch.setattr(initialize, "shared_ghn", load_ghn)
+    model = timm.create_model("test_resnet", pretrained="ghn2-fashion-orth", num_classes=7)
     assert {str(p.device) for p in model.parameters()} == {"cpu"}
     assert "on cuda:0" in caplog.text
     assert asked == [CUDA]
@@ -212,7 +212,7 @@ def test_cached_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request
             return files.read(path)
 
     monkeypatch.setattr(cache, "read", read)
-    monkeypatch.setattr(initialize, "load_ghn", lambda *_: on_cuda("ghn2"))
+    monkeypatch.setattr(initialize, "shared_ghn", lambda *_: on_cuda("ghn2"))
     model = chain(1, CUDA, plain=True)
     seen.clear()
     report = init_model(model, f"file:{file}-orth?layer=1", **options)
@@ -237,7 +237,7 @@ def mesh(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceMesh]:
 
 @pytest.mark.parametrize("own", [True, False])
 def test_sharded_models(own: bool, mesh: DeviceMesh, seen: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(initialize, "load_ghn", lambda *_: on_cuda("ghn2"))
+    monkeypatch.setattr(initialize, "shared_ghn", lambda *_: on_cuda("ghn2"))
     waits = []
     for depth in (1, 3):
         model = chain(depth, CUDA, plain=True)

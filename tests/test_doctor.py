@@ -47,7 +47,7 @@ def test_a_sound_installation(asked: Any, capsys: pytest.CaptureFixture[str]) ->
     assert found["versions"]["timm"] == timm.__version__
     assert found["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert found["registered"]["by import timm_ghn_init"] is True
-    assert found["cache"]["GHNs"] == [SHIPPED, "ghn2-formula"]
+    assert found["cache"]["GHNs"] == [SHIPPED]
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert [line for line in text.splitlines() if line and not line.startswith("  ")] == [

@@ -119,10 +119,10 @@ def test_spawned_processes_know_the_sources(enabled: Run, tmp_path: Path) -> Non
         "    return timm.create_model('test_resnet', pretrained=name).pretrained_cfg['source']\n"
         "if __name__ == '__main__':\n"
         "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
-        "        print(pool.apply(source, ('ghn2-formula',)))\n"
+        "        print(pool.apply(source, ('ghn2-fashion',)))\n"
     )
     result = enabled("work.py")
-    assert result.stdout == "ghn2-formula\n", result.stderr
+    assert result.stdout == "ghn2-fashion\n", result.stderr
 
 
 def test_lightning_starts_the_script_once_more(enabled: Run, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_lightning_starts_the_script_once_more(enabled: Run, tmp_path: Path) -> 
         "class Model(lightning.LightningModule):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
-        "        self.model = timm.create_model('test_resnet', pretrained='ghn2-formula')\n"
+        "        self.model = timm.create_model('test_resnet', pretrained='ghn2-fashion')\n"
         "    def on_fit_start(self):\n"
         "        print(f\"rank {self.global_rank}: {self.model.pretrained_cfg['source']}\", flush=True)\n"
         "    def training_step(self, batch, index):\n"
@@ -145,7 +145,7 @@ def test_lightning_starts_the_script_once_more(enabled: Run, tmp_path: Path) -> 
         "trainer.fit(Model(), data)\n"
     )
     lines = [line for line in enabled("train.py").stdout.splitlines() if line.startswith("rank")]
-    assert sorted(lines) == ["rank 0: ghn2-formula", "rank 1: ghn2-formula"]
+    assert sorted(lines) == ["rank 0: ghn2-fashion", "rank 1: ghn2-fashion"]
 
 
 def test_kernels_of_notebooks(enabled: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_kernels_of_notebooks(enabled: Run, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.chdir(tmp_path)
     cells = [
-        "import timm\nmodel = timm.create_model('test_resnet', pretrained='ghn2-formula')",
+        "import timm\nmodel = timm.create_model('test_resnet', pretrained='ghn2-fashion')",
         "model.pretrained_cfg['source']",
         "import timm_ghn_init\ntimm_ghn_init.trace(model)",
         "timm_ghn_init.init_model(model, 'rand')",
@@ -166,6 +166,6 @@ def test_kernels_of_notebooks(enabled: Run, tmp_path: Path, monkeypatch: pytest.
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     done = nbclient.NotebookClient(notebook, kernel_name="ours", timeout=120).execute()
     shown = [cell.outputs[-1]["data"] for cell in done.cells[1:]]
-    assert shown[0]["text/plain"] == "'ghn2-formula'"
+    assert shown[0]["text/plain"] == "'ghn2-fashion'"
     assert "image/svg+xml" in shown[1]
     assert "text/html" in shown[2]

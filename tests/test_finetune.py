@@ -684,7 +684,7 @@ def test_successive_halving_within_a_budget() -> None:
 
 
 def tuning(**options: Any) -> Tuning:
-    trial = settled(replace(TINY, init="ghn2-formula-orth", labels=2880, batch_size=96, epochs=9))
+    trial = settled(replace(TINY, init="ghn2-fashion-orth", labels=2880, batch_size=96, epochs=9))
     return Tuning(trial, 16, **options)
 
 
@@ -699,12 +699,12 @@ def score_of_layers(trial: Trial) -> tuple[float, ...]:
 def test_l_and_beta_are_tuned() -> None:
     plan = tuning(seeds=2)
     results, order = play(plan, score_of_layers)
-    assert parse_source(plan.choice(results).init) == parse_source("ghn2-formula-orth?layer=5&beta=0.003")
+    assert parse_source(plan.choice(results).init) == parse_source("ghn2-fashion-orth?layer=5&beta=0.003")
     final = plan.final(results)
     assert {title: trials[0].init for title, trials in final.items()} == {
         "RAND": "rand",
         "ORTH": "orth",
-        "chosen": "ghn2-formula-orth?layer=5&beta=0.003",
+        "chosen": "ghn2-fashion-orth?layer=5&beta=0.003",
     }
     assert {t.lr for trials in final.values() for t in trials} == {0.1}
     assert order[-6:] == [t for trials in final.values() for t in trials]

@@ -16,14 +16,13 @@ TUNE += " --workers 0 --img-size 32 --keep-stem --device cpu"
 
 # Each command, and what it would replace.
 COMMANDS = {
-    "predict test_resnet --source ghn2-formula -o FOLDER/x.safetensors": ["x.safetensors"],
-    "predict test_resnet --source ghn2-formula -o FOLDER/out/": ["out/config.json", "out/model.safetensors"],
-    "bake --models test_resnet --source ghn2-formula --out FOLDER": [],
+    "predict test_resnet --source ghn2-fashion -o FOLDER/x.safetensors": ["x.safetensors"],
+    "predict test_resnet --source ghn2-fashion -o FOLDER/out/": ["out/config.json", "out/model.safetensors"],
+    "bake --models test_resnet --source ghn2-fashion --out FOLDER": [],
     "graph test_resnet -o FOLDER/x.svg": ["x.svg"],
-    "graph test_resnet -o FOLDER/x.dot": ["x.dot"],
     "analyze correlations test_resnet --source rand orth -o FOLDER/x.json": ["x.json"],
     "analyze signal test_resnet --source rand -o FOLDER/x.svg": ["x.json"],
-    "push test_resnet --source ghn2-formula --repo me/x": [],
+    "push test_resnet --source ghn2-fashion --repo me/x": [],
     f"train-ghn {TRAIN} -o FOLDER": [],
     f"finetune test_resnet --data digits {TUNE} -o FOLDER/runs.jsonl": ["runs.jsonl"],
     f"finetune test_convnext --data digits {TUNE} -o FOLDER/runs.jsonl": [],

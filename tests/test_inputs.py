@@ -238,8 +238,8 @@ def test_examples_are_not_written_to() -> None:
 
 
 def test_init_model_takes_examples() -> None:
-    model = Net(lambda m, x, y: m.h(m.c(x).mean((2, 3)) * y), c=conv(), h=nn.Linear(4, 100))
-    report = init_model(model, "ghn2-formula", example_inputs=(image(), torch.ones(1, 4)), device="cpu")
+    model = Net(lambda m, x, y: m.h(m.c(x).mean((2, 3)) * y), c=conv(), h=nn.Linear(4, 10))
+    report = init_model(model, "ghn2-fashion", example_inputs=(image(), torch.ones(1, 4)), device="cpu")
     assert set(report.predicted) == {"c.weight", "h.weight", "h.bias"}
 
 
@@ -296,6 +296,6 @@ def test_values_of_a_model_on_meta_are_its_own_and_it_stays_there() -> None:
     with torch.device("meta"):
         model = Steps()
     with pytest.raises(TraceError, match="3 steps"):
-        init_model(model, "ghn2-formula", input_size=8, device="cpu")
+        init_model(model, "ghn2-fashion", input_size=8, device="cpu")
     assert model.c.weight.is_meta
     assert model.steps.is_meta

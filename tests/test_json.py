@@ -24,7 +24,7 @@ COMMANDS = {
     "inspect test_resnet --source GHN": {"nodes", "parameters", "source", "values_predicted"},
     "graph test_resnet -o FOLDER/x.svg": {"output", "nodes", "edges"},
     "list": {"source", "cached", "licence", "paper", "description"},
-    "fetch --source ghn2-formula": {"path"},
+    "fetch --source ghn2-fashion": {"path"},
     "analyze correlations test_resnet --source rand": {"layers", "inits", "versions", "files"},
     "analyze signal test_resnet --source rand --img-size 64 -o FOLDER/s.json": {"inits", "layers", "files"},
     "analyze embed test_resnet --source GHN --reference timm:test_vit* --size 3": {"points", "variance", "files"},

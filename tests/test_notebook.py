@@ -18,12 +18,12 @@ HOSTILE = '</td><script>alert("1")</script>\x1b[2J'
 
 @pytest.fixture(scope="module")
 def report() -> InitReport:
-    return init_model(timm.create_model("test_resnet", num_classes=10), "ghn2-formula-orth?layer=12")
+    return init_model(timm.create_model("test_resnet", num_classes=100), "ghn2-fashion-orth?layer=12")
 
 
 def test_repr_is_short(report: InitReport) -> None:
     assert repr(report) == (
-        "InitReport('test_resnet', 'ghn2-formula-orth?layer=12', 45 of 47 parameters, 99.74% of the values)"
+        "InitReport('test_resnet', 'ghn2-fashion-orth?layer=12', 45 of 47 parameters, 97.46% of the values)"
     )
     assert repr(parse_source("ghn2_orth?layer=94")) == "Source('ghn2-orth?layer=94')"
 
@@ -44,7 +44,7 @@ def test_html_has_every_parameter_folded_away(report: InitReport) -> None:
     by_name = {row[0]: row[2:] for row in cells}
     assert by_name["layer4.0.conv2.weight"] == ["weight", "yes", ""]
     assert by_name["conv1.0.weight"] == ["weight", "", ""]
-    assert by_name["fc.weight"] == ["", "", "classifier of 10 classes, the GHN predicts 100"]
+    assert by_name["fc.weight"] == ["", "", "classifier of 100 classes, the GHN predicts 10"]
 
 
 def test_html_of_hostile_names(report: InitReport) -> None:
@@ -86,5 +86,5 @@ def test_graphs_draw_themselves() -> None:
 
 
 def test_pretrained_cfg_has_a_tag_with_keys() -> None:
-    model = timm.create_model("test_resnet", pretrained="ghn2-formula-orth?layer=12")
-    assert model.pretrained_cfg["tag"] == "ghn2-formula-orth?layer=12"
+    model = timm.create_model("test_resnet", pretrained="ghn2-fashion-orth?layer=12")
+    assert model.pretrained_cfg["tag"] == "ghn2-fashion-orth?layer=12"

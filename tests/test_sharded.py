@@ -159,7 +159,7 @@ def test_a_constructor_that_reads_values_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(timm.models._registry._model_entrypoints, "reads_values", entrypoint)
     mesh: Any = None
     with pytest.raises(RuntimeError, match=r"reads_values: its constructor .*timm 1\.0\.21 on; this is"):
-        create_sharded("reads_values", "ghn2-formula", mesh)
+        create_sharded("reads_values", "ghn2-fashion", mesh)
 
 
 def test_owners_share_the_work() -> None:

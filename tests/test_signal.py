@@ -115,9 +115,9 @@ def test_networks_without_logits() -> None:
 def test_sources_are_compared_and_nothing_else_changes() -> None:
     state = torch.random.get_rng_state()
     data = signals(
-        lambda pretrained: timm.create_model("test_resnet"), ["rand", "ghn2-formula", "timm"], torch.randn(2, 3, 64, 64)
+        lambda pretrained: timm.create_model("test_resnet"), ["rand", "ghn2-fashion", "timm"], torch.randn(2, 3, 64, 64)
     )
-    assert [row["init"] for row in data["inits"]] == ["rand", "ghn2-formula", "timm"]
+    assert [row["init"] for row in data["inits"]] == ["rand", "ghn2-fashion", "timm"]
     assert all(len(row["activation"]) == len(data["layers"]) for row in data["inits"])
     json.dumps(data, allow_nan=False)
     torch.random.set_rng_state(state)

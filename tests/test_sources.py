@@ -22,7 +22,7 @@ READ = {
     "mlp-cifar10-orth": Source("mlp-cifar10", orth=True),
     "ghn3-t-orth": Source("ghn3-t", orth=True),
     "ghn3-xl": Source("ghn3-xl"),
-    "ghn2-formula-orth": Source("ghn2-formula", orth=True),
+    "ghn2-fashion-orth": Source("ghn2-fashion", orth=True),
     "ghn2-orth?layer=94&beta=1e-4&seed=7": Source("ghn2", orth=True, layer=94, beta=1e-4, seed=7),
     "ghn2-orth?seed=7&layer=auto": Source("ghn2", orth=True, seed=7),
     "ghn2?classifier=0": Source("ghn2", classifier=False),

@@ -38,15 +38,14 @@ _logger = logger(__name__)
 
 DEFAULT = "ghn"
 SHIPPED = "ghn2-fashion"
-SHIPPED_BEFORE = "ghn2-formula"  # there for one more version
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # of the file of a GHN; what is in it tells the format
 _SUFFIXES_OR = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
 _PPUDA = "https://raw.githubusercontent.com/facebookresearch/ppuda/4673a42507a9dcd0a5ae04e74599e8c92af689b9/checkpoints"
 _GHN3_HUB = "SamsungSAILMontreal/ghn3"
 
-Dataset = Literal["imagenet-1k", "cifar-10", "fashion-mnist", "formula"]
-_CLASSES: dict[Dataset, int] = {"imagenet-1k": 1000, "cifar-10": 10, "fashion-mnist": 10, "formula": 100}
+Dataset = Literal["imagenet-1k", "cifar-10", "fashion-mnist"]
+_CLASSES: dict[Dataset, int] = {"imagenet-1k": 1000, "cifar-10": 10, "fashion-mnist": 10}
 
 
 @dataclass(frozen=True)
@@ -152,11 +151,6 @@ KNOWN: dict[str, KnownGHN] = {
         _ghn3("l", "ghn3lm8.pt", "GHN-3 for ImageNet, large"),
         _ghn3("xl", "ghn3xlm16.pt", "GHN-3 for ImageNet, extra large: 654 M parameters, 2.5 GB"),
         _ours(SHIPPED, "on Fashion-MNIST; ships with the package", "fashion-mnist"),
-        _ours(
-            SHIPPED_BEFORE,
-            f"on images made by formula; superseded by {SHIPPED}, the next version is without it",
-            "formula",
-        ),
     )
 }
 
