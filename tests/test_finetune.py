@@ -40,8 +40,10 @@ from timm_ghn_init.sources import parse_source
 
 pytest.importorskip("sklearn")
 
-# Small: a third of a second on a core that is not busy.
-TINY = Trial("test_resnet", "rand", labels=40, validation=20, epochs=2, batch_size=20, lr=0.02, keep_stem=True)
+# Small: a tenth of a second on an idle core.
+TINY = Trial(
+    "test_resnet", "rand", labels=40, validation=20, image_size=16, epochs=2, batch_size=20, lr=0.02, keep_stem=True
+)
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -241,7 +243,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_images(folder: Path) -> None:
-    trial = replace(TINY, data=str(folder), labels=24, validation=6, epochs=6, opt="adamw", lr=0.01, batch_size=9)
+    trial = replace(
+        TINY, image_size=32, data=str(folder), labels=24, validation=6, epochs=6, opt="adamw", lr=0.01, batch_size=9
+    )
     result = run(trial, device="cpu", workers=0, progress=False)
     assert result["images"] == {"train": 24, "validation": 6, "test": 12}
     assert result["classes"] == 3
@@ -359,7 +363,9 @@ def test_trained_weights_are_loaded_before_the_stem_is_adapted(tmp_path: Path, m
 
 
 def test_it_learns_and_says_all_about_it() -> None:
-    trial = replace(TINY, labels=600, validation=100, epochs=4, opt="adamw", lr=0.01, sched_on_updates=True)
+    trial = replace(
+        TINY, image_size=32, labels=600, validation=100, epochs=4, opt="adamw", lr=0.01, sched_on_updates=True
+    )
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     result = run(trial, device="cpu", progress=False)
     assert result["test_accuracy"] > 0.8
@@ -417,7 +423,9 @@ def test_a_run_that_diverges_ends() -> None:
 
 
 def test_bfloat16_and_moving_average() -> None:
-    gentle = replace(TINY, lr=0.002)  # larger steps make a twentieth of the loss out of how bfloat16 is rounded
+    gentle = replace(
+        TINY, image_size=32, lr=0.002
+    )  # larger steps make a twentieth of the loss out of how bfloat16 is rounded
     plain = run(gentle, device="cpu", progress=False)
     low = run(replace(gentle, amp=True), device="cpu", progress=False)
     assert low["curves"]["train_loss"] != plain["curves"]["train_loss"]
@@ -732,7 +740,15 @@ def test_layers_at_depths() -> None:
 
 # -- the command -----------------------------------------------------------------------------------------------------
 
-SMALL = {"--labels": "40", "--validation": "20", "--epochs": "1", "-b": "20", "--lr": "0.02", "--device": "cpu"}
+SMALL = {
+    "--labels": "40",
+    "--validation": "20",
+    "--epochs": "1",
+    "-b": "20",
+    "--lr": "0.02",
+    "--img-size": "16",
+    "--device": "cpu",
+}
 OPTIONS = [*(text for pair in SMALL.items() for text in pair), "--keep-stem"]
 
 
@@ -756,7 +772,7 @@ def test_command(tmp_path: Path, ghn_file: Path, capsys: pytest.CaptureFixture[s
 def test_command_with_a_search_and_a_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "runs.jsonl"
     command = ["finetune", "test_resnet", "--preset", "resnet50/orth", "--seeds", "1", "-o", str(output), *OPTIONS]
-    command += ["--opt", "sgd", "--img-size", "32", "--search", "grid", "--grid", "weight_decay=0.1,0.01", "layer=2,3"]
+    command += ["--opt", "sgd", "--search", "grid", "--grid", "weight_decay=0.1,0.01", "layer=2,3"]
     assert main(command) == 0
     records = read(output)
     assert {r["trial"]["init"] for r in records} == {"orth?layer=2", "orth?layer=3"}
