@@ -1,5 +1,6 @@
 """Correlations, embeddings, values: the numbers behind the paper's Figures 2 and 5, and the commands that draw them."""
 
+import doctest
 import json
 import logging
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from timm_ghn_init.lab.analysis import (
     check_correlations,
     compare,
     correlations,
+    difference,
     embed_graph,
+    embeddings,
     place,
     project,
     read_values,
@@ -31,6 +34,7 @@ from timm_ghn_init.lab.analysis import (
 )
 from timm_ghn_init.lab.analysis.embeddings import Architecture
 from timm_ghn_init.lab.analysis.figures import PALETTE, SERIES, correlation_figure, embedding_figure, lines, style
+from timm_ghn_init.lab.finetune import protocol
 
 
 def create(pretrained: bool) -> nn.Module:
@@ -148,6 +152,12 @@ def corrupted(data: dict[str, Any]) -> list[Any]:
     ]
 
 
+@pytest.mark.parametrize("module", [correlations, difference, embeddings, protocol])
+def test_examples(module: Any) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
+
+
 def test_wrong_numbers_are_refused() -> None:
     data = compare(create, ["rand"])
     for wrong in corrupted(data):
@@ -162,7 +172,7 @@ def test_command_correlations(run: Callable[..., tuple[int, str, str]], tmp_path
     assert status == 0
     assert "layer 3" in out
     texts = {t.text for t in ElementTree.parse(tmp_path / "c.svg").iter("{http://www.w3.org/2000/svg}text")}
-    assert {"rand", "orth", "Pearson's correlation", "std of the correlations"} <= texts
+    assert {"rand", "orth", "correlation", "std of correlations"} <= texts
     data = json.loads((tmp_path / "c.json").read_text())
     check_correlations(data)
     assert data["selected"] == [2, 3]

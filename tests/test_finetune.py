@@ -819,7 +819,7 @@ def test_tune(tmp_path: Path, ghn_file: Path, capsys: pytest.CaptureFixture[str]
     runs = read(picture.with_suffix(".jsonl"))
     test = next(r["test_accuracy"] for r in runs if r["trial"]["stage"] == "final" and r["trial"]["init"] == "orth")
     assert data["compared"][1]["test"] == [test, None] and f"{100 * test:.1f}" in printed
-    assert "first layer that is post-processed, of 16" in picture.read_text()
+    assert "first post-processed layer (of 16)" in picture.read_text()
     assert main([*command, *OPTIONS]) == 0 and read(picture.with_suffix(".jsonl")) == runs
     assert main(["tune", "test_resnet", "--source", "ghn2", "-o", str(picture)]) == 2
     assert "no L to tune" in capsys.readouterr().err

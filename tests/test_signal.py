@@ -146,7 +146,7 @@ def test_command(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     saved = json.loads((tmp_path / "s.json").read_text())
     assert saved["images"] == [2, 3, 64, 64]
     texts = {t.text for t in ElementTree.parse(tmp_path / "s.svg").iter("{http://www.w3.org/2000/svg}text")}
-    assert {"rand", "orth", "dead units (%)", "std of gradients"} <= texts
+    assert {"rand", "orth", "Dead units", "Gradient std"} <= texts
 
 
 def test_sources_that_cannot_be_had_are_said_before_the_work(

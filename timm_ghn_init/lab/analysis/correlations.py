@@ -1,4 +1,4 @@
-"""How alike the channels of a layer are (arXiv 2207.10049, Figure 2).
+"""How strongly the channels of a layer correlate (arXiv 2207.10049, Figure 2).
 
 The weight of a layer, (K, C, H, W), is taken as K rows of C * H * W values, one for each output channel, as in the
 paper's Section 3: r(w) is the K x K matrix of Pearson's correlations between rows. Of it the K (K - 1) / 2 pairs of
@@ -41,8 +41,13 @@ def channel_correlations(weight: Tensor) -> Correlations | None:
         weight: (K, ...), floating point and finite.
 
     Returns:
-        None where there is nothing to correlate: fewer than two channels, or fewer than three values in each (two
-        values always correlate by -1 or 1). A channel of equal values has correlation 0 with all others.
+        The correlations; None for fewer than two channels, or fewer than three values in each (two values always
+        correlate by -1 or 1). A channel of equal values has correlation 0 with all others.
+
+    Example:
+        >>> found = channel_correlations(torch.tensor([[1.0, 2, 3], [2, 4, 6], [3, 2, 1]]))
+        >>> round(found.mean, 3), found.histogram[0], found.histogram[-1]
+        (-0.333, 2, 1)
     """
     rows = weight.detach().reshape(len(weight), -1).float()
     n, values = rows.shape
@@ -81,18 +86,18 @@ def compare(
     input_size: int | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """The numbers behind Figure 2 for any network and any initialisations.
+    """Correlations between channels for one network and several initialisations, as in Figure 2 of arXiv 2207.10049.
 
     Args:
-        create: makes the network, with timm's weights if its argument is true.
+        create: builds the network; with timm's weights if its argument is true.
         inits: as in `initialised`.
         name: of the network.
         seed: as in `initialised`.
-        layers: those whose distribution is shown, counted from 1 as by `list_layers`. Default: four, the first, the
-            last but one and two between them.
+        layers: layers whose distribution is shown, counted from 1 as by `list_layers`. Default: four, evenly spaced,
+            without the classifier.
         input_size: as in `trace`.
-        progress: True: a bar; False: nothing. Default: a bar in a terminal, for what takes longer than two seconds,
-            elsewhere a line of the log a minute.
+        progress: True: a bar; False: nothing. Default: after two seconds a bar in a terminal, elsewhere a line of the
+            log each minute.
 
     Returns:
         For JSON: "kind", "arch", "seed", "bins", "selected" (layers), "layers" (number, name and shape of each) and
@@ -100,7 +105,12 @@ def compare(
         "mean", "std" and "histogram" (None where `channel_correlations` gives none).
 
     Raises:
-        ValueError: a layer that does not exist, or whatever `initialised` raises.
+        ValueError: no such layer, or as `initialised`.
+        CheckpointError: as `initialised`.
+
+    Example:
+        >>> data = compare(lambda pretrained: timm.create_model("resnet18"), ["rand", "orth"])  # doctest: +SKIP
+        >>> data["inits"][0]["std"][:3]  # of the first three layers  # doctest: +SKIP
     """
     check_inits(list(inits))
     shown: list[dict[str, Any]] = []
@@ -142,10 +152,10 @@ def _spread(items: Sequence[int], n: int) -> list[int]:
 
 
 def check_correlations(data: Any) -> None:
-    """Whether something is what `compare` returns, and can be drawn.
+    """Raise unless data, for instance from a file, has the form that `compare` returns.
 
     Raises:
-        ValueError: it is not; the message names the first thing that is wrong.
+        ValueError: the message names the first entry that is wrong.
     """
     if not isinstance(data, dict) or data.get("kind") != "correlations":
         raise InputError("its kind is not correlations")

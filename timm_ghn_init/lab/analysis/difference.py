@@ -29,7 +29,19 @@ class Difference(NamedTuple):
 
 
 def differences(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[Difference]:
-    """Compare weights by name, in the order of the first; then those that only the second has."""
+    """Compare two sets of weights, tensor by tensor.
+
+    Args:
+        first, second: tensors by name, e.g. state dicts; any dtypes.
+
+    Returns:
+        A row for each name, in the order of the first; then those that only the second has.
+
+    Example:
+        >>> rows = differences({"w": torch.tensor([3.0, 4.0])}, {"w": torch.tensor([3.0, 4.5])})
+        >>> rows[0].equal, rows[0].norms[0], round(rows[0].distance, 4)
+        (False, 5.0, 0.0925)
+    """
     return [_difference(name, first.get(name), second.get(name)) for name in dict.fromkeys([*first, *second])]
 
 

@@ -21,7 +21,7 @@ _logger = logger(__name__)
 
 
 class Architecture(NamedTuple):
-    """Something to embed.
+    """An architecture to embed.
 
     Attributes:
         name: of a timm architecture, or "test 7", the network of that number in the split (as `eval-ghn` names it).
@@ -50,23 +50,35 @@ def timm_architecture(name: str) -> Architecture:
 
 
 def _trace_timm(name: str, dialect: Any) -> Graph:
-    """Without memory for the parameters where that works."""
+    """The graph of a timm architecture, built on the meta device if its code allows."""
     import timm
 
     try:
         with torch.device("meta"):
             model = timm.create_model(name)
         return trace(model, dialect=dialect)
-    except Exception:  # whatever a model's own code raises where there are no values
+    except Exception:  # of any type: raised by a model's own code, which needs values
         _logger.debug("%s is built with real values.", name, exc_info=True)
     return trace(timm.create_model(name), dialect=dialect)
 
 
 def timm_reference(size: int, patterns: Sequence[str] = ("*",), seed: int = 0) -> list[Architecture]:
-    """timm architectures, drawn at random from those whose name matches one of the patterns.
+    """timm architectures, drawn at random from those whose name matches a pattern.
+
+    Args:
+        size: number of architectures; all that match if there are fewer.
+        patterns: with * and ?, as for `timm.list_models`.
+        seed: of the choice.
+
+    Returns:
+        Architectures for `place`, in alphabetical order.
 
     Raises:
         ValueError: none matches.
+
+    Example:
+        >>> [a.name for a in timm_reference(3, ("resnet*",))]  # doctest: +SKIP
+        ['resnet26d', 'resnetrs101', 'resnetrs350']
     """
     import timm
 
@@ -78,7 +90,20 @@ def timm_reference(size: int, patterns: Sequence[str] = ("*",), seed: int = 0) -
 
 
 def sampled_reference(size: int, seed: int = 0, split: str = "test") -> list[Architecture]:
-    """Networks as those that `train-ghn` trains on, of a held-out split."""
+    """Networks of a held-out split, as `train-ghn` samples them.
+
+    Args:
+        size: number of networks.
+        seed: of the sample.
+        split: "val" or "test".
+
+    Returns:
+        Architectures for `place`, named "test 0", "test 1" ...
+
+    Example:
+        >>> [a.name for a in sampled_reference(2)]
+        ['test 0', 'test 1']
+    """
     from ..training.networks import IMAGE, sample
 
     def architecture(index: int) -> Architecture:
@@ -90,7 +115,20 @@ def sampled_reference(size: int, seed: int = 0, split: str = "test") -> list[Arc
 
 @torch.no_grad()
 def embed_graph(ghn: GHN, graph: Graph) -> np.ndarray:
-    """The mean of the node embeddings, (hid,) float64."""
+    """The embedding of a graph: the mean of its nodes' embeddings after message passing (Knyazev et al., 2021).
+
+    Args:
+        ghn: the hypernetwork.
+        graph: from `trace`, in the GHN's dialect.
+
+    Returns:
+        (hid,) float64.
+
+    Example:
+        >>> from timm_ghn_init import load_ghn, trace
+        >>> embed_graph(load_ghn("ghn2-fashion"), trace(timm.create_model("resnet18"))).shape  # doctest: +SKIP
+        (32,)
+    """
     return ghn.embed(graph).double().mean(dim=0).cpu().numpy()
 
 

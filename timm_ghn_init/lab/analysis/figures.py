@@ -1,4 +1,4 @@
-"""Pictures of what is measured, by matplotlib: each panel is a function that draws into the axes it is given."""
+"""Figures of measurements, by matplotlib: each panel is a function that draws into the axes it is given."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, GRID, PAPER = "#1f2933", "#66707a", "#d9dee3", "#ffffff"
-# Of dashes and gaps, in line widths; () is a solid line.
+# Lengths of dashes and gaps in line widths; () is a solid line.
 DASHES = ((), (5.0, 1.5), (6.0, 1.5, 1.2, 1.5), (1.5, 1.2), (7.0, 1.5, 1.5, 1.5, 1.5, 1.5), (9.0, 3.0))
 _SHAPES = "osD^vPX"  # of groups in a scatter plot; stars are what is given
-# Of these, apart from one another and from the stars, all others share a grey.
+# Colours of the largest groups; all others share a grey.
 _GROUPS = ("#0072b2", "#d55e00", "#00805c", "#a8508a", "#8a6d00", "#5ab4f0", "#c7a400")
 _OTHERS = "#b8bec6"
 _STARS = ("#000000", "#e8003a", "#6a00ff", "#00e0c0")
@@ -49,7 +49,7 @@ STYLE: Any = {  # matplotlib names the keys' type only in new versions
 
 
 class Line(NamedTuple):
-    """How a series is drawn: its colour, and one of `DASHES`."""
+    """The look of a series: its colour, "#rrggbb", and one of `DASHES`."""
 
     colour: str
     dash: tuple[float, ...]
@@ -60,12 +60,12 @@ class Line(NamedTuple):
 
     @property
     def width(self) -> float:
-        """A prediction is drawn broad, so that it shows below its post-processed self where the two coincide."""
+        """In points. A prediction is wider, so that it is visible below its post-processed self where they coincide."""
         return 3.4 if self == PALETTE["ghn"] else 1.6
 
 
-# An initialisation looks the same in all pictures. Apart in hue and lightness for colour-blind readers, 3 : 1 or more
-# against white; grey is for what all others are compared with.
+# An initialisation looks the same in all figures. Colours differ in hue and lightness, for colour-blind readers, and
+# have a contrast of at least 3 : 1 against white; grey is the baseline of all comparisons.
 PALETTE = {
     "rand": Line("#767676", DASHES[0]),
     "orth": Line("#0072b2", DASHES[1]),
@@ -78,7 +78,7 @@ SERIES = tuple(line.colour for line in PALETTE.values())
 
 
 class Curve(NamedTuple):
-    """One quantity by epoch: mean, least and most over the seeds; None where no run got that far."""
+    """One quantity by epoch: mean, least and most over the seeds; None for epochs that no run reached."""
 
     label: str
     mean: Sequence[float | None]
@@ -87,7 +87,11 @@ class Curve(NamedTuple):
 
 
 def lines(labels: Iterable[str]) -> dict[str, Line]:
-    """A look for each label: that of its kind of initialisation, another dash or colour where that is taken."""
+    """The looks of labels, by label: that of the kind of initialisation, or a free one if another label has that.
+
+    Args:
+        labels: initialisations, each optionally followed by ", " and what distinguishes it ("rand, lr 0.1").
+    """
     looks: dict[str, Line] = {}
     for i, label in enumerate(dict.fromkeys(labels)):
         wanted = PALETTE.get(_kind(label)) or list(PALETTE.values())[i % len(PALETTE)]
@@ -115,7 +119,14 @@ def _kind(label: str) -> str:
 
 
 def distribution(axes: Axes, data: Mapping[str, Any], layer: int, looks: Mapping[str, Line]) -> None:
-    """Densities of the correlations in one layer, a line for each initialisation."""
+    """Draw the distribution of the correlations in one layer, a line for each initialisation.
+
+    Args:
+        axes: where to draw.
+        data: the result of `compare`.
+        layer: number of the layer, from 1.
+        looks: the result of `lines` for the initialisations.
+    """
     bins = data["bins"]
     centres = [-1 + (i + 0.5) * 2 / bins for i in range(bins)]
     highest = 0.0
@@ -130,18 +141,21 @@ def distribution(axes: Axes, data: Mapping[str, Any], layer: int, looks: Mapping
     axes.set_yscale("symlog", linthresh=0.1)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), ylim=(0, 1.6 * max(highest, 1)))
-    axes.set(xlabel="Pearson's correlation", ylabel="density (log, linear below 0.1)")
+    axes.set(xlabel="correlation", ylabel="density (log scale)")
     info = data["layers"][layer - 1]
     shape = "\N{MULTIPLICATION SIGN}".join(map(str, info["shape"]))
     axes.set_title(_short(f"layer {layer}: {info['name']}, {shape}"))
 
 
 def deviation(axes: Axes, data: Mapping[str, Any], looks: Mapping[str, Line]) -> None:
-    """Standard deviation of the correlations in each layer, a line for each initialisation; where L is."""
+    """Draw the standard deviation of the correlations in each layer, a line for each initialisation, and mark L.
+
+    Args: as of `distribution`.
+    """
     for row in data["inits"]:
         _by_layer(axes, row["std"], looks[row["init"]], clean(row["init"]), 1)
     n = len(data["layers"])
-    axes.set(xlabel="layer, in the order of the network, from 1", ylabel="std of the correlations", xlim=(0.5, n + 0.5))
+    axes.set(xlabel="layer", ylabel="std of correlations", xlim=(0.5, n + 0.5))
     axes.set_ylim(0, 1.14 * axes.get_ylim()[1])  # with room for L
     axes.set_xticks(_from_one(n))
     _mark_first_layers(axes, data["inits"], looks)
@@ -149,13 +163,13 @@ def deviation(axes: Axes, data: Mapping[str, Any], looks: Mapping[str, Line]) ->
 
 
 def _from_one(n: int) -> list[int]:
-    """About ten numbers from 1 to n: round ones, and 1 instead of 0."""
+    """About ten tick positions from 1 to n: 1 and round numbers."""
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, n) if n / s <= 12)
     return [1, *(i for i in range(step, n + 1, step) if i > 1)]
 
 
 def _mark_first_layers(axes: Axes, inits: Sequence[Mapping[str, Any]], looks: Mapping[str, Line]) -> None:
-    """L, the first layer that is post-processed, of each initialisation that has one beyond the first."""
+    """Mark L, the first post-processed layer, of each initialisation for which it is not 1."""
     found: dict[int, str] = {}
     for row in inits:
         if (row.get("layer") or 1) > 1:
@@ -169,7 +183,15 @@ def _mark_first_layers(axes: Axes, inits: Sequence[Mapping[str, Any]], looks: Ma
 
 
 def curves(axes: Axes, series: Sequence[Curve], looks: Mapping[str, Line], title: str, chance: float | None) -> None:
-    """Accuracies by epoch: the mean over seeds as a line, their range as a band; what guessing would have."""
+    """Draw accuracies by epoch: the mean over seeds as a line, their range as a band.
+
+    Args:
+        axes: where to draw.
+        series: accuracies, 0 to 1; see `runs.curves`.
+        looks: the result of `lines` for the labels of the series.
+        title: of the panel.
+        chance: the accuracy of guessing, drawn as a line; None for no line.
+    """
     for curve in series:
         look = looks[curve.label]
         known = [
@@ -194,7 +216,7 @@ def curves(axes: Axes, series: Sequence[Curve], looks: Mapping[str, Line], title
 
 
 def same_scale(*panels: Axes) -> None:
-    """The same limits for all, those of what any of them shows."""
+    """Give panels common limits that show all of them."""
     for limits in ("xlim", "ylim") if panels else ():
         bounds = [getattr(axes, f"get_{limits}")() for axes in panels]
         low, high = min(b[0] for b in bounds), max(b[1] for b in bounds)
@@ -209,7 +231,13 @@ def _whole_numbers(axes: Axes) -> None:
 
 
 def scatter(axes: Axes, data: Mapping[str, Any], value_name: str | None = None) -> None:
-    """Embeddings on their first two principal components; given architectures stand out, and the legend names them."""
+    """Draw embeddings on their first two principal components; given architectures are stars, named in the legend.
+
+    Args:
+        axes: where to draw.
+        data: the result of `place`.
+        value_name: label of the colour scale if points are coloured by their "value"; None: by their "group".
+    """
     points, share = data["points"], data["variance"]
     if value_name is None:
         _by_group(axes, points)
@@ -227,7 +255,7 @@ def scatter(axes: Axes, data: Mapping[str, Any], value_name: str | None = None) 
     axes.set_title(_embedding_title(data))
     if value_name is None:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    else:  # beside stands the scale of colours
+    else:  # the colour scale is on the right
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
 
 
@@ -278,7 +306,15 @@ def _short(text: str, most: int = 48) -> str:
 
 
 def correlation_figure(data: Mapping[str, Any]) -> Figure:
-    """Figure 2 of the paper: distributions of selected layers above, the deviation in all layers below."""
+    """Figure 2 of arXiv 2207.10049: distributions in selected layers above, the deviation in all layers below.
+
+    Args:
+        data: the result of `compare`.
+
+    Example:
+        >>> with style():  # doctest: +SKIP
+        ...     picture = rendered(correlation_figure(data), ".svg")
+    """
     from matplotlib.figure import Figure
 
     selected, looks = data["selected"], lines(row["init"] for row in data["inits"])
@@ -298,39 +334,43 @@ def correlation_figure(data: Mapping[str, Any]) -> Figure:
     return figure
 
 
-PEAK = "A peak at 1: pairs of channels that are copies, as a GHN repeats its block of 64 where a layer has more."
+PEAK = "A peak at 1 is pairs of equal channels: a GHN tiles its block of 64 channels in wider layers."
 
 
 _SIGNALS = {  # field: title, unit, whether on a log scale
-    "activation": ("What layers give, forwards", "std of activations", True),
-    "gradient": ("What comes back, backwards", "std of gradients", True),
-    "weight_gradient": ("What the first step would change", "gradient norm / weight norm", True),
-    "dead": ("Units that answer to nothing", "dead units (%)", False),
+    "activation": ("Activation std", "standard deviation", True),
+    "gradient": ("Gradient std", "standard deviation", True),
+    "weight_gradient": ("Relative weight gradient", "gradient norm / weight norm", True),
+    "dead": ("Dead units", "units (%)", False),
 }
 
 
 def signal_figure(data: Mapping[str, Any]) -> Figure:
-    """Signals by layer before any training, a line for each initialisation."""
+    """Activations, gradients and dead units by layer, a line for each initialisation.
+
+    Args:
+        data: the result of `signals`, with the name of the images under "data".
+    """
     from matplotlib.figure import Figure
 
     looks = lines(row["init"] for row in data["inits"])
     figure = Figure(figsize=(9.2, 6.4), layout="constrained", facecolor=PAPER)
     for axes, (field, (title, unit, log)) in zip(figure.subplots(2, 2).flat, _SIGNALS.items(), strict=True):
         for row in data["inits"]:
-            values = [None if log and value == 0 else value for value in row[field]]  # branches that begin at zero
+            values = [None if log and value == 0 else value for value in row[field]]  # branches that start at zero
             _by_layer(axes, values, looks[row["init"]], clean(row["init"]), 1 if log else 100)
-        axes.set(title=title, xlabel="layer, from 1", ylabel=unit, xlim=(0.5, len(data["layers"]) + 0.5))
+        axes.set(title=title, xlabel="layer", ylabel=unit, xlim=(0.5, len(data["layers"]) + 0.5))
         axes.set_xticks(_from_one(len(data["layers"])))
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("")
             low, high = (math.log10(bound) for bound in axes.get_ylim())
-            axes.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))  # two labels at the least
+            axes.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))  # at least two labels
         else:
             axes.set_ylim(0, 100)
     images = "\N{MULTIPLICATION SIGN}".join(map(str, data["images"]))
-    title = f"Signals in {data['arch']} before any training: {data['data']}, {images}"
+    title = f"{data['arch']} before training, on {data['data']} {images}"
     figure.suptitle(clean(title), ha="left", x=0.01, size=11)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))))
@@ -344,7 +384,10 @@ def _by_layer(axes: Axes, values: Sequence[float | None], look: Line, label: str
 
 
 def embedding_figure(data: Mapping[str, Any], value_name: str | None = None) -> Figure:
-    """Figure 5 of the paper."""
+    """Figure 5 of arXiv 2207.10049: architectures on the principal components of their graph embeddings.
+
+    Args: as of `scatter`.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 4.8), layout="constrained", facecolor=PAPER)
@@ -353,7 +396,11 @@ def embedding_figure(data: Mapping[str, Any], value_name: str | None = None) -> 
 
 
 def layer_figure(data: Mapping[str, Any]) -> Figure:
-    """Accuracy over the first layer L that is post-processed, a line for each beta and round of a tuning."""
+    """Accuracy by the first post-processed layer L, a line for each beta and round of `tune`.
+
+    Args:
+        data: "arch", "data", "source", "layers" (number) and "curve", see `Tuning.curve`.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained", facecolor=PAPER)
@@ -365,8 +412,8 @@ def layer_figure(data: Mapping[str, Any]) -> Figure:
     for label, points in groups.items():
         x, y = [p["layer"] for p in points], [100 * p["accuracy"] for p in points]
         axes.plot(x, y, color=looks[label].colour, ls=looks[label].style, marker="o", ms=3.5, label=label)
-    axes.set(xlim=(0.5, data["layers"] + 0.5), xlabel=f"first layer that is post-processed, of {data['layers']}")
-    axes.set_ylabel("accuracy on validation images (%)")
+    axes.set(xlim=(0.5, data["layers"] + 0.5), xlabel=f"first post-processed layer (of {data['layers']})")
+    axes.set_ylabel("validation accuracy (%)")
     _whole_numbers(axes)
     axes.set_title(_short(f"{data['arch']}, {data['data']}: {data['source']}", 80))
     figure.legend(loc="outside lower center", ncols=2)
@@ -374,7 +421,7 @@ def layer_figure(data: Mapping[str, Any]) -> Figure:
 
 
 def panel(size: tuple[float, float] = (4.2, 2.9)) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes."""
+    """A figure with one panel; `size` in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained", facecolor="none")
@@ -383,7 +430,7 @@ def panel(size: tuple[float, float] = (4.2, 2.9)) -> tuple[Figure, Axes]:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Everything is drawn and saved inside of it.
+    """matplotlib's settings for these figures; they are drawn and saved inside it.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -399,7 +446,13 @@ def style() -> Iterator[None]:
 
 
 def rendered(figure: Figure, suffix: str, salt: str = "timm-ghn-init") -> bytes:
-    """A picture as .svg or .png; the same bytes for the same picture."""
+    """A figure as a file; equal figures give equal bytes.
+
+    Args:
+        figure: what to save.
+        suffix: ".svg" or ".png".
+        salt: makes the ids of an SVG different from those of others on one page.
+    """
     import matplotlib
 
     buffer = io.BytesIO()

@@ -34,7 +34,7 @@ class Initialised(NamedTuple):
 
 
 def check_inits(inits: list[str]) -> None:
-    """Whether all of them exist, before any is computed.
+    """Raise unless all initialisations exist, before any is computed.
 
     Raises:
         ValueError: one is neither a source nor "pretrained" nor "timm".
@@ -47,17 +47,17 @@ def check_inits(inits: list[str]) -> None:
 
 
 def obtainable(create: Create, inits: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Look for all that initialisations need, before any is computed.
+    """Find out which initialisations are available on this machine, before any is computed.
 
     Args:
         create: as in `initialised`.
         inits: likewise.
 
     Returns:
-        Those that can be had here, and why the others cannot.
+        The available initialisations, and for each of the others the reason.
 
     Raises:
-        ValueError: unknown initialisation, or weights that there are nowhere.
+        ValueError: unknown initialisation, or an architecture without timm's weights.
     """
     check_inits(list(inits))
     missing = {}
@@ -78,7 +78,7 @@ def initialised(
     """A new network with one initialisation.
 
     Args:
-        create: makes the network, with timm's weights if its argument is true.
+        create: builds the network; with timm's weights if its argument is true.
         init: a source ("rand", "orth", "ghn2-orth?layer=37" ...), "pretrained" for timm's weights, or "timm" for its
             own initialisation.
         seed: of the network's own initialisation, and of the source unless it names one.
@@ -86,11 +86,15 @@ def initialised(
         progress: as in `init_model`.
 
     Returns:
-        The network. The global random state is kept.
+        The network, and how it was initialised. The global random state is left as it was.
 
     Raises:
-        ValueError: unknown initialisation, or weights that cannot be had; the message says what to do instead.
-        CheckpointError: the GHN cannot be had.
+        ValueError: unknown initialisation, or weights that are not available; the message says what to do instead.
+        CheckpointError: the GHN is not available.
+
+    Example:
+        >>> made = initialised(lambda pretrained: timm.create_model("resnet18", pretrained), "orth")  # doctest: +SKIP
+        >>> made.init, made.layer, len(made.predicted)  # doctest: +SKIP
     """
     check_inits([init])
     with own_draws(seed):

@@ -1,8 +1,8 @@
 """A report on fine-tuning runs as one page of HTML that needs nothing else: no network, no script, no font.
 
-What the page looks like is said in page.html.jinja and page.css; here is what it says. All text from files goes
-through Jinja2's autoescape. Pictures are matplotlib's SVG with its colours replaced by variables of the page, so that
-they follow the reader's light or dark scheme.
+page.html.jinja and page.css define its look, this module its content. All text from files goes through Jinja2's
+autoescape. Figures are matplotlib's SVG with its colours replaced by variables of the page, so that they follow the
+reader's light or dark scheme.
 """
 
 import re
@@ -52,15 +52,19 @@ _VARIABLES = {
 
 
 def page(experiments: Sequence[Experiment], correlations: Sequence[Mapping[str, Any]] = (), left_out: int = 0) -> str:
-    """The report.
+    """The report, as HTML.
 
     Args:
-        experiments: see `timm_ghn_init.lab.analysis.runs.experiments`.
-        correlations: what `compare` has measured, one for each architecture.
-        left_out: lines of the results file that are not shown.
+        experiments: from `timm_ghn_init.lab.analysis.experiments`.
+        correlations: results of `compare`, one for each architecture.
+        left_out: number of lines of the results file that are not shown.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: matplotlib or Jinja2 is not installed.
+
+    Example:
+        >>> found, left_out = experiments(read(Path("runs.jsonl")))  # doctest: +SKIP
+        >>> Path("report.html").write_text(page(found, left_out=left_out))  # doctest: +SKIP
     """
     looks = lines(  # an initialisation looks the same all over the page
         [row.label for e in experiments for row in e.rows]
@@ -127,7 +131,7 @@ def _cells(row: Row, most: int) -> tuple[str, ...]:
 
 
 def _seeds(row: Row, most: int) -> str:
-    """How many runs there are, and what is missing for a fair comparison."""
+    """The number of runs, and how many are missing or have diverged."""
     n, diverged = len(row.runs), sum(bool(run.get("diverged")) for run in row.runs)
     missing = f"{n} of {most}: not complete" if n < most else str(n)
     return missing + (f" ({diverged} diverged)" if diverged else "")
@@ -157,7 +161,7 @@ _SHOWN = {
 
 
 def _settings(row: Row) -> str:
-    """The hyper-parameters of the paper's Table 2; the unit stands after a number, the name before it."""
+    """The hyper-parameters of the paper's Table 2, each with its name before it or its unit after it."""
     t = row.trial
     parts = [f"{w}{t[n]}" if w.endswith(" ") else f"{t[n]}{w}" for n, w in _SHOWN.items() if n in t]
     return ", ".join(parts)
@@ -182,11 +186,11 @@ def _correlations(data: Mapping[str, Any], number: int, looks: Mapping[str, Line
     }
 
 
-# -- how it came about -------------------------------------------------------------------------------------------------
+# -- provenance --------------------------------------------------------------------------------------------------------
 
 
 def _dates(runs: Sequence[Mapping[str, Any]]) -> str:
-    """The first and the last day of the runs; "" where the file does not say."""
+    """The first and the last day of the runs; "" if unknown."""
     days = sorted(run["finished"][:10] for run in runs if run.get("finished"))
     return "" if not days else days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
 
@@ -204,7 +208,7 @@ def _pairs(mapping: Mapping[str, Any] | None) -> str:
 
 
 def _svg(figure: "Figure", salt: str, label: str) -> "Markup":
-    """matplotlib's SVG without what a page has no use for, its colours as variables, its ids its own."""
+    """A figure as part of the page: matplotlib's SVG with colours as variables and ids of its own."""
     from markupsafe import Markup, escape
 
     text = rendered(figure, ".svg", salt).decode()

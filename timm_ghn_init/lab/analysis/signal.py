@@ -49,30 +49,39 @@ def signals(
     seed: int = 0,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Follow signals through a network under several initialisations.
+    """Follow one step forward and one back through an untrained network, under several initialisations.
 
     Args:
-        create: makes the network, with timm's weights if its argument is true.
+        create: builds the network; with timm's weights if its argument is true.
         inits: as in `initialised`.
-        images: (N, C, H, W), normalised as the network wants them.
+        images: (N, C, H, W), normalised as the network expects them.
         labels: (N,) classes. Default: drawn at random.
         name: of the network.
-        seed: as in `initialised`, and of labels.
-        progress: True: a bar; False: nothing. Default: a bar in a terminal, for what takes longer than two seconds,
-            elsewhere a line of the log a minute.
+        seed: as in `initialised`, and of the labels.
+        progress: True: a bar; False: nothing. Default: after two seconds a bar in a terminal, elsewhere a line of the
+            log each minute.
 
     Returns:
         For JSON: "kind", "arch", "seed", "images" (shape), "layers" (number and name of each weight, as `list_layers`
-        counts them) and "inits", a row for each with "init", "verdict" (a sentence), "logits" and "between" (standard
-        deviation of the logits of an image, and of a logit between images; None for a network without) and lists by
-        layer: "activation" and "gradient" (standard deviation of what the layer gives, and of the loss's gradient by
-        it), "gradient_norm" (of the latter, which does not depend on the resolution), "weight_gradient" (norm of the
-        gradient in units of the weight's), "dead" (share of units, 0 to 1, that the activation functions behind the
-        layer make the same for all images). None where a layer has none, and where a number is not finite; "lost" has
-        the number of the first layer, on the way forwards and on the way back, where it is not (None: nowhere).
+        counts them) and "inits", a row for each initialisation:
+
+        * "init" and "verdict" (a sentence);
+        * "logits" and "between": standard deviation of the logits of an image, and of a logit between images; None
+          for a network without logits;
+        * lists by layer: "activation" and "gradient" (standard deviations of the layer's output and of the loss's
+          gradient by it), "gradient_norm" (of that gradient), "weight_gradient" (gradient norm / weight norm), "dead"
+          (share of units, 0 to 1, whose activations are equal for all images); None if there is none or it is not
+          finite;
+        * "lost": the first layer, forwards and backwards, with values that are not finite; None if there is none.
 
     Raises:
-        ValueError: whatever `initialised` raises.
+        ValueError: as `initialised`, or no layer runs as a module.
+        CheckpointError: as `initialised`.
+
+    Example:
+        >>> create = lambda pretrained: timm.create_model("resnet18")
+        >>> data = signals(create, ["rand", "orth"], torch.randn(8, 3, 64, 64))  # doctest: +SKIP
+        >>> data["inits"][0]["verdict"]  # doctest: +SKIP
     """
     check_inits(list(inits))
     rows, layers = [], []
