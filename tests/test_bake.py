@@ -338,7 +338,7 @@ def test_card_of_a_known_ghn() -> None:
         "license: mit",
         "pipeline_tag: image-feature-extraction",
         "| GHN | ghn2, sha256 ab12 |",
-        "| paper | Parameter Prediction for Unseen Deep Architectures, arXiv:2110.13100 |",
+        "| papers | Parameter Prediction for Unseen Deep Architectures, arXiv:2110.13100 |",
         "| post-processed | 1 layers from layer 37 on |",
         "| predicted: weight | 2 | 7 |",
         "| timm's own initialisation: why | 1 | 1 |",

@@ -104,12 +104,18 @@ CASES = [(kind, torch.float32) for kind in MODELS] + [
 ]
 
 
-@pytest.mark.parametrize("source", ["ghn2", "ghn2-orth?layer=1&beta=1e-2"])
+def test_what_is_predicted_faster_than_read_is_not_kept(seeded_ghn2: GHN, home: Path) -> None:
+    for source in ("ghn2", "ghn2-orth?layer=1&orth=0"):
+        report = init_model(timm.create_model(ARCH), source, ghn=seeded_ghn2, cache=True)
+        assert len(files(home)) == bool(report.postprocessed) and bool(report.key) == bool(report.postprocessed)
+
+
 @pytest.mark.parametrize(("kind", "dtype"), CASES)
-def test_same_bits_as_without(kind: str, dtype: torch.dtype, source: str, seeded_ghn2: GHN, home: Path) -> None:
+def test_same_bits_as_without(kind: str, dtype: torch.dtype, seeded_ghn2: GHN, home: Path) -> None:
     def initialised(seed: int, **options: Any) -> tuple[nn.Module, bool]:
         torch.manual_seed(seed)  # of what is not predicted
         model = MODELS[kind]().to(dtype)
+        source = "ghn2-orth?layer=1&beta=1e-2"
         report = init_model(model, source, ghn=seeded_ghn2, **options, **OPTIONS.get(kind, {}))
         return model, report.cached
 
@@ -171,8 +177,8 @@ def test_who_decides(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TIMM_GHN_CACHE", environment)
-    report = init_model(timm.create_model(ARCH), "ghn2" + key, ghn=seeded_ghn2, cache=argument)
-    assert (report.cached, report.source) == (False, "ghn2")
+    report = init_model(timm.create_model(ARCH), "ghn2-orth" + key, ghn=seeded_ghn2, cache=argument)
+    assert (report.cached, report.source) == (False, "ghn2-orth")
     assert len(files(home)) == on
 
 
@@ -185,7 +191,7 @@ def test_wrong_settings_leave_the_model_as_it_was(
     model = timm.create_model(ARCH)
     before = copy.deepcopy(model)
     with pytest.raises(ValueError, match=f"{name}.*{value}|{value}.*{name}"):
-        init_model(model, "ghn2", ghn=seeded_ghn2)
+        init_model(model, "ghn2-orth", ghn=seeded_ghn2)
     assert same(model, before)
 
 
@@ -277,7 +283,7 @@ def test_a_sound_file_of_something_else_is_replaced(
     initialise: Callable[[], bool], seeded_ghn2: GHN, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Under a name that is not its own, with too few tensors, or with one of another shape or dtype."""
-    init_model(timm.create_model(ARCH), "ghn2", ghn=seeded_ghn2, cache=True)
+    init_model(timm.create_model(ARCH), "ghn2-orth?layer=1", ghn=seeded_ghn2, cache=True)
     [other] = files(home)
     initialise()
     [file] = [f for f in files(home) if f != other]

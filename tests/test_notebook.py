@@ -68,7 +68,7 @@ def test_saved_report_is_the_report(report: InitReport, tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved == json.loads(json.dumps(report.to_dict()))
     assert saved["coverage"] == report.coverage
-    for source in ("rand", "ghn2-formula-orth"):  # a seed is any integer
+    for source in ("rand", "ghn2-fashion-orth"):  # a seed is any integer
         seeded = init_model(timm.create_model("test_resnet"), source, seed=np.int64(3))
         seeded.save(tmp_path / "report.json")
         assert json.loads((tmp_path / "report.json").read_text())["seed"] == seeded.seed == 3

@@ -65,7 +65,7 @@ def init_model(
         seed: of the post-processing's noise, and of all that a baseline draws. Default: the source's own, else 0.
         device: where to decode and post-process. Default: CUDA where the model is there or one is present, else CPU.
         progress: show progress bars. Default: in a terminal, for what takes longer than two seconds.
-        cache: keep the predicted parameters on disk, and read them from there the next time. Default: the source's own
+        cache: keep post-processed parameters on disk, and read them from there the next time. Default: the source's own
             choice, else TIMM_GHN_CACHE, else off. It changes none of them. Not for sharded models.
         init_rest: give what is not predicted, buffers included, the model's own initialisation (`reset_parameters`,
             `init_weights`), drawn from `seed`. Default: what was on the meta device. True: all of it, for a model that

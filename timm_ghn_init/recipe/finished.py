@@ -19,8 +19,9 @@ from .resolved import Resolved
 class Finished:
     """What the cache, and after it the Hub, has of a prediction; nothing where neither is asked.
 
-    Both keep the predicted parts as they are after post-processing. Neither is asked for a model some of whose weights
-    are computed from other tensors: what is written there depends on how, which no key knows.
+    Both keep the predicted parts as they are after post-processing. The cache is asked for post-processed weights only:
+    others are predicted faster than they are read. Neither is asked for a model some of whose weights are computed from
+    other tensors: what is written there depends on how, which no key knows.
 
     Attributes:
         key: as in `weights_key`; "" where neither is asked.
@@ -32,10 +33,11 @@ class Finished:
         plan, resolved = plans[0], plans[0].resolved
         self._place, self._plan = place, plan
         self.key = self.repo = ""
-        self.cached = self.downloaded = False
+        self.cached = self.downloaded = self._keeps = False
         if plan.computed or resolved.ghn is None or len(plans) > 1:
             return
-        if resolved.cache or resolved.org:
+        self._keeps = resolved.cache and bool(plan.changed)
+        if self._keeps or resolved.org:
             self.key = plan.key(place.model, resolved.digest)
         if resolved.org:
             self.repo = f"{resolved.org}/{hub.repo_name(place.name, resolved.source, resolved.digest)}"
@@ -66,7 +68,7 @@ class Finished:
                 take(found)
             return not self.downloaded
 
-        if not self._plan.resolved.cache:
+        if not self._keeps:
             make()
             return
         about = {"model": place.name, "source": str(self._plan.source), "device": str(place.device)}
