@@ -264,6 +264,19 @@ def test_list_and_predict(package: Path, capsys: pytest.CaptureFixture[str], tmp
     assert about["functions"].keys() == {"rand", "theirs"}
 
 
+def test_patterns_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["inspect", "test_vit", "--source", "rand+mimetic", "--only", "blocks.0.*", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["source"] == "rand?only=blocks.0.*+mimetic?only=blocks.0.*"
+    assert {n.rpartition(".")[0].split(".")[1] for n in report["predicted"]} == {"0"}
+    assert main(["inspect", "test_vit", "--source", "ghn2", "--skip", "*.bias", "cls_token", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["parameters"]}
+    assert rows["norm.bias"]["reason"] == "skip=*.bias" and rows["norm.weight"]["predicted"]
+    for command in (["inspect", "test_vit"], ["predict", "test_vit", "-o", str(tmp_path / "x.safetensors")]):
+        assert main([*command, "--source", "ghn2-fashion", "--only", "nothing"]) == 2
+        assert "only=nothing matches none of its parameters" in capsys.readouterr().err
+
+
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "own-initialisation.md"
 
 

@@ -5,10 +5,11 @@ import ast
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from ..sources import SUFFIXES, is_source
+from ..sources import SUFFIXES, Source, is_source, parse_source
 from ..utils.checks import FINITE, POSITIVE, Kind
 from ..utils.checks import whole as whole_number
 from ..utils.text import did_you_mean
@@ -161,3 +162,19 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
     add_source(parser, "ghn-orth")
     parser.add_argument("--seed", type=whole(0), help="seed of everything random (default: the source's, else 0)")
     parser.add_argument("--device", help="where to predict, e.g. cuda:0 (default: CUDA if available, else CPU)")
+    add_patterns(parser)
+
+
+def add_patterns(parser: argparse.ArgumentParser) -> None:
+    """Which parameters a source initialises."""
+    for name, what in (("only", "initialise only"), ("skip", "leave")):
+        parser.add_argument(
+            f"--{name}", nargs="+", metavar="PATTERN", help=f"{what} parameters of these names, e.g. 'blocks.*'"
+        )
+
+
+def read_source(args: argparse.Namespace) -> Source:
+    """The source of a command that has `add_patterns`, its parts with these patterns."""
+    chosen = {name: value for name in ("only", "skip") if (value := getattr(args, name))}
+    parts = [replace(part, **chosen) for part in parse_source(args.source).parts]
+    return parse_source("+".join(map(str, parts)))

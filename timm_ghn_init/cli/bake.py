@@ -9,7 +9,7 @@ from ..sources import Source
 from ..utils.checks import NAMESPACE
 from ..utils.progress import over
 from ..utils.text import did_you_mean, logger
-from .arguments import AGAIN, Command, add_model_options, add_prediction, option
+from .arguments import AGAIN, Command, add_model_options, add_prediction, option, read_source
 from .files import writing_folder
 from .messages import UserError, one_line, table
 from .models import build_initialised, device_of_rank, model_key, read_predicting
@@ -42,7 +42,7 @@ def bake(args: argparse.Namespace) -> int:
     """Predict the weights of many architectures; continues where it was stopped."""
     from ..utils.ranks import gather, share
 
-    source = read_predicting(args.source).prediction
+    source = read_predicting(read_source(args)).prediction
     names = _architectures(args.models)
     (part, parts), (rank, ranks) = args.shard, share()
     mine = names[part + rank * parts :: parts * ranks]

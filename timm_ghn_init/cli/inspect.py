@@ -5,8 +5,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ..report import percentage
-from ..sources import DEFAULT, parse_source
-from .arguments import Command, add_architecture, add_source
+from ..sources import DEFAULT
+from .arguments import Command, add_architecture, add_patterns, add_source, read_source
 from .messages import mistakes, table
 from .models import Reads, build, read_ghn, trace_model
 from .results import show
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def add(command: Command) -> None:
     sub = command("inspect", inspect, "inspect convnext_base --source ghn2 --num-classes 10")
     add_architecture(sub)
-    add_source(sub, DEFAULT, "the GHN that predicts, see `list`")
+    add_source(sub, DEFAULT)
+    add_patterns(sub)
 
 
 def inspect(args: argparse.Namespace) -> int:
@@ -29,7 +30,7 @@ def inspect(args: argparse.Namespace) -> int:
 
     Of a source without a GHN: which parameters it initialises.
     """
-    source = parse_source(args.source)
+    source = read_source(args)
     if source.initialisation or source.plus:
         from ..initialize import init_model
 
@@ -37,7 +38,7 @@ def inspect(args: argparse.Namespace) -> int:
             report = init_model(build(args)[0], source, input_size=args.img_size)
         show(args, report.to_dict(), lambda: _of_values(report))
         return 0
-    ghn = read_ghn(args.source)
+    ghn = read_ghn(str(source))
     statistics = _statistics(args.arch, ghn, *trace_model(args, ghn.dialect))
     show(args, statistics, lambda: _as_text(statistics))
     return 0
@@ -53,10 +54,13 @@ def _of_values(report: "InitReport") -> str:
 
 def _statistics(arch: str, ghn: Reads, model: "nn.Module", graph: "Graph") -> dict[str, Any]:
     from ..recipe.offer import predicted
+    from ..recipe.plan import kept_parameters
 
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     offer = predicted(graph, ghn.num_classes, ghn.source)
-    names, skipped = offer.roles, offer.skipped
+    with mistakes(ValueError):
+        kept = kept_parameters(model, arch, ghn.source.only, ghn.source.skip, {})
+    names, skipped = [n for n in offer.roles if n not in kept], {**offer.skipped, **kept}
     parameters = []
     for name, parameter in model.named_parameters():
         target = None if name in skipped else graph.targets.get(name)

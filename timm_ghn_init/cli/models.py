@@ -190,15 +190,12 @@ def device_of_rank() -> str | None:
     return f"cuda:{int(rank) % count}" if rank and count else None
 
 
-def read_predicting(text: str) -> Source:
-    """`parse_source` for commands that share predictions.
+def read_predicting(source: Source) -> Source:
+    """The source of a command that shares predictions.
 
     Raises:
         UserError: the source has no GHN.
     """
-    source = parse_source(text)
-    if source.initialisation:
-        raise UserError(
-            f"{source} is an initialisation without a GHN: there is no prediction to share. Name a GHN, e.g. ghn2."
-        )
+    if source.initialisation or source.plus:
+        raise UserError(f"{source} is not a GHN alone: there is no prediction to share. Name a GHN, e.g. ghn2.")
     return source

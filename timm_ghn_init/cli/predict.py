@@ -2,9 +2,8 @@
 
 import argparse
 
-from ..sources import parse_source
 from ..weights.files import provenance, save, state_dict
-from .arguments import Command, add_architecture, add_prediction
+from .arguments import Command, add_architecture, add_prediction, read_source
 from .files import is_folder, output_path, writing, writing_folder
 from .models import build_initialised
 from .results import show
@@ -24,7 +23,7 @@ def add(command: Command) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Write the weights that a source predicts, as a file or folder that timm loads."""
     folder, output = is_folder(args.output), output_path(args.output, (".safetensors",), folder=True)
-    source = parse_source(args.source)
+    source = read_source(args)
     from ..weights.push import write_folder  # imports torch and timm, which take seconds: mistakes above come first
 
     model, options, report, seed = build_initialised(args, source)

@@ -3,8 +3,7 @@
 import argparse
 from dataclasses import replace
 
-from ..sources import parse_source
-from .arguments import Command, add_architecture, add_prediction
+from .arguments import Command, add_architecture, add_prediction, read_source
 from .messages import UserError, mistakes
 from .models import build_initialised, model_key
 from .results import show
@@ -27,7 +26,7 @@ def push(args: argparse.Namespace) -> int:
 
     check_repo_id(args.repo)
     need_hub(args.repo)
-    source = parse_source(args.source).prediction
+    source = read_source(args).prediction
     key = "" if source.initialisation or source.plus else model_key(args, source)[0]
     model, options, report, seed = build_initialised(args, source)
     report = replace(report, key=key)
