@@ -7,41 +7,63 @@ benchmarks/results/transfer.svg and shipped-ghn.svg come with their numbers from
 """
 
 import argparse
-import re
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import timm
 import torch
+from matplotlib.axes import Axes
 
-from timm_ghn_init import init_model
+from timm_ghn_init import Graph, init_model, trace
 from timm_ghn_init.cli import main as command
+from timm_ghn_init.lab.draw.looks import GROUPS, OUTLINE, STYLES
 from timm_ghn_init.sources import SHIPPED
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
 
 def overview() -> None:
-    """The graph of a network beside how alike its channels are: what goes in, and what comes out."""
-    graph = PICTURES / "convnext_base.svg"
-    command(["graph", "convnext_base", "-o", str(graph)])
-    plot = PICTURES / "overview-right.svg"
-    sources = ["rand", "orth", SHIPPED, f"{SHIPPED}-orth"]
-    command(["analyze", "correlations", "convnext_base", "--source", *sources, "--layers", "60,110", "-o", str(plot)])
-    parts = [path.read_text(encoding="utf-8") for path in (graph, plot)]
-    parts = [part[part.index("<svg") :] for part in parts]
-    (w1, h1), (w2, h2) = ((float(n) for n in re.findall(r'viewBox="0 0 (\S+) (\S+)"', part)[0]) for part in parts)
-    w2 *= h1 / h2
-    left, right = (re.sub(r' width="[^"]*" height="[^"]*"', "", part, count=1) for part in parts)
-    left = left.replace("<svg", f'<svg width="{w1:g}" height="{h1:g}"', 1)
-    right = right.replace("<svg", f'<svg x="{w1:g}" width="{w2:g}" height="{h1:g}"', 1)
-    size = f'width="{w1 + w2:g}" height="{h1:g}"'
-    (PICTURES / "overview.svg").write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {w1 + w2:g} {h1:g}">'
-        f'<rect {size} fill="white"/>{left}{right}</svg>\n',
-        encoding="utf-8",
-    )
-    plot.unlink()
+    """The graph of a network, a weight that a GHN predicts for it, and the same weight after post-processing."""
+    from matplotlib.figure import Figure
+
+    name, part = "layer4.1.conv2.weight", 128
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained", facecolor="white")
+    panels = figure.subplots(1, 3)
+    panels[0].set_title("graph of\nthe network", fontsize=15)
+    _chain(panels[0], trace(timm.create_model("resnet18")))
+    for axes, source, title in (
+        (panels[1], SHIPPED, "predicted\nweights"),
+        (panels[2], f"{SHIPPED}-orth", "after -orth,\northogonal"),
+    ):
+        model = timm.create_model("resnet18")
+        init_model(model, source)
+        weight = model.get_parameter(name).detach()[:part, :part, 1, 1]
+        limit = 2.5 * float(weight.std())
+        axes.imshow(weight, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest", rasterized=True)
+        axes.set_title(title, fontsize=15)
+    for axes in panels:
+        axes.set(xticks=[], yticks=[])
+        axes.set_box_aspect(1)
+    figure.get_layout_engine().set(wspace=0.2)
+    for axes in panels[:2]:
+        arrow = {"arrowstyle": "->", "lw": 2.5, "mutation_scale": 20}
+        axes.annotate("", (1.25, 0.5), (1.01, 0.5), xycoords="axes fraction", arrowprops=arrow, annotation_clip=False)
+    matplotlib.rcParams["svg.hashsalt"] = "overview"
+    figure.savefig(PICTURES / "overview.svg", metadata={"Date": None}, dpi=200)
+
+
+def _chain(axes: Axes, graph: Graph, rows: int = 14) -> None:
+    """The nodes in columns, down and up in their order, with lines for the edges."""
+    place = [(i // rows, (i % rows if i // rows % 2 else rows - 1 - i % rows)) for i in range(len(graph.nodes))]
+    for u, v in graph.edges.tolist():
+        bend = 0.0 if v - u == 1 else 0.35
+        arrow = {"arrowstyle": "-", "color": "0.6", "lw": 1, "connectionstyle": f"arc3,rad={bend}"}
+        axes.annotate("", place[v], place[u], arrowprops=arrow)
+    for (x, y), node in zip(place, graph.nodes, strict=True):
+        group, colour = STYLES[node.primitive]
+        axes.plot(x, y, GROUPS[group], color=colour, markeredgecolor=OUTLINE, markeredgewidth=0.4, markersize=6)
+    axes.set(xlim=(-0.6, place[-1][0] + 0.6), ylim=(-0.8, rows - 0.2))
 
 
 def resnet18() -> None:
