@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -36,6 +37,16 @@ def test_everything_announced_is_there() -> None:
         assert name in dir(timm_ghn_init)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = timm_ghn_init.no_such_name
+
+
+def test_the_reference_shows_paths_to_import_from() -> None:
+    """Each heading of the API pages can be imported, and no public name is missing."""
+    pages = Path(__file__).parents[1] / "docs" / "api"
+    shown = [line[4:] for page in pages.glob("*.md") for line in page.read_text().splitlines() if line[:4] == "::: "]
+    assert len(shown) == len(set(shown)) > 40
+    for path in shown:
+        assert resolve_name(path).__doc__, path
+    assert {f"timm_ghn_init.{name}" for name in timm_ghn_init.__all__} - set(shown) == {"timm_ghn_init.__version__"}
 
 
 def test_import_is_light() -> None:
