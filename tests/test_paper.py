@@ -5,12 +5,14 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from timm_ghn_init.cli import main
+from timm_ghn_init.lab.finetune import Trial
 from timm_ghn_init.lab.finetune.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -60,8 +62,9 @@ def finished(paper: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
     def run(command: list[str], out: Path) -> int:
         arch, init = command[1], command[command.index("--source") + 1]
-        trial = {"arch": arch, "init": init, "seed": 0, "data": "digits", "stage": "final"}
-        record = {"kind": "run", "trial": trial, "test_accuracy": 0.25, "curves": {}, "images": {"train": 7}}
+        trial = Trial(arch, init)
+        record = {"kind": "run", "key": trial.key, "trial": asdict(trial), "test_accuracy": 0.25, "seconds": {}}
+        record["images"] = {"train": 7}
         with (out / "runs.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
         return 0

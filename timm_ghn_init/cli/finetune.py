@@ -115,13 +115,15 @@ def finetune(args: argparse.Namespace) -> int:
 @contextmanager
 def less_messages(args: argparse.Namespace) -> Iterator[None]:
     """One line per run: the reports of the initialisations are in the results, and shown with -v."""
-    logger = logging.getLogger("timm_ghn_init.initialize")
-    level = logger.level
-    logger.setLevel(logging.WARNING if args.verbose == 0 else level)
+    loggers = [logging.getLogger(f"timm_ghn_init.{name}") for name in ("initialize", "recipe.pending")]
+    levels = [logger.level for logger in loggers]
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(logging.WARNING if args.verbose == 0 else level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _trials(args: argparse.Namespace) -> "list[Trial]":

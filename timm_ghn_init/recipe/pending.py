@@ -34,6 +34,7 @@ class Pending:
         self._lock = threading.Lock()
         self._held: dict[str, Tensor | _Spilled] = {}
         self._file: FileIO | None = None
+        self._told = False
 
     def __enter__(self) -> "Pending":
         return self
@@ -50,7 +51,9 @@ class Pending:
             try:
                 kept = self._spill(tensor)
             except OSError as error:
-                _logger.info("What is written at the end stays in memory until then: %s", error)
+                if not self._told:
+                    _logger.info("What is written at the end stays in memory until then: %s", error)
+                self._told = True
         with self._lock:
             self._held[name] = kept
 
