@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..graph import Graph
 from ..own_init.stand_ins import named_tensors
 from ..sources import Source
-from ..utils.checks import InputError, shown
+from ..utils.checks import InputError, is_finite, shown
 from ..utils.own_draws import own_draws
 from ..utils.text import Told, did_you_mean
 from ..utils.threads import one_thread
@@ -183,7 +183,7 @@ def _problem(
         return f"a value without memory (on the meta device) for {name}."
     if value.is_complex() and not parameter.is_complex():
         return f"a complex value for {name}, which is {parameter.dtype}."
-    if not value.to(parameter.dtype).isfinite().all():
+    if not is_finite(value.to(parameter.dtype)):
         return f"NaN or infinity for {name} (in {parameter.dtype})."
     return None
 

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..utils.checks import InputError
+from ..utils.checks import InputError, is_finite
 
 _Hook = WeightNorm | SpectralNorm
 
@@ -76,11 +76,11 @@ class Parametrised(NamedTuple):
             values = _inverted(modules[0], value)
             held = _computed(modules[0], values)
             again = _computed(modules[1], _inverted(modules[1], held))
-            fits = held.shape == value.shape and bool(held.isfinite().all()) and _close(held, again)
+            fits = held.shape == value.shape and is_finite(held) and _close(held, again)
             problem = "" if fits else "gives values from which another weight is computed"
         except Exception as error:  # whatever its code raises
             problem = f"raises {type(error).__name__}: {error}"
-        if not problem and not all(v.isfinite().all() for v in values):
+        if not problem and not all(map(is_finite, values)):
             problem = "gives values that are not finite"
         if problem:
             raise InputError(

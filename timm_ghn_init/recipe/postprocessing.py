@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
-from ..utils.checks import FLAG, InputError, instance, number, shown, whole
+from ..utils.checks import FLAG, InputError, instance, is_finite, number, shown, whole
 from ..utils.progress import Progress
 from ..utils.threads import one_thread_each
 from .assign import PredictionError, uninterrupted, unwritable, write_results
@@ -310,7 +310,7 @@ def rounded(whole: Tensor, layer: Layer, equations: Equations) -> Tensor:
         RuntimeError: it is not finite there.
     """
     whole = whole.to(layer.weight.dtype)
-    if whole.numel() and not torch.stack(torch.aminmax(_dense(whole))).isfinite().all():
+    if not is_finite(_dense(whole)):
         raise _not_finite(layer, equations)
     return whole
 
@@ -402,7 +402,7 @@ def _no_values(weight: Tensor, values_matter: bool) -> str | None:
         return "is fake (FakeTensorMode): it has no values"
     if weight.is_meta:
         return "is on the meta device: materialise the model first (`model.to_empty(device=...)`, then load or predict)"
-    if values_matter and weight.numel() and not all(math.isfinite(x) for x in torch.aminmax(weight.detach())):
+    if values_matter and not is_finite(weight.detach()):
         return "holds NaN or infinite values: load or predict sound parameters first"
     return None
 

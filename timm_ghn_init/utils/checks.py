@@ -145,7 +145,11 @@ def check_device(device: Any) -> None:
 
 def is_finite(tensor: "Tensor") -> bool:
     """Whether there is no NaN and no inf among the values of a tensor; it takes no temporary of the tensor's size."""
-    if not tensor.numel():
+    import torch
+
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if not (tensor.numel() and tensor.is_floating_point()):
         return True
     lowest, highest = tensor.aminmax()  # NaN if there is one
     return bool(lowest.isfinite() and highest.isfinite())

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.checks import NAMESPACE, InputError
+from ..utils.checks import NAMESPACE, InputError, is_finite
 from ..utils.text import Told, clean, clean_logs_of, logger
 from .files import METADATA_KEY, WeightsError, read
 
@@ -117,7 +117,7 @@ def _cut(
         tensor = tensors.get(name)
         if tensor is None or tensor.shape != targets[name].shape or tensor.dtype != part.dtype:
             raise HubError(f"{place}: {name} is not what its key promises.")
-        if not tensor.isfinite().all():
+        if not is_finite(tensor):
             raise HubError(f"{place}: {name} is not finite.")
         result[name] = targets[name].part(tensor)
     return result
