@@ -574,7 +574,7 @@ def test_bash_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     (tmp_path / "complete.sh").write_text(capsys.readouterr().out)
     (tmp_path / "runs.jsonl").touch()
     words = {"timm-ghn-init pre": {"predict"}, "timm-ghn-init predict r --num-c": {"--num-classes"}}
-    words["timm-ghn-init report ru"] = {"runs.jsonl"}
+    words |= {"timm-ghn-init report ru": {"runs.jsonl"}, "timm-ghn-init predict --source mim": {"mimetic"}}
     for line, expected in words.items():
         given = line.split()
         ask = (

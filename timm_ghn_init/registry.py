@@ -14,11 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .utils.checks import FINITE, FLAG, InputError, Kind, shown, whole
 from .version import __version__
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 F = TypeVar("F", bound=Callable[..., Any] | str)
 
@@ -173,7 +175,9 @@ def names() -> list[str]:
 
 
 @lru_cache(maxsize=1)
-def _installed() -> dict[str, EntryPoint]:
+def _installed() -> "dict[str, EntryPoint]":
+    from importlib.metadata import entry_points  # takes longer to import than all else here
+
     return {point.name: point for point in entry_points(group=GROUP) if _NAME.fullmatch(point.name)}
 
 

@@ -1,8 +1,9 @@
-"""`completion`: the shell completes commands, options and files."""
+"""`completion`: the shell completes commands, options, sources and files."""
 
 import argparse
 from collections.abc import Iterator
 
+from ..sources import list_sources
 from .arguments import Command
 from .messages import UserError
 from .results import show
@@ -14,7 +15,7 @@ def add(command: Command) -> None:
 
 
 def completion(args: argparse.Namespace) -> int:
-    """Print a script that makes a shell complete commands and options.
+    """Print a script that makes a shell complete commands, options and sources.
 
     To try it: eval "$(timm-ghn-init completion bash)".
     """
@@ -24,13 +25,17 @@ def completion(args: argparse.Namespace) -> int:
         raise UserError(
             'Completion is written by shtab, which is not installed: pip install "timm-ghn-init[completion]".'
         ) from error
+    names = " ".join(map(str, list_sources()))
+    preamble = {"bash": f'_timm_ghn_init_sources() {{ compgen -W "{names}" -- "$1"; }}'}
     for action in _actions(args.parser):
         metavar = action.metavar if isinstance(action.metavar, str) else ""
         if metavar.startswith(("FILE", "RUNS", "REPORT")):
             action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab reads this attribute
+        elif action.dest == "source":
+            action.complete = {"bash": "_timm_ghn_init_sources", "zsh": f"({names})"}  # type: ignore[attr-defined]
         elif metavar.startswith("DIR"):
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-    script = shtab.complete(args.parser, args.shell)
+    script = shtab.complete(args.parser, args.shell, preamble=preamble)  # type: ignore[arg-type]  # a dict, too
     show(args, {"shell": args.shell, "script": script}, script)
     return 0
 
