@@ -19,7 +19,7 @@ def default_ghn(ghn_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def library(name: str) -> ModuleType:
-    return pytest.importorskip(name, reason=f"{name} is not installed: pip install 'timm-ghn-init[libraries]'")
+    return pytest.importorskip(name, reason=f"{name} is not installed: pip install '.[libraries]'")
 
 
 def assert_initialised(module: nn.Module, **options: object) -> None:

@@ -23,7 +23,7 @@ def completion(args: argparse.Namespace) -> int:
         import shtab
     except ImportError as error:
         raise UserError(
-            'Completion is written by shtab, which is not installed: pip install "timm-ghn-init[completion]".'
+            "Completion needs shtab, which is not installed: pip install '.[completion]' in a checkout."
         ) from error
     names = " ".join(map(str, list_sources()))
     preamble = {"bash": f'_timm_ghn_init_sources() {{ compgen -W "{names}" -- "$1"; }}'}

@@ -439,7 +439,7 @@ def style() -> Iterator[None]:
         import matplotlib
     except ImportError as error:
         raise ImportError(
-            'Pictures are drawn by matplotlib, which is not installed: pip install "timm-ghn-init[plot]".'
+            "Pictures need matplotlib, which is not installed: pip install '.[plot]' in a checkout."
         ) from error
     with matplotlib.rc_context(STYLE):
         yield

@@ -18,7 +18,7 @@ from .folder import Files, find_images, read_image
 from .idx import idx_file, read_idx
 from .split import Split, mixed
 
-_INSTALL = "pip install 'timm-ghn-init[finetune]'"
+_INSTALL = "pip install '.[finetune]' in a checkout"
 
 
 @dataclass(frozen=True)
