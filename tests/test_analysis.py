@@ -158,6 +158,12 @@ def test_examples(module: Any) -> None:
     assert found.attempted and not found.failed
 
 
+def test_seeds_are_any_integers() -> None:
+    data = compare(create, ["orth"], seed=np.int64(3), progress=False)  # type: ignore[arg-type]
+    assert json.loads(json.dumps(data)) == json.loads(json.dumps(compare(create, ["orth"], seed=3, progress=False)))
+    assert [a.name for a in timm_reference(2, seed=np.int64(3))] == [a.name for a in timm_reference(2, seed=3)]
+
+
 def test_wrong_numbers_are_refused() -> None:
     data = compare(create, ["rand"])
     for wrong in corrupted(data):

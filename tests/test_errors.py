@@ -84,8 +84,8 @@ def test_a_bug_says_that_it_is_one() -> None:
 
 MISTAKES = {  # no command says itself which of the errors below it are mistakes
     "eval-ghn rand": "rand is an initialisation without a GHN",
-    "train-ghn --begin-from rand --hid 8 -o FOLDER/run": "rand is an initialisation without a GHN",
-    "train-ghn --begin-from nowhere --hid 8 -o FOLDER/run": "Unknown source 'nowhere'",
+    "train-ghn --data digits --begin-from rand --hid 8 -o FOLDER/run": "rand is an initialisation without a GHN",
+    "train-ghn --data digits --begin-from nowhere --hid 8 -o FOLDER/run": "Unknown source 'nowhere'",
     "predict test_resnet --source file:~nobody-of-that-name/x.pt -o FOLDER/x.safetensors": "~nobody-of-that-name",
     "finetune x --search grid --grid opt=x -o FOLDER/x.jsonl": "opt must be sgd or adamw, not 'x'",
     "finetune x --search grid --grid opt=[1] -o FOLDER/x.jsonl": "opt must be sgd or adamw, not [1]",

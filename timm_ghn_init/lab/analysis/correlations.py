@@ -131,7 +131,7 @@ def compare(
     return {
         "kind": "correlations",
         "arch": name,
-        "seed": seed,
+        "seed": int(seed),
         "bins": BINS,
         "selected": list(layers) or _spread(possible, 4),
         "layers": shown,

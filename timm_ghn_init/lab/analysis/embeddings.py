@@ -85,7 +85,7 @@ def timm_reference(size: int, patterns: Sequence[str] = ("*",), seed: int = 0) -
     names = [n for n in timm.list_models() if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
     if not names:
         raise InputError(f"No architecture of timm matches {','.join(patterns)}.")
-    chosen = names if size >= len(names) else sorted(random.Random(seed).sample(names, size))
+    chosen = names if size >= len(names) else sorted(random.Random(int(seed)).sample(names, size))
     return [timm_architecture(name) for name in chosen]
 
 

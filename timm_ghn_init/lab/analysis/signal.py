@@ -93,7 +93,7 @@ def signals(
     return {
         "kind": "signals",
         "arch": name,
-        "seed": seed,
+        "seed": int(seed),
         "images": list(images.shape),
         "layers": [{"layer": i, "name": n} for i, n in enumerate(layers, 1)],
         "inits": rows,
@@ -143,7 +143,7 @@ def _loss(output: Any, logits: Tensor | None, labels: Tensor | None, seed: int) 
         ]
         return sum((part.float().square().mean() for part in parts), start=torch.zeros(()))
     if labels is None or int(labels.max()) >= logits.shape[1]:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         labels = torch.randint(logits.shape[1], (len(logits),), generator=generator)
     return F.cross_entropy(logits.float(), labels.to(logits.device))
 
