@@ -124,7 +124,9 @@ def test_weights_that_cannot_be_had_are_named() -> None:
             raise OSError("no such\nhost")
         return create(False)
 
-    with pytest.raises(ValueError, match=r"pretrained: timm's weights cannot be had \(no such host\).*Leave.*HF_HOME"):
+    with pytest.raises(
+        ValueError, match=r"pretrained: timm's weights are not available \(no such host\).*Leave.*HF_HOME"
+    ):
         compare(offline, ["rand", "pretrained"])
     for wrong in ("he", "orth-orth", "ghn2?layr=1"):
         with pytest.raises(ValueError, match=wrong.split("?")[0]):
@@ -189,7 +191,7 @@ def test_command_correlations(run: Callable[..., tuple[int, str, str]], tmp_path
     ("options", "message"),
     [
         (["--source", "rand", "he"], "Unknown initialisation 'he'"),
-        (["--source", "rand", "pretrained"], "pretrained: timm's weights cannot be had"),
+        (["--source", "rand", "pretrained"], "pretrained: timm's weights are not available"),
         (["--source", "rand", "--layers", "1,x"], "--layers 1,x"),
         (["--source", "rand", "--layers", "999"], "no layer 999"),
         (["--source", "rand", "-o", "missing/c.json"], "no folder missing"),

@@ -675,7 +675,7 @@ def test_download_that_never_ends(
     hub.faults = [Fault("GET /cdn", cut=0, times=100)]
     assert same(create(f"{source}?hub=me"), create(source))
     (warning,) = warnings_in(caplog)
-    assert "model.safetensors cannot be had" in warning
+    assert "model.safetensors is not available" in warning
     hub.faults = []
     assert init_model(timm.create_model(ARCH), f"{source}?hub=me").downloaded  # nothing of it is in the way
 

@@ -52,7 +52,7 @@ def init_model(
     model is as it was. Parameter identity, dtypes, devices, `requires_grad`, buffers, modes and the global random
     state are never touched.
 
-    A model on the meta device gets memory, and its parameters stay the same objects. Where parameters are `DTensor`s
+    A model on the meta device gets memory, and its parameters stay the same objects. If parameters are `DTensor`s
     (FSDP2, any `Shard` and `Replicate` on a mesh of one or two dimensions), every rank of the mesh must call this; the
     result is that of the unsharded model. The first rank of the mesh fetches the GHN for all.
 

@@ -106,7 +106,7 @@ def register_source(
         name: lower-case words with "-" between them.
         function: called with the model, which it must not change, the seed, and its own keys by name; yields pairs of a
             parameter's name and its value, a tensor of the parameter's shape. Text instead of a tensor is the reason
-            why that parameter has no value. What it draws without a generator of its own starts from the seed. A
+            why that parameter has no value. Random numbers without a generator start from the seed. A
             parameter called `graph` gets the model's `Graph`. Default: `register_source` is used as a decorator.
         keys: name of a key -> its default (a number, text, True or False) or its type (bool, int, float, str), or a
             `Kind`. Default: the keyword-only parameters of the function, by their defaults or annotations.
@@ -170,7 +170,7 @@ def is_known(name: str) -> bool:
 
 
 def names() -> list[str]:
-    """Of all rows, those of installed packages last. Nothing is imported for it."""
+    """The names of all rows, those of installed packages last. Nothing is imported for it."""
     return [*_table, *(n for n in _installed() if n not in _table)]
 
 
@@ -188,7 +188,7 @@ def _defaults(function: Any) -> dict[str, Any]:
 
 
 def _kind(name: str, key: str, given: Any) -> Kind:
-    """What the values of a source's own key may be."""
+    """The allowed values of a source's own key."""
     if key in _TAKEN:
         raise InputError(f"register_source({name!r}): the key {key} has a meaning for all sources already.")
     if isinstance(given, Kind):

@@ -1,4 +1,4 @@
-"""What was predicted, what was not, and why."""
+"""The report on an initialisation: predicted parameters, and reasons for the others."""
 
 import json
 import math

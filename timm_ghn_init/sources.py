@@ -80,19 +80,19 @@ class KnownGHN:
 
     @property
     def origin(self) -> str:
-        """Where the file comes from, exactly enough to tell one version of it from another."""
+        """The origin of the file, exactly enough to tell one version of it from another."""
         if self.local:
             return f"package:{self.local}/{self.file}"
         return f"hf-hub:{self.hub}/{self.file}" if self.hub else f"{self.url}/{self.file}#{self.blob}"
 
     @property
     def dialect(self) -> Literal["ghn2", "ghn3"]:
-        """Of the graphs that it reads."""
+        """The dialect of the graphs that it reads."""
         return "ghn3" if self.name.startswith("ghn3") else "ghn2"
 
     @property
     def num_classes(self) -> int:
-        """Of the data set, which are those that it predicts a classifier for."""
+        """The number of classes of its data set, which are those that it predicts a classifier for."""
         return _CLASSES[self.dataset]
 
     @property
@@ -243,7 +243,7 @@ class Source:
         layer: the first layer that is post-processed, counted from 1; "auto" leaves the choice to the package. Of the
             baseline "orth": the first layer that is orthogonal; "auto" is 1.
         beta: scale of the noise that post-processing adds, Eq. (1); 0 adds none.
-        seed: of everything that is drawn at random. None means 0 where nobody says otherwise, so that a caller's own
+        seed: of everything that is drawn at random. None means 0 unless an argument sets it, so that a caller's own
             `seed` argument can tell a source that names one from a source that does not.
         orthogonal: whether post-processing makes weights orthogonal, Eq. (2), or only adds its noise. The key `orth`:
             "ghn2-orth?orth=0" is noise alone, "ghn2?orth=1" is the same as "ghn2-orth".

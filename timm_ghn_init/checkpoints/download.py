@@ -109,7 +109,7 @@ def _request(url: str) -> Request:
 
 
 def _chunks(response: Any) -> Iterator[bytes]:
-    """What comes, as long as it comes fast enough."""
+    """The bytes of a response, as long as they arrive fast enough."""
     marked, received = time.monotonic(), 0
     while chunk := response.read1(_CHUNK):
         yield chunk

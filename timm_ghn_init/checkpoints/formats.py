@@ -93,7 +93,7 @@ def write_ghn(path: Path, ghn: "GHN", metadata: Mapping[str, str]) -> None:
 
 
 class _Contents(NamedTuple):
-    """What a file holds, before anything in it is checked."""
+    """The content of a file, before anything in it is checked."""
 
     config: Any  # None where the file has none
     tensors: Any

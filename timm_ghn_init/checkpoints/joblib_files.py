@@ -29,7 +29,7 @@ _REFUSED = (
 
 
 def read_joblib(path: Path) -> Any:
-    """What was dumped, with a tensor for every tensor and array.
+    """The dumped object, with a tensor for every tensor and array.
 
     Args:
         path: the file, plain or packed with zlib or gzip.

@@ -38,7 +38,7 @@ _CHUNK = 2**18  # bytes
 
 
 def home() -> Path:
-    """Where fetched GHNs are kept: TIMM_GHN_HOME, by default `timm_ghn_init` in the user's cache folder.
+    """The folder of fetched GHNs: TIMM_GHN_HOME, by default `timm_ghn_init` in the user's cache folder.
 
     Raises:
         OSError: the user has no home folder, as in some containers, and no variable names another.
@@ -122,7 +122,7 @@ def fetch(name: str | Source, progress: bool | None = None) -> Path:
         Path of the file, safetensors for all but "file:PATH", which is returned as it is.
 
     Raises:
-        CheckpointError: the file cannot be had or trusted, or `home()` cannot be written.
+        CheckpointError: the file is not available or not trusted, or `home()` cannot be written.
         ValueError: no source of that name, or one without a GHN.
     """
     return _fetch(resolve_default(name, progress), progress)
@@ -239,7 +239,7 @@ _loading = threading.Lock()
 
 
 class _Stamp(NamedTuple):
-    """What tells one content of a file from another, without reading it."""
+    """Identifies the content of a file without reading it."""
 
     path: Path
     size: int

@@ -10,7 +10,7 @@ from ..utils.text import as_cause
 
 
 def read_torch(path: Path) -> Any:
-    """What was saved, on the CPU; tensors of an archive are mapped from the file.
+    """The saved object, on the CPU; tensors of an archive are mapped from the file.
 
     Raises:
         InputError: it is damaged, or holds other things than tensors and plain values; the message names one.

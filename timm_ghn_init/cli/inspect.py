@@ -28,7 +28,7 @@ def add(command: Command) -> None:
 def inspect(args: argparse.Namespace) -> int:
     """Print the graph's statistics and which parameters are predicted, without a checkpoint.
 
-    Of a source without a GHN: which parameters it initialises.
+    The parameters that a source without a GHN initialises.
     """
     source = read_source(args)
     if source.initialisation or source.plus:

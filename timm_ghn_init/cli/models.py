@@ -116,7 +116,7 @@ def _on_meta(args: argparse.Namespace, use: "Callable[[nn.Module], T]") -> "T":
 
 
 class Reads(NamedTuple):
-    """What a GHN reads and predicts.
+    """A GHN's dialect and classes: what it reads and predicts.
 
     Attributes:
         source: the source; "ghn" is resolved as far as possible without a network.
@@ -132,7 +132,7 @@ class Reads(NamedTuple):
 
 
 def read_ghn(text: str) -> Reads:
-    """What a source's GHN reads and predicts. A GHN with a name needs no checkpoint for that."""
+    """The dialect and classes of a source's GHN. A GHN with a name needs no checkpoint for that."""
     from ..checkpoints.load import expected_default, load_ghn
 
     source, why = parse_source(text), ""

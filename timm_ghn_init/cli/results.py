@@ -1,4 +1,4 @@
-"""What a command prints on stdout: text for people or, with --json, one JSON value for programs and nothing else."""
+"""The output of a command on stdout: text for people or, with --json, one JSON value for programs and nothing else."""
 
 import argparse
 import errno

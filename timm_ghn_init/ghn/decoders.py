@@ -17,7 +17,7 @@ Shape = tuple[int, int, int, int]
 
 
 def crop(size: int, kernel: int, centre: bool) -> slice:
-    """Where a kernel lies in the decoder's spatial extent: its top left corner (GHN-2) or its centre (GHN-3)."""
+    """The position of a kernel in the decoder's spatial extent: its top left corner (GHN-2) or its centre (GHN-3)."""
     if not centre:
         return slice(0, min(kernel, size))
     return slice(max(0, size // 2 - kernel // 2), size // 2 + math.ceil(kernel / 2))

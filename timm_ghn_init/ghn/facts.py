@@ -16,7 +16,7 @@ _SCALE = "a number above 0"
 
 @dataclass(frozen=True)
 class Facts:
-    """What a GHN is, apart from its values. Whoever saves, copies or sends a GHN saves, copies or sends this with it.
+    """The facts of a GHN apart from its values. They are saved, copied and sent with it.
 
     Attributes:
         config: keyword arguments of `GHN`.

@@ -57,7 +57,7 @@ class GatedGNN(nn.Module):
 
     @property
     def senders(self) -> list[MLP]:
-        """What makes the messages along edges and, if there are any, along virtual edges."""
+        """Makes the messages along edges and, if there are any, along virtual edges."""
         return [self.mlp, self.mlp_ve] if self.ve else [self.mlp]
 
     def forward(self, x: Tensor, graph: Graph) -> Tensor:
@@ -188,7 +188,7 @@ class _Sweep(torch.autograd.Function):
 class _Step:
     """The weights of a `GatedGNN` as arrays, the two MLPs of a node joined into one.
 
-    What goes into the gates is halved: sigmoid(x) is (1 + tanh(x / 2)) / 2, which cannot overflow.
+    The input of the gates is halved: sigmoid(x) is (1 + tanh(x / 2)) / 2, which cannot overflow.
     """
 
     def __init__(self, gnn: GatedGNN) -> None:

@@ -45,7 +45,7 @@ def _look(table, rows, starts, wrong, chunk: tl.constexpr):  # type: ignore[no-u
 
 @triton.jit
 def _values(row, i, inside):  # type: ignore[no-untyped-def]
-    """What values `i` of a row's parameter are, from its block."""
+    """The values `i` of a row's parameter are, from its block."""
     block = tl.load(row + 1).to(tl.pointer_type(tl.float32))
     rest, source = i, i * 0
     for dim in tl.static_range(4, -1, -1):

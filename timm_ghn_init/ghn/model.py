@@ -46,7 +46,7 @@ class GHN(nn.Module):
             network (see `Graph.kind`). Kept in its file's metadata.
         layer_scale: the value that layer scales get (see `Source.layer_scale`), where that was chosen likewise; else
             None, and they keep their own. A network whose layer scales are 1e-6 does not use what is predicted.
-        trained_on: name of the images it was trained on, where its file says so; else None. From a file, so any text.
+        trained_on: name of the images it was trained on, if its file has it; else None. From a file, so any text.
 
     Example:
         >>> ghn = GHN(max_shape=(64, 64, 16, 16), num_classes=1000, weight_norm=True, ve=True, layernorm=True)
@@ -158,7 +158,7 @@ class GHN(nn.Module):
         return self._modules["embed"]  # type: ignore[return-value]
 
     def node_features(self, graph: Graph) -> Tensor:
-        """What is known of each node on its own: the embeddings of its primitive and of its shape, (N, hid)."""
+        """The features of each node on its own: the embeddings of its primitive and of its shape, (N, hid)."""
         return self._features(graph.nodes)
 
     def _features(self, nodes: tuple[Node, ...]) -> Tensor:

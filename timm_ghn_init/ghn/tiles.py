@@ -77,7 +77,7 @@ class Tile:
         part.copy_(values)
 
     def _write_experts_(self, part: Tensor, offset: Sequence[int]) -> None:
-        """All experts are alike, so one is enough to take parts of."""
+        """All experts are equal, so one is enough to take parts of."""
         kernel, shape = self.target.kernel or (), self.target.shape
         rows = math.prod(shape) // math.prod(kernel)
         if math.prod(shape[1:]) != math.prod(kernel):  # a vector that is written as a tensor of more dimensions

@@ -52,7 +52,7 @@ def declared_classifier(
 
 
 def last_of(heads: Collection[str], nodes: Sequence[Node], edges: np.ndarray) -> set[str]:
-    """Of the parameters that are declared as the classifier's those of its last layers: hidden ones are ordinary."""
+    """From the parameters that are declared as the classifier's those of its last layers: hidden ones are ordinary."""
     followed = [False] * len(nodes)  # by another of its layers
     for u, v in sorted(edges.tolist(), reverse=True):  # nodes are in topological order
         followed[u] |= followed[v] or (nodes[v].primitive == "conv" and nodes[v].param in heads)
@@ -153,7 +153,7 @@ def _is_residual(sources: Collection[int], before: Mapping[int, list[int]]) -> b
 def _logits(outputs: Sequence[Output], batch: int | None, inner: Collection[int]) -> list[Output]:
     """The outputs that are logits: by their name, or else matrices of one row for each image that lead nowhere.
 
-    Of a list of images (`batch` is None) each has a row, or a vector, of its own.
+    In a list of images (`batch` is None), each has a row, or a vector, of its own.
     """
     matrices = [o for o in outputs if all(o.shape)]
     matrices = [o for o in matrices if len(o.shape) == 2 or (batch is None and len(o.shape) == 1)]

@@ -45,7 +45,7 @@ class Node(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a position embedding has its values: those that the forward uses, without those of class tokens."""
+    """The place of a position embedding's values: those that the forward uses, without those of class tokens."""
 
     axes: tuple[int, ...]  # the dimension of positions, or those of rows and columns
     channels: int  # the dimension of channels

@@ -66,7 +66,7 @@ _RULES: dict[str, Rule] = {
 
 
 def run_once(tape: Tape, operator: Any, args: Any, kwargs: Any) -> Any:
-    """What an operator puts out when each of its functions runs once; the caller records what they do."""
+    """The output of an operator when each of its functions runs once; the caller records what they do."""
     return _RULES.get(operator.name(), called)(tape, *args, **kwargs)
 
 

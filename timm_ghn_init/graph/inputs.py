@@ -1,4 +1,4 @@
-"""What a model is called with: what the caller gives, or what the model lets one guess."""
+"""Inputs of a model: those that the caller gives, or a guess from the model."""
 
 import copy
 import inspect
@@ -126,7 +126,7 @@ def given(example_inputs: Any) -> Inputs:
 
 
 class Stem(NamedTuple):
-    """What the layer takes that the input goes into first."""
+    """The input of the first layer."""
 
     channels: int
     dims: int  # spatial ones
@@ -141,7 +141,7 @@ def attempts(
     Args:
         model: what it says of itself comes first, then a few usual sizes.
         input_size: as in `trace`.
-        first_layer: of the attempt that has just failed, if that was where it failed. What it takes is tried next.
+        first_layer: of the attempt that has just failed, if that was where it failed. Its input is tried next.
 
     Raises:
         ValueError: `input_size` is not an int, (H, W), (C, H, W), (features,) or a list of those.
@@ -166,7 +166,7 @@ def attempts(
 
 
 def _recorded(model: nn.Module) -> tuple[Tensor, ...]:
-    """What an exported graph was recorded with: it takes nothing else."""
+    """The inputs that an exported graph was recorded with: it takes nothing else."""
     nodes = model.graph.nodes if isinstance(model, torch.fx.GraphModule) else ()
     seen = [node.meta.get("val") for node in nodes if node.op == "placeholder"]
     shapes = [(tuple(t.shape), t.dtype) for t in seen if isinstance(t, Tensor)]
@@ -189,7 +189,7 @@ def _stem_of(layer: nn.Module | None) -> Stem | None:
 
 
 class _Declared:
-    """What a model says of its inputs: timm's traits and config, others' `config` and attributes."""
+    """A model's own description of its inputs: timm's traits and config, others' `config` and attributes."""
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = unwrapping(model)

@@ -37,7 +37,7 @@ def isolated(
         modules: all modules of the model, itself first.
         parameters: all its parameters, by name.
         device: "meta" or "cpu".
-        values: on the CPU, instead of the model's own, by name. Where there are none at all: zeros.
+        values: on the CPU, instead of the model's own, by name. Without any: zeros.
     """
     undo = Undo(modules)
     named = (*parameters.items(), *modules[0].named_buffers()) if values else ()

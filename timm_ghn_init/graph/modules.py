@@ -1,4 +1,4 @@
-"""What only the class of a module can tell."""
+"""Facts that only the class of a module shows."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def is_convolution(module: nn.Module | None) -> bool:
 def may_scale(module: nn.Module) -> bool:
     """Whether a module holds one weight and has a forward of its own: it may multiply what it computes by a constant.
 
-    Equalised learning rates (arXiv 1710.10196, Section 4.1) do. Where there are several weights, as in attention, a
+    Equalised learning rates (arXiv 1710.10196, Section 4.1) do. With several weights, as in attention, a
     constant may be part of what is computed.
     """
     if module._modules or not module._parameters or "forward" in vars(module):

@@ -51,7 +51,7 @@ def node_shape(shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
 def _place(
     tape: Tape, name: str, used: Tensor, out: Tensor, channels: int | None, grid: tuple[int, int] | None
 ) -> Place | None:
-    """Where the positions are in a parameter, None if there are none."""
+    """The place of the positions in a parameter, None if there are none."""
     shape = tuple(tape.parameters[name].shape)
     try:
         return place_of(tape.numbers(used, name), shape, out, channels, grid)
@@ -63,7 +63,7 @@ def _place(
 def place_of(
     numbers: list[Tensor], shape: tuple[int, ...], out: Tensor, channels: int | None, grid: tuple[int, int] | None
 ) -> Place | None:
-    """Where the positions are, by the elements that are added to the features.
+    """The place of the positions, by the elements that are added to the features.
 
     Args:
         numbers: of the parameter's elements, see `Provenance.numbers`.
@@ -122,7 +122,7 @@ def _coordinates(
 
 
 def _row_and_column(numbers: Tensor, across: int) -> list[Tensor]:
-    """Of the numbers of elements those in one channel and those at one position, where there are any."""
+    """From the numbers of elements, those in one channel and those at one position, where there are any."""
     one = [0] * numbers.dim()
     if across < 0 or not numbers.numel():
         return []
@@ -146,7 +146,7 @@ def _channel_dim(out: Tensor, channels: int | None) -> int:
 
 
 def by_shape(shape: tuple[int, ...], channels: int | None, grid: tuple[int, int] | None) -> Place:
-    """Where the positions are in a table that is interpolated: (..., L, C), (1, H, W, C), (1, C, H, W) or (C, H, W)."""
+    """The place of the positions in an interpolated table: (..., L, C), (1, H, W, C), (1, C, H, W) or (C, H, W)."""
     n = len(shape)
     whole = [(0, extent) for extent in shape]
     if n < 3 or (n == 3 and shape[0] == 1):
@@ -163,7 +163,7 @@ def by_shape(shape: tuple[int, ...], channels: int | None, grid: tuple[int, int]
 def grid_of(length: int, grid: tuple[int, int] | None) -> tuple[int, int]:
     """Rows and columns of a sequence: what the features have, if that fits; else a square, else one axis.
 
-    What is left over are class and register tokens, of which there are few. A video has its grid once for each time.
+    The rest are class and register tokens, which are few. A video has its grid once for each time.
     """
     area = grid[0] * grid[1] if grid is not None else 0
     if grid is not None and 0 <= length - area <= MAX_TOKENS:

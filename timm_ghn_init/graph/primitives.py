@@ -23,7 +23,7 @@ Rule = Callable[..., Value]
 
 
 def activation(tape: Tape, args: Any, kwargs: Any, out: Any, features: bool = True) -> Value:
-    """What has been through it are features, no logits; a statistic is still one."""
+    """Its output are features, not logits; a statistic is still one."""
     value = tape.merge([tape.value(t) for t in tensors_of(args, kwargs)], "the slope of an activation")
     return value if is_statistic(value) else value._replace(activated=value.activated or features, norm=None)
 

@@ -1,7 +1,7 @@
 """Which elements of a parameter a tensor consists of.
 
 The operations that lead from the parameter to the tensor are run once more, on the numbers of the elements in place of
-their values. What moves elements about moves their numbers; what changes their values one by one leaves the numbers.
+their values. Operators that move elements move their numbers; elementwise ones keep them.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ class _Made:
 
 
 class Provenance:
-    """What is noted of tensors that are computed from parameters and constants alone."""
+    """Notes on tensors that are computed from parameters and constants alone."""
 
     def __init__(self) -> None:
         self._made: dict[int, _Made] = {}
@@ -57,7 +57,7 @@ class Provenance:
         self._written: set[int] = set()
 
     def know(self, stand_in: Tensor, original: Tensor) -> None:
-        """Where the values of a stand-in are: those of buffers may be indices."""
+        """The real values of a stand-in: those of buffers may be indices."""
         self._values[id(stand_in)] = original
 
     def note(self, func: Any, args: Any, kwargs: Any, outputs: Sequence[Tensor], by_shape: bool) -> None:
@@ -94,7 +94,7 @@ class Provenance:
             return None
 
     def factor(self, tensor: Tensor, parameter: Tensor | None) -> float:
-        """What constant a parameter was multiplied by to make a tensor; 1 if more than that was done to it."""
+        """The constant that a parameter was multiplied by to make a tensor; 1 if more than that was done to it."""
         factor, made = 1.0, self._made.get(id(tensor), tensor)
         while isinstance(made, _Made):
             name = made.func._schema.name.removeprefix("aten::")

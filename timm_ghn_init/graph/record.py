@@ -79,7 +79,7 @@ def record(
 
 
 def _further(first: Recorder, inputs: Inputs, values: Mapping[str, Tensor]) -> Recorder:
-    """Of a pass on zeros and one on random numbers the one that reaches more: zeros take one way through a model."""
+    """From a pass on zeros and one on random numbers, the one that reaches more: zeros take one way through a model."""
     second = Recorder(first.model)
     try:
         second.run(inputs, "cpu", values, drawn=True)

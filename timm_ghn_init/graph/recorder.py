@@ -209,7 +209,7 @@ def _uncompiled() -> Iterator[None]:
 
 
 class _Operator(NamedTuple):
-    """What is the same for every call of an operator, and slow to ask PyTorch for."""
+    """Facts that are the same for every call of an operator, and slow to ask PyTorch for."""
 
     name: str
     rule: Rule | None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def infer(func: Any, args: Any) -> Any:
-    """What `func(*args)` returns on the meta device, or None if that is not a plain case."""
+    """The result of `func(*args)` on the meta device, or None if that is not a plain case."""
     rule = _RULES.get(func)
     if rule is None:
         return None

@@ -1,4 +1,4 @@
-"""What is written down of a forward pass: operations, values of tensors, uses of parameters."""
+"""The record of a forward pass: operations, values of tensors, uses of parameters."""
 
 import weakref
 from collections.abc import Iterable, Sequence
@@ -75,7 +75,7 @@ class Tape:
         return weakref.ref(tensor, lambda _: self._values.pop(key, None))
 
     def value(self, tensor: Any) -> Value:
-        """What is known of a tensor, writes through other views of its memory included."""
+        """The value of a tensor, writes through other views of its memory included."""
         if not isinstance(tensor, Tensor):
             return CONSTANT
         time, value = self._values.get(id(tensor), (0, CONSTANT))
@@ -86,7 +86,7 @@ class Tape:
         return value
 
     def features(self, tensor: Any) -> Value:
-        """What is known of a layer's input. Spikes and other decisions that a layer takes are features."""
+        """The value of a layer's input. Spikes and other decisions that a layer takes are features."""
         value = self.value(tensor)
         if value.origin or value.leaves or not value.decided_by:
             return value
@@ -162,7 +162,7 @@ class Tape:
             self.explain(name, f"folded into a {role} that is predicted without it")
 
     def scale_output(self, value: Value, tensor: Tensor, constant: float) -> Value:
-        """What is known of features times a constant, inside of a module that holds one weight.
+        """The value of features times a constant, inside of a module that holds one weight.
 
         After the layer the constant belongs to its weight and bias; before, it is kept for them.
         """
@@ -177,11 +177,11 @@ class Tape:
         return value
 
     def withdraw(self, name: str) -> None:
-        """What a parameter was used as is no layer."""
+        """The use of a parameter is no layer."""
         self.uses.pop(name, None)
 
     def main_leaf(self, value: Value, numel: int) -> str:
-        """Of the parameters that a weight is computed from, the one that is the weight.
+        """Among the parameters that a weight is computed from, the one that is the weight.
 
         That is the one as large as the tensor that is used, else the largest; of several no mask.
         """

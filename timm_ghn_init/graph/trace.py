@@ -50,9 +50,9 @@ def trace(
             goes into), then a few usual sizes.
         dialect: "ghn2" or "ghn3", see `Graph`. A GHN knows its own: `ghn.dialect`.
         classifier: names of the modules that yield the logits. Default: timm's `get_classifier()`, else the last
-            layers of the graph, where an output is a matrix of logits. Of several layers in a row it is the last one.
+            layers of the graph, where an output is a matrix of logits. Of layers in a row it is the last.
         prepare: called before a forward pass on real values, for a model that does not have all of its values yet:
-            gives it those, or returns some by name. What still has none is zero.
+            gives it those, or returns some by name. The rest are zero.
         real: whether there may be a forward pass on real values.
         example_inputs: what the forward is called with instead of images of `input_size`: a tensor, a tuple of
             positional arguments, or a dict of keyword arguments. Their values matter only to a forward that reads them.
@@ -76,7 +76,7 @@ def trace(
 
 
 def model_name(model: nn.Module) -> str:
-    """What messages call a model: its timm architecture, or its class."""
+    """The name of a model in messages: its timm architecture, or its class."""
     config = attribute(model, "pretrained_cfg")
     architecture = config.get("architecture") if isinstance(config, dict) else None
     return architecture or type(model).__name__

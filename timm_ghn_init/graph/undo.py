@@ -1,4 +1,4 @@
-"""What a forward pass may have written to, put back: attributes, containers, objects and memory.
+"""Undoes the writes of a forward pass: attributes, containers, objects and memory.
 
 All that hangs on the modules is looked at before and after, and only what differs is touched, with the methods of the
 built-in types themselves: a container that refuses to be written to and has not changed is none of our business.
@@ -102,7 +102,7 @@ def _hooks(module: nn.Module) -> list[Any]:
 
 
 def _cached_functions(classes: Iterable[type]) -> set[Any]:
-    """Functions with a cache of their own: methods, and what stands beside the classes in their files."""
+    """Functions with a cache of their own: methods, and those in the files of the classes."""
     files = {str(c.__module__) for c in classes} & sys.modules.keys()
     spaces = [vars(space) for space in (*classes, *map(sys.modules.get, files))]
     return {f for space in spaces for f in space.values() if isinstance(f, _lru_cache_wrapper)}
@@ -171,7 +171,7 @@ def _set_class_attributes(cls: type, content: dict[str, Any]) -> None:
 
 
 def _own(cls: type) -> dict[str, Any]:
-    """What a class holds besides its methods and what Python keeps there."""
+    """The attributes of a class besides its methods and what Python keeps there."""
     skipped = (types.FunctionType, classmethod, staticmethod, property, types.MemberDescriptorType)
     return {k: v for k, v in vars(cls).items() if not (k.startswith("__") or isinstance(v, skipped))}
 

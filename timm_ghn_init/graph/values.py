@@ -1,4 +1,4 @@
-"""What the recording knows of a tensor."""
+"""Facts about a tensor, from the recording."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ NO_LEAVES: frozenset[str] = frozenset()
 
 
 class Over(NamedTuple):
-    """What statistics were taken over: dimensions of a tensor of this shape; no dimensions: one for each channel."""
+    """The dimensions that statistics were taken over, of a tensor of this shape; without any, one for each channel."""
 
     shape: tuple[int, ...]
     dims: tuple[int, ...]
@@ -20,7 +20,7 @@ class Over(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """What a tensor has to do with statistics of the features that it comes from, see `rules/moments.py`."""
+    """The relation of a tensor to statistics of the features that it comes from, see `rules/moments.py`."""
 
     of: frozenset[int]  # where the features come from
     level: int = 0  # 0: features, 1: statistics of them, 2: statistics of those
@@ -53,7 +53,7 @@ class Normed(NamedTuple):
 
 
 class Value(NamedTuple):
-    """What is known of a tensor.
+    """Facts about a tensor.
 
     A tensor with leaves and no origin is parameter-only: a transposed weight, a standardised one, q/k/v biases joined
     by `cat`, an indexed bias table. It belongs to its parameters. With both it is a weight that the input scales, or
@@ -76,7 +76,7 @@ FEATURES = Value(frozenset((0,)))  # the model's input
 
 
 def union(values: Sequence[Value]) -> Value:
-    """Values taken together. What is said of attention holds if it is said of all that depend on the input."""
+    """Values taken together. A fact about attention holds if it holds for all values that depend on the input."""
     first = values[0]
     if all(v in (first, CONSTANT) for v in values):
         return first

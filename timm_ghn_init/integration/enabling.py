@@ -1,6 +1,6 @@
 """No import to forget: a line in site-packages, run by Python at its start, that registers the sources with timm.
 
-What it costs a program that does not use timm is a look at the name of each module that is imported. The package itself
+A program that does not use timm only pays for a look at the name of each module that is imported. The package itself
 is imported when timm is, and nothing that goes wrong then is anybody's business: where the package has been uninstalled
 the line does nothing. Processes that a launcher starts, and kernels of notebooks, read it as well.
 """
@@ -77,7 +77,7 @@ def enabled() -> list[Path]:
 
 
 def _folders() -> list[Path]:
-    """Where Python looks for such files: this environment's folders, then the user's own if that is in use."""
+    """Folders in which Python looks for such files: this environment's, then the user's own if that is in use."""
     own = [sysconfig.get_path("purelib"), *site.getsitepackages()]
     users = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     return [Path(p) for p in dict.fromkeys(map(os.path.realpath, (*own, *users))) if os.path.isdir(p)]

@@ -70,13 +70,13 @@ def unregister() -> None:
 
 
 def unwrapped() -> list[str]:
-    """What of timm is not told of the sources: nothing, after `register`."""
+    """The parts of timm that do not know the sources: nothing, after `register`."""
     found = ((f"{home.__name__}.{name}", getattr(home, name)) for home, name, _ in _wrapped())
     return [name for name, function in found if not hasattr(function, "_timm_ghn_init_original")]
 
 
 def _wrapped() -> tuple[tuple[Any, str, Callable[..., Any]], ...]:
-    """What is wrapped: the module that defines it, its name, and what makes the wrapper."""
+    """A wrapped function: the module that defines it, its name, and what makes the wrapper."""
     from timm.models import _builder, _factory, _registry
 
     return (
@@ -148,7 +148,7 @@ def _config_for(name: str, pretrained: Any, config: Any, overlay: Any) -> tuple[
         pretrained, config, overlay: what timm was given as `pretrained`, `pretrained_cfg` and `pretrained_cfg_overlay`.
 
     Raises:
-        ValueError: no such source; two that disagree, or other weights beside it.
+        ValueError: no such source; two that disagree, or other weights together with it.
     """
     source = _requested(name, pretrained, config, overlay)
     if source is None:
@@ -175,14 +175,14 @@ def _requested(name: str, pretrained: Any, config: Any, overlay: Any) -> Source 
 
 
 def _refuse_other_weights(name: str, source: Source, place: str, config: Any) -> None:
-    """Weights beside a source (timm's `--pretrained-path`, for one): which are meant?"""
+    """Weights together with a source (timm's `--pretrained-path`, for one): which are meant?"""
     for key in _WEIGHTS:
         if _field(config, key):
             raise InputError(f"{name}: the weights of {key!r} in {place} and of {str(source)!r}: name only one.")
 
 
 def _field(config: Any, key: str) -> Any:
-    """What a `PretrainedCfg`, or a dict of its fields, says; None where there is neither."""
+    """The fields of a `PretrainedCfg`, or of a dict of them; None where there is neither."""
     return config.get(key) if isinstance(config, dict) else getattr(config, key, None)
 
 

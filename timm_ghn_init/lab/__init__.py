@@ -1,1 +1,1 @@
-"""What uses the core and is never used by it: training a GHN, fine-tuning, analysis, images and graph pictures."""
+"""Tools that use the core, which never uses them: training a GHN, fine-tuning, analysis, images and graph pictures."""

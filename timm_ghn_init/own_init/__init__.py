@@ -1,1 +1,1 @@
-"""What a model would have drawn itself."""
+"""The values that a model would have drawn itself."""

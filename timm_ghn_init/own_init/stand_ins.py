@@ -67,7 +67,7 @@ def meta_parameter(tensor: Tensor) -> Tensor:
 
 
 class _OnTheCPU(Tensor):
-    """A parameter without memory that says it is on the CPU: initialisations put what they compute beside it."""
+    """A parameter without memory that says it is on the CPU: initialisations put their results there as well."""
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]

@@ -67,7 +67,7 @@ def _put(model: nn.Module, names: Collection[str], device: torch.device | str) -
                 _swap(t, made[id(t)], f"{type(model).__name__}: {wanted[id(t)]}")
         return t if isinstance(t, nn.Parameter) else made[id(t)]
 
-    # `_apply` would swap them itself, but only if a setting of the process says so.
+    # `_apply` would swap them itself, but only with a setting of the process.
     model._apply(put)
 
 
@@ -116,7 +116,7 @@ def own_values(model: nn.Module, wanted: Collection[str], seed: int) -> OwnValue
 
 
 def leftover(tensor: Tensor) -> Tensor:
-    """What a tensor holds that nothing has set: NaN, so that it is noticed, or 0 where there is no NaN."""
+    """The value of a tensor that nothing has set: NaN, so that it is noticed, or 0 where there is no NaN."""
     return torch.full_like(tensor, torch.nan if tensor.is_floating_point() else 0).detach()
 
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class PredictionError(Told, RuntimeError):
-    """What would be written is what no parameter can be; the message names the parameter."""
+    """The values to write are none that a parameter can have; the message names the parameter."""
 
 
 def check_finite(tiles: Mapping[str, Tile], what: str) -> None:
@@ -60,9 +60,9 @@ def _finite(blocks: list[Tensor]) -> list[bool]:
 
 
 def _by_kernel(device: torch.device, work: Callable[[Any], T], instead: str) -> T | None:
-    """What Triton's kernels do on a GPU; None where they cannot.
+    """A function that uses Triton's kernels on a GPU; None where they do not work.
 
-    They are compiled here, and for that something may be missing. What is done `instead` needs no compiler.
+    They are compiled here, and for that something may be missing. The alternative, `instead`, needs no compiler.
     """
     if find_spec("triton") is None:
         return None

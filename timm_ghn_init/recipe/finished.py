@@ -17,7 +17,7 @@ from .resolved import Resolved
 
 
 class Finished:
-    """What the cache, and after it the Hub, has of a prediction; nothing where neither is asked.
+    """The parts of a prediction that the cache, and after it the Hub, has; nothing where neither is asked.
 
     Both keep the predicted parts as they are after post-processing. The cache is asked for post-processed weights only:
     others are predicted faster than they are read. Neither is asked for a model some of whose weights are computed from

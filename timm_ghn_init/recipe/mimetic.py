@@ -1,7 +1,7 @@
 """Mimetic initialisation of attention (Trockman and Kolter, ICML 2023, arXiv 2305.09828).
 
 In trained transformers the product of query and key weights resembles the identity, and that of projection and value
-weights its negative. Here both do so from the start. What is not attention stays as it is.
+weights its negative. Here both do so from the start. All other layers stay as they are.
 """
 
 import math
@@ -125,7 +125,7 @@ def _named(inputs: list[str]) -> tuple[str, str, str] | None:
 
 
 def _last(name: str) -> str:
-    """What a weight's layer is called in its module."""
+    """The name of a weight's layer in its module."""
     return name.removesuffix(".weight").rpartition(".")[2].removesuffix("_weight")
 
 

@@ -1,4 +1,4 @@
-"""Conditional noise, Eq. (1) of the paper: as large as a weight's channels are alike."""
+"""Conditional noise, Eq. (1) of the paper: the more a weight's channels correlate, the larger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a source has for a model, before anything is decided or written: predictions of a GHN, or values of a function.
+"""The values that a source has for a model, before anything is written: predictions of a GHN, or a function's values.
 
 A prediction is known by its graph and computed later. A function is run at once, and its values wait in a `Pending`.
 """
@@ -30,7 +30,7 @@ Function = Callable[..., Iterable[tuple[str, Tensor | str]]]
 
 @dataclass
 class Offer:
-    """What a source has for a model.
+    """The values that a source has for a model.
 
     Attributes:
         roles: name -> role ("weight", "norm", "bias", "pos_enc") of each parameter that it has values for.
@@ -50,7 +50,7 @@ class Offer:
 
 
 def predicted(graph: Graph, num_classes: int, source: Source) -> Offer:
-    """What a GHN predicts: a classifier, for instance, of its own classes alone."""
+    """The prediction of a GHN: a classifier, for instance, of its own classes alone."""
     roles: dict[str, str] = {}
     skipped = dict(graph.skipped)
     for target in graph.targets.values():
@@ -77,7 +77,7 @@ def given(
 ) -> Offer:
     """Run the function of a source, and check each value that it gives.
 
-    It runs on one thread. What it draws on the CPU without a generator of its own starts from the seed.
+    It runs on one thread. CPU random numbers without a generator start from the seed.
 
     Args:
         model: given to the function. Nothing is written to it.
@@ -149,7 +149,7 @@ def _version(parameter: Tensor) -> int:
 def _pairs(
     function: Function, model: nn.Module, name: str, source: Source, seed: int
 ) -> Iterator[tuple[str, Tensor | str]]:
-    """What a function gives, with an error that names it for whatever it raises."""
+    """The pairs of a function, with an error that names it for whatever it raises."""
     try:
         for pair in function(model, seed):
             given_name, value = pair
@@ -165,7 +165,7 @@ def _pairs(
 def _problem(
     parameters: Mapping[str, Tensor], names: Mapping[str, str], name: object, value: object, seen: Collection[str]
 ) -> str | None:
-    """What is wrong with a pair that a function has given; None if nothing is."""
+    """The fault of a pair that a function has given; None if nothing is."""
     if not isinstance(name, str) or name not in names:
         return (
             f"a value for {shown(name)}, and the model has no parameter of that name.{did_you_mean(str(name), names)}"
@@ -189,7 +189,7 @@ def _problem(
 
 
 def _roles(model: nn.Module, names: Collection[str]) -> dict[str, str]:
-    """What kind of parameter each is, by its shape and the module that it belongs to."""
+    """The role of each parameter, by its shape and the module that it belongs to."""
     roles = {}
     for name in names:
         path = name.rpartition(".")[0]

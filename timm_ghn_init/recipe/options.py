@@ -1,4 +1,4 @@
-"""What `init_model` was asked for besides the model and the source."""
+"""The arguments of `init_model` besides the model and the source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

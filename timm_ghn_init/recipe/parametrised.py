@@ -57,7 +57,7 @@ class Parametrised(NamedTuple):
         return not isinstance(self.by, ParametrizationList) or all(hasattr(m, "right_inverse") for m in self.by)
 
     def inverse(self, value: Tensor) -> dict[str, Tensor]:
-        """What to write, by the names of parameters and buffers, for the tensor to become `value`."""
+        """The values to write, by the names of parameters and buffers, for the tensor to become `value`."""
         if isinstance(self.by, ParametrizationList):
             return self._right_inverse(self.by, value)
         if isinstance(self.by, WeightNorm):
@@ -126,7 +126,7 @@ class Scaled(NamedTuple):
         return True
 
     def inverse(self, value: Tensor) -> dict[str, Tensor]:
-        """What to write for the layer to compute with `value`."""
+        """The values to write for the layer to compute with `value`."""
         return {self.name: value / self.scale}
 
 
@@ -148,7 +148,7 @@ def parametrised(model: nn.Module) -> Iterator[Parametrised]:
 
 
 def _inverted(modules: Sequence[nn.Module], value: Tensor) -> tuple[Tensor, ...]:
-    """What parametrisations, applied one after the other, would compute a value from."""
+    """The inputs from which parametrisations, applied one after the other, compute a value."""
     for module in reversed(modules):
         module.eval()
         value = module.right_inverse(value)  # type: ignore[operator]

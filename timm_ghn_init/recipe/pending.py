@@ -52,7 +52,7 @@ class Pending:
                 kept = self._spill(tensor)
             except OSError as error:
                 if not self._told:
-                    _logger.info("What is written at the end stays in memory until then: %s", error)
+                    _logger.info("Results stay in memory until they are written: %s", error)
                 self._told = True
         with self._lock:
             self._held[name] = kept

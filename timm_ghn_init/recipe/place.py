@@ -1,4 +1,4 @@
-"""Where the values of a model lie: the one thing in which a whole and a sharded model differ."""
+"""The place of a model's values: the one thing in which a whole and a sharded model differ."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -79,7 +79,7 @@ class Place(ABC):
 
     @abstractmethod
     def part(self, parameter: Tensor) -> Tensor:
-        """What this process has of a parameter, to read and write."""
+        """The part of a parameter that this process has, to read and write."""
 
     @abstractmethod
     def give_memory(self, overwritten: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What will be done to a model, settled before anything is written."""
+"""The plan for a model, settled before anything is written."""
 
 import hashlib
 import math
@@ -34,7 +34,7 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Plan(NamedTuple):
-    """What a source does to a model: all that the steps after it go by.
+    """The plan of a source for a model, which all later steps follow.
 
     Attributes:
         resolved: what predicts, or what else has values.
@@ -261,7 +261,7 @@ def _digest(values: list[Any]) -> str:
 def _stay(model: nn.Module, graph: Graph | None, layers: Sequence[Layer]) -> set[str]:
     """Names of the weights that post-processing leaves although they are predicted: those that yield the logits.
 
-    Where a model does not declare its classifier and none is found, the last layer counts as one if it ends the graph,
+    If a model does not declare its classifier and none is found, the last layer counts as one if it ends the graph,
     but for a pooling (SqueezeNet's convolution). Without a graph it is the last layer.
     """
     if graph is None:

@@ -1,6 +1,6 @@
 """The recipe: plan, check, compute, post-process, write, report, whatever the source.
 
-Nothing is written before all is computed. What the recipe needs to know of a model's memory is a `Place`.
+Nothing is written before all is computed. A `Place` tells the recipe about a model's memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -122,7 +122,7 @@ def _check(place: Place, plan: Plan) -> None:
 
 
 def _in_common(place: Place, plan: Plan) -> dict[str, str]:
-    """What all who work on a model must have in common. Where the GHN was shared, they have that."""
+    """The facts that all ranks that work on a model must share. Where the GHN was shared, they have that."""
     resolved = plan.resolved
     return {
         "source": str(resolved.asked.prediction),

@@ -78,7 +78,7 @@ def _teacher(name: str, path: str | None) -> Mapping[str, Tensor]:
 
 
 def _classifier(model: nn.Module) -> tuple[str, ...]:
-    """What the names of a timm model's classifier begin with."""
+    """The prefixes of the names of a timm model's classifier."""
     config = getattr(model, "pretrained_cfg", None)
     names = config.get("classifier") if isinstance(config, dict) else None
     return tuple(f"{n}." for n in ([names] if isinstance(names, str) else names or []))

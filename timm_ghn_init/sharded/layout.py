@@ -1,4 +1,4 @@
-"""Where the part of a parameter that a rank holds lies in the whole."""
+"""The position of a rank's part of a parameter in the whole parameter."""
 
 import math
 from collections.abc import Sequence
@@ -52,12 +52,12 @@ class Layout:
         return int(self.mesh.mesh.flatten()[rank])
 
     def box(self, parameter: Tensor, rank: int) -> Box:
-        """What a rank holds of a parameter."""
+        """A rank's part of a parameter."""
         assert isinstance(parameter, DTensor)
         return _box(tuple(parameter.shape), tuple(self.mesh.shape), rank, tuple(parameter.placements))
 
     def own_box(self, parameter: Tensor) -> Box:
-        """What this process holds."""
+        """The part that this process holds."""
         return self.box(parameter, self.rank)
 
 

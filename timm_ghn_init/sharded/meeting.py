@@ -1,4 +1,4 @@
-"""Where the ranks that share a model wait for each other before they go on: no rank waits for one that has failed."""
+"""A point at which the ranks of a model wait for each other: no rank waits for one that has failed."""
 
 import json
 import time
@@ -45,7 +45,7 @@ class Meeting:
 
         Args:
             topic: what the work is, in words for messages.
-            work: returns plain values for JSON. What it raises comes out, here and, as a RuntimeError, on the others.
+            work: returns plain values for JSON. Its errors are raised, here and, as a RuntimeError, on the others.
 
         Returns:
             What the work returned on each rank.

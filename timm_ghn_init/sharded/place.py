@@ -182,7 +182,7 @@ class Sharded(Place):
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """What this rank has of a parameter, or a buffer, which each has whole."""
+    """This rank's part of a parameter, or a buffer, which each has whole."""
     return local(tensor) if hasattr(tensor, "device_mesh") else tensor
 
 

@@ -81,7 +81,7 @@ def save_sharded(
 class _Writer:
     """A file that grows by one tensor at a time.
 
-    What goes wrong is raised at the end, so that no rank is kept waiting for this one.
+    Errors are raised at the end, so that no rank is kept waiting for this one.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -92,7 +92,7 @@ class _Writer:
         self._error: Exception | None = None
 
     def begin(self, about: Mapping[str, Any]) -> None:
-        """Open a temporary file. What is told about the tensors goes into its metadata."""
+        """Open a temporary file. Facts about the tensors go into its metadata."""
         self._about = about
         text, self._starts = self._header("0" * 64)  # the digest is known at the end
         self._temporary = self._stack.enter_context(own_folder(self._path.parent)) / self._path.name

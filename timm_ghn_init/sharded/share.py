@@ -45,6 +45,6 @@ def _broadcast(tensor: Tensor, layout: Layout) -> None:
 
 
 def communication_device(mesh: DeviceMesh) -> torch.device:
-    """Where the tensors have to be that the mesh sends."""
+    """The device of tensors that the mesh sends."""
     kind = mesh.device_type
     return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)

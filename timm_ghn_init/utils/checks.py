@@ -1,4 +1,4 @@
-"""What values may be: one vocabulary for options of the command line, arguments in Python and keys of sources.
+"""Allowed values: one vocabulary for options of the command line, arguments in Python and keys of sources.
 
 >>> POSITIVE.check("lr", -1)
 timm_ghn_init.utils.checks.InputError: lr must be above 0, not -1.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class InputError(Told, ValueError):
-    """What was asked for cannot be done; the message says what is wrong with it, and what to do instead.
+    """An impossible request; the message names the fault and the fix.
 
     A type of our own, so that the command line can tell it from a ValueError that is a bug.
     """
@@ -63,7 +63,7 @@ class Kind:
         raise InputError(self.problem(value if _too_large(value) else text))
 
     def problem(self, value: object) -> str:
-        """What is wrong with a value, as a predicate."""
+        """The fault of a value, as a predicate."""
         return f"must be {self.wanted}, not {shown(value)}" + ", which is too large" * _too_large(value)
 
 
@@ -108,7 +108,7 @@ def one_of(*words: str) -> Kind:
 
 
 def either(one: Kind, other: Kind) -> Kind:
-    """What is of one kind or of the other."""
+    """Values of one kind or of the other."""
 
     def parse(text: str) -> Any:
         try:

@@ -1,6 +1,6 @@
 """Files and folders that are written whole or not at all, whoever stops the process, and whenever; and locks.
 
-What is being written is in a new folder beside its target, whose name nobody can guess and which nobody else may enter,
+An unfinished file is in a new folder next to its target, whose name nobody can guess and which nobody else may enter,
 so no link waits in it. When all is written, and on the disk, it is renamed to the target's name.
 
 The writer holds a lock on that folder, which the system takes from a process that dies. So the next writer can tell
@@ -158,7 +158,7 @@ def append(path: Path, line: bytes) -> None:
 def own_folder(folder: Path) -> Iterator[Path]:
     """A new folder in `folder` that only this process uses; it and all in it go at the end.
 
-    What killed processes have left in `folder` goes first.
+    Remains of killed processes in `folder` are removed first.
     """
     remove_abandoned(folder)
     own, lock = _new_folder(folder)

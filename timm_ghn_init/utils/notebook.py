@@ -1,4 +1,4 @@
-"""What objects look like in a notebook: a line or two, and the rest folded away."""
+"""Objects in a notebook: a line or two, and the rest folded away."""
 
 from collections.abc import Iterable, Sequence
 from html import escape

@@ -1,4 +1,4 @@
-"""What the ranks of a data-parallel job have to agree on."""
+"""Decisions that the ranks of a data-parallel job share."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ def agree(topic: str, decide: Callable[[], str]) -> str:
 
     Args:
         topic: what is to be decided.
-        decide: makes the decision, no empty string. What it raises comes out.
+        decide: makes the decision, no empty string. Its errors are raised.
     """
     store, rank = _store()
     if store is None:
@@ -46,7 +46,7 @@ def share() -> tuple[int, int]:
 
 
 def gather(topic: str, text: str) -> list[str]:
-    """What each rank of a job has to say on a topic, once the last one has said it.
+    """The answer of each rank of a job on a topic, once the last one has said it.
 
     Where ranks have no store to meet in, just this process's.
     """

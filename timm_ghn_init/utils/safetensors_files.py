@@ -41,7 +41,7 @@ _CODES = {
 def header(
     entries: "Mapping[str, tuple[tuple[int, ...], torch.dtype]]", metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int]]:
-    """What a file begins with, and where in the file the values of each tensor begin.
+    """The header of a file, and where in the file the values of each tensor begin.
 
     Args:
         entries: shape and dtype by name. Values follow each other in this order.

@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 
 
 def folder() -> Path:
-    """Where the cache is."""
+    """The folder of the cache."""
     return home() / "weights"
 
 
@@ -93,7 +93,7 @@ def fill(
         parts: the tensors, by name. Written in place.
         make: fills them, where the cache has nothing sound. They are not kept if it returns False. It is called once at
             the most, and what it raises comes out. Nothing that is wrong with the cache does.
-        about: plain values to keep beside the tensors, for people.
+        about: plain values to keep with the tensors, for people.
         take: fills them with those that were found. Default: copies each.
 
     Returns:
@@ -132,7 +132,7 @@ def remember(
 
     Args:
         name: as in `fill`.
-        make: gives both, by name. What it raises comes out.
+        make: gives both, by name. Its errors are raised.
 
     Returns:
         Both, and whether they came from the cache.
@@ -235,7 +235,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _found() -> Iterator[Entry]:
-    """What has one of our own names in our own folder; a link counts as itself."""
+    """The files with one of our own names in our own folder; a link counts as itself."""
     with suppress(OSError), os.scandir(folder()) as found:
         for file in found:
             if _NAME.fullmatch(file.name) and not file.is_dir(follow_symlinks=False):

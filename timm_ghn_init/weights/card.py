@@ -63,7 +63,7 @@ def model_card(report: InitReport, provenance: Mapping[str, Any], repo: str) -> 
 
 
 def _origin(source: Source) -> str:
-    """What has given the values, part by part."""
+    """The sources of the values, part by part."""
     about = [part.known or part.initialisation for part in source.parts]
     return ", then ".join(row.description if row else "a GHN of the uploader's own" for row in about)
 
@@ -110,7 +110,7 @@ def _papers(source: Source) -> list[str]:
 
 
 def _coverage(report: InitReport) -> list[tuple[str, str, str]]:
-    """What was predicted, by role, and what was left as timm initialises it, by reason."""
+    """Predicted parameters by role, and those with timm's own initialisation by reason."""
     groups: dict[str, list[int]] = defaultdict(list)
     for name, role in report.predicted.items():
         groups[f"predicted: {role}"].append(report.sizes[name])

@@ -95,7 +95,7 @@ def read(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What `save` was told about the tensors of a file, which are not looked at. Raises as `read` does."""
+    """The metadata of a file; its tensors are not read. Raises as `read` does."""
     with _opened(path) as (_, about):
         return about
 

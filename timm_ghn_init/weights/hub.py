@@ -33,7 +33,7 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MAIN = "main"
 
 MAX_CONFIG = 1 << 20  # bytes
-MAX_REST = 1 << 30  # bytes of what is not predicted, beside 16 times as much as what is
+MAX_REST = 1 << 30  # bytes of what is not predicted, in addition to 16 times the predicted bytes
 _warned: set[tuple[str, int | None]] = set()  # (organisation, HTTP status): said once in a process
 _unreachable: dict[str, Exception] = {}  # endpoint -> why: nobody waits for a network a second time
 
@@ -51,7 +51,7 @@ class HubError(Told, RuntimeError):
 
 
 def repo_name(architecture: str, source: "Source", ghn: str) -> str:
-    """What the repository of finished weights is called below its organisation.
+    """The name of the repository of finished weights below its organisation.
 
     Args:
         architecture: timm's name.
@@ -141,10 +141,10 @@ def locate(repo: str, key: str) -> tuple[str, dict[str, Any] | None]:
 
 
 def look(repo: str, revision: str) -> dict[str, Any] | None:
-    """What config.json in a repository says of weights of ours.
+    """The part of a repository's config.json on weights of ours.
 
     Returns:
-        None if there is no such file, and {} if it says nothing.
+        None if there is no such file, and {} if there is none.
 
     Raises:
         HubError: the Hub cannot be reached or refuses.
@@ -154,7 +154,7 @@ def look(repo: str, revision: str) -> dict[str, Any] | None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What a config.json says of weights of ours: their key and digest. {} if it says nothing."""
+    """The part of a config.json on weights of ours: their key and digest. {} if there is none."""
     try:
         with open(path, "rb") as f:
             about = json.loads(f.read(MAX_CONFIG))[METADATA_KEY]
@@ -207,11 +207,11 @@ def _fetch(repo: str, file: str, revision: str, most: int) -> Path | None:
     except Exception as error:
         if unreachable and constants.HF_HUB_OFFLINE:
             return None
-        raise hub_error(f"{repo}@{revision}: {file} cannot be had", unreachable or error) from None
+        raise hub_error(f"{repo}@{revision}: {file} is not available", unreachable or error) from None
 
 
 def _is_there(repo: str, file: str, revision: str, most: int) -> bool:
-    """Whether the Hub has a file. Raises whatever huggingface_hub does where it cannot say so, and as `_fetch`."""
+    """Whether the Hub has a file. Raises as `_fetch` does, and whatever huggingface_hub raises if it cannot tell."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import get_session
 

@@ -92,7 +92,7 @@ def ghn_digest(ghn: GHN, frozen: bool = False) -> str:
 
 
 def arithmetic(device: torch.device) -> str:
-    """What rounding depends on besides the key, in a few characters: the device and the versions that compute there."""
+    """Facts that rounding depends on besides the key, in a few characters: the device and the versions."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return f"{device.type}_{_sha256([torch.__version__, np.__version__, where])[:8]}"
 

@@ -79,7 +79,7 @@ def push_model(
 
 
 def later(repo_id: str) -> str:
-    """What to do where the Hub cannot be reached now."""
+    """The fix if the Hub cannot be reached now."""
     return (
         "Try again where there is a network; or write the same with `timm-ghn-init predict ARCH -o FOLDER/` and the "
         f"options of this command, and push it later with `hf upload {repo_id} FOLDER`."
@@ -97,7 +97,7 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def push_predicted(model: nn.Module, report: InitReport, options: Mapping[str, Any] | None = None) -> None:
-    """What `push=1` asks for: push a model that was just initialised, unless it came from the Hub.
+    """The work of `push=1`: push a model that was just initialised, unless it came from the Hub.
 
     Nothing that goes wrong is an error, because the model is as it should be.
     """
@@ -180,7 +180,7 @@ def _write_config(folder: Path, model: nn.Module, source: Source, options: Mappi
 
 
 def _without_path(source: Source) -> Source:
-    """Where a file lies on this machine is nobody else's business."""
+    """The path of a file on this machine is private."""
     name = source.name if source.path is None else f"file:{source.path.name}"
     own = tuple((key, Path(value).name if key == "weights" else value) for key, value in source.own)
     return replace(source, name=name, own=own, plus=source.plus and _without_path(source.plus))

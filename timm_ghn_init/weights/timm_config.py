@@ -1,4 +1,4 @@
-"""What timm's config.json and `pretrained_cfg` say of weights that one of our sources has made."""
+"""Weights of our sources in timm's config.json and `pretrained_cfg`."""
 
 import json
 from dataclasses import replace
@@ -61,7 +61,7 @@ def write_config(model: nn.Module, path: Path, source: Source, options: dict[str
     model.pretrained_cfg.update(cfg_fields(source))  # type: ignore[union-attr,operator]
     save_config_for_hf(model, path, model_args=options)  # type: ignore[arg-type]  # older ones take a Path alone
     config = json.loads(path.read_text())
-    # It stands at the top level as well. From there transformers passes it on, beside all `model_args`.
+    # It stands at the top level as well. From there transformers passes it on, together with all `model_args`.
     config.get("model_args", {}).pop("num_classes", None)
     path.write_text(json.dumps(config, indent=2))
 

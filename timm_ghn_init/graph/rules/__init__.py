@@ -1,1 +1,1 @@
-"""What an operator is in the primitive graph: one function each, named by the table in `primitives.py`."""
+"""The meaning of operators in the primitive graph: one function each, named by the table in `primitives.py`."""

@@ -7,7 +7,7 @@ from ..values import Value
 
 
 def lookup(tape: Tape, args: Any, kwargs: Any, out: Any) -> Value:
-    """Of features the indices only say which; a table in which the input is looked up (tokens, classes) is embedded."""
+    """Indices only select features; a table in which the input is looked up (tokens, classes) is embedded."""
     x = tape.value(args[0])
     if x.origin:
         return x

@@ -46,7 +46,7 @@ def add_product(tape: Tape, args: Any, kwargs: Any, out: Tensor, division: bool 
 
 
 def summed(tape: Tape, a: Value, b: Value, first: Any = None, second: Any = None, out: Any = None) -> Value:
-    """What is known of a + b: a residual, a bias, a position embedding, a part of a norm or of attention.
+    """The value of a + b: a residual, a bias, a position embedding, a part of a norm or of attention.
 
     Args:
         first, second, out: the tensors; they tell nothing where both depend on the input.
@@ -92,7 +92,7 @@ def total(tape: Tape, args: Any, kwargs: Any, out: Tensor) -> Value:
 
 
 def unstacked(tape: Tape, x: Value, tensor: Tensor, out: Tensor) -> Value | None:
-    """What is known of a tensor summed to `out`, where that sums what `concat` has put side by side."""
+    """The value of a tensor summed to `out`, if it sums the parts of a `concat`."""
     op = tape.ops[min(x.origin)] if len(x.origin) == 1 else None
     stack = tape.ops[min(op.features)] if op is not None and op.kind == "gate" else op
     if op is None or stack is None or stack.part != out.numel() or stack.part == tensor.numel():
@@ -137,7 +137,7 @@ def multiply(tape: Tape, args: Any, kwargs: Any, out: Tensor, division: bool = F
 
 
 def scaled(tape: Tape, a: Value, b: Value, first: Tensor, second: Tensor, out: Tensor, division: bool = False) -> Value:
-    """What is known of a * b, or a / b: scaled features, a norm, a weight that is scaled, perhaps a gate."""
+    """The value of a * b, or a / b: scaled features, a norm, a weight that is scaled, perhaps a gate."""
     if a.origin and b.origin:
         if division and is_softmax(a, b):
             return Value(a.origin | b.origin, attention="weights")

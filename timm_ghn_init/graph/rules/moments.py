@@ -65,8 +65,8 @@ def reduced(x: Value, tensor: Tensor, dims: Any, value: Value) -> Value:
 
 def inner_product(a: Value, b: Value, factor: Tensor, value: Value) -> Value:
     """A product of rows with columns, one of each: of features with themselves it is a statistic."""
-    alike = moment(a).of == moment(b).of
-    return reduced(a, factor, -1 if factor.shape[-1] > 1 else -2, value) if alike else value
+    same = moment(a).of == moment(b).of
+    return reduced(a, factor, -1 if factor.shape[-1] > 1 else -2, value) if same else value
 
 
 # -- functions of statistics -------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def multiplied(tape: Tape, a: Value, b: Value, value: Value, division: bool = Fa
 
 
 def scaled_by(tape: Tape, x: Value, p: Value, used: Tensor, tensor: Tensor | None = None) -> Value:
-    """What is known of x times a parameter: a norm is complete, or a vector is kept in mind for one.
+    """The value of x times a parameter: a norm is complete, or a vector is kept in mind for one.
 
     Args:
         x: the value of the features, or of a statistic.
@@ -191,7 +191,7 @@ def _is_gain(tape: Tape, p: Value, used: Tensor, over: Over, tensor: Tensor | No
 
 
 def shifted_by(x: Value, p: Value, used: Tensor) -> Value:
-    """What is known of x plus a parameter that is no bias: a vector is kept in mind for a norm."""
+    """The value of x plus a parameter that is no bias: a vector is kept in mind for a norm."""
     m = moment(x)
     return x._replace(norm=m._replace(shift=Vector(p, used)) if m.shift is None and m.normalised is None else None)
 

@@ -28,7 +28,7 @@ def norm(tape: Tape, args: Any, kwargs: Any, out: Any, primitive: str, weight: i
 
 
 def _over(tape: Tape, args: Any, primitive: str) -> Over:
-    """What an operator normalises over: the last dimensions, or such that there is a weight for each channel."""
+    """The dimensions that an operator normalises over: the last ones, or all but the one of the weight."""
     shape = tuple(args[0].shape)
     if isinstance(args[1], (list, tuple)):
         return Over(shape, tuple(range(len(shape) - len(args[1]), len(shape))), primitive)

@@ -1,6 +1,6 @@
-"""What initialisations are worth, without training and with it.
+"""Measurements of initialisations, without training and with it.
 
-How alike channels are, what becomes of signals, how two sets of weights differ, where a GHN places architectures, and
+Correlation of channels, signals, differences of two sets of weights, embeddings of architectures, and
 reports on fine-tuning.
 """
 

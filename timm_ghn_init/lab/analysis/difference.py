@@ -1,4 +1,4 @@
-"""Two sets of weights side by side, tensor by tensor."""
+"""Differences of two sets of weights, tensor by tensor."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Difference(NamedTuple):
-    """One tensor in two sets of weights. What cannot be compared, or is of one value, is None.
+    """One tensor in two sets of weights. It is None for tensors that cannot be compared or have one value.
 
     Attributes:
         name: of the tensor.
@@ -72,7 +72,7 @@ def _correlation(x: Tensor, y: Tensor) -> float | None:
 
 
 def summary(rows: list[Difference]) -> dict[str, Any]:
-    """What the rows say together.
+    """A summary of the rows.
 
     Returns:
         For JSON: "equal", "different", "shape", "first" and "second": the names of the tensors whose values all agree,

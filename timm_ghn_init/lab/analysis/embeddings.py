@@ -1,4 +1,4 @@
-"""Where a hypernetwork places an architecture among others (arXiv 2207.10049, Figure 5).
+"""The embedding of an architecture among others (arXiv 2207.10049, Figure 5).
 
 A graph's embedding is the mean of its nodes' embeddings after message passing, as in Knyazev et al. (2021).
 """

@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What can be compared: rows for one architecture and one choice of images."""
+    """Results that can be compared: rows for one architecture and one choice of images."""
 
     arch: str
     data: str

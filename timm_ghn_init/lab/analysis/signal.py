@@ -1,6 +1,6 @@
-"""What an initialisation does to signals, before any training: one step forward and one step back, looked at by layer.
+"""Signals in a network, before any training: one step forward and one step back, looked at by layer.
 
-Where a network does not learn, this says why: activations or gradients that vanish or explode on their way, units that
+It shows why a network does not learn: activations or gradients that vanish or explode on their way, units that
 answer to nothing, logits that do not depend on the image.
 """
 
@@ -149,7 +149,7 @@ def _loss(output: Any, logits: Tensor | None, labels: Tensor | None, seed: int) 
 
 
 class _Record(TorchDispatchMode):
-    """What passes through each layer. As a dispatch mode it sees activation functions, however a model calls them."""
+    """The signals through each layer. As a dispatch mode it sees activation functions, however a model calls them."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ def _number(value: float) -> float | None:
 
 
 def verdict(row: dict[str, Any], layers: Sequence[str]) -> str:
-    """What is wrong with the signals of one initialisation, or that nothing is, in a line."""
+    """The faults of the signals of one initialisation, or that nothing is, in a line."""
     found = [
         *_lost(row["lost"], layers),
         *_way("activation", row["activation"], layers),
@@ -241,7 +241,7 @@ def _lost(lost: dict[str, int | None], layers: Sequence[str]) -> Iterator[str]:
 
 
 def _way(what: str, values: Sequence[float | None], layers: Sequence[str]) -> Iterator[str]:
-    """Where a signal vanishes or explodes for good, in the order in which it passes the layers."""
+    """The layers from which a signal vanishes or explodes for good, in the order in which it passes the layers."""
     known = [(v, layer) for v, layer in zip(values, layers, strict=True) if v is not None]
     if not known:
         return

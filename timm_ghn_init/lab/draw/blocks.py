@@ -20,7 +20,7 @@ _MOST_BACK = 2  # blocks: a cell of NASNet reads the last but one as well
 def places(graph: Graph) -> list[Places]:
     """The stage and the blocks that each node lies in, outermost first.
 
-    Of a node without a parameter it is seen from its neighbours: a join ends the block that comes before it, and what
+    For a node without a parameter, its neighbours decide: a join ends the block that comes before it, and what
     lies between two nodes of a block, by the edges or in the order of the network, lies in it.
     """
     named = [_places(node.param) for node in graph.nodes]

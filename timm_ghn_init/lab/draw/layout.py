@@ -1,4 +1,4 @@
-"""Where nodes and frames are: rows (layers), lanes (parallel branches), and columns that the rows are cut into."""
+"""Positions of nodes and frames: rows (layers), lanes (parallel branches), and columns that the rows are cut into."""
 
 import math
 from collections import Counter

@@ -65,7 +65,7 @@ def _label(node: Node) -> str:
 
 
 def _frame_names(places: list[Places], times: dict[str, int]) -> dict[str, str]:
-    """What a frame is called: a block without the name of its stage, and how many equal blocks it stands for."""
+    """The title of a frame: a block without the name of its stage, and how many equal blocks it stands for."""
     found = {}
     for place in places:
         for outer, name in pairwise(("", *place[:2])):
@@ -126,8 +126,8 @@ def _edge(u: int, v: int, placed: Layout, occupied: set[tuple[int, int]]) -> Pat
         across = [start, (start[0], middle), (end[0], middle), end]
         points, curve = ([a, *across], [1, 2, 4, 4, 4]) if own_free else ([*across, b], [1, 4, 4, 4, 2])
         return Path(points, curve)
-    beside = b[0] - bow
-    return Path([a, (a[0], a[1] + step / 2), (beside, a[1] + step / 2), (beside, b[1]), b])
+    side = b[0] - bow
+    return Path([a, (a[0], a[1] + step / 2), (side, a[1] + step / 2), (side, b[1]), b])
 
 
 def _curve(*points: tuple[float, float]) -> Path:

@@ -29,7 +29,7 @@ def build(trial: Trial, classes: int, device: torch.device | str | None = None) 
 
     Raises:
         RuntimeError: unknown architecture.
-        WeightsUnavailable, InputError: timm's weights cannot be had.
+        WeightsUnavailable, InputError: timm's weights are not available.
         ValueError, CheckpointError, TraceError, RuntimeError: as `init_model`.
     """
     import timm

@@ -61,7 +61,7 @@ def load(
 
     Raises:
         ValueError: fewer images than are asked for.
-        DatasetError: the data cannot be had: no such folder, no network, a package is missing.
+        DatasetError: the data are not available: no such folder, no network, a package is missing.
     """
     if trial.data not in _KNOWN:
         parts = _read_folder(trial)

@@ -10,14 +10,14 @@ from .protocol import PRETRAINED
 
 
 class WeightsUnavailable(InputError):
-    """timm's weights cannot be had here and now."""
+    """timm's weights are not available here and now."""
 
 
 def with_timms_weights(create: Callable[[bool], nn.Module]) -> nn.Module:
-    """What makes a network, asked for one with timm's weights.
+    """Makes a network, asked for one with timm's weights.
 
     Raises:
-        WeightsUnavailable: the weights cannot be had on this machine now.
+        WeightsUnavailable: the weights are not available on this machine now.
         InputError: there are none.
     """
     try:
@@ -27,7 +27,7 @@ def with_timms_weights(create: Callable[[bool], nn.Module]) -> nn.Module:
         cause = (is_hubs and hub_unreachable()) or " ".join(str(error).split())
         kind = WeightsUnavailable if isinstance(error, OSError) else InputError  # no network, or no such weights
         raise kind(
-            f"{PRETRAINED}: timm's weights cannot be had ({cause}). Leave {PRETRAINED} out, name "
+            f"{PRETRAINED}: timm's weights are not available ({cause}). Leave {PRETRAINED} out, name "
             "an architecture and tag that timm.list_pretrained() lists, or bring the weights: run once with a network "
             "and copy the Hugging Face cache (HF_HOME) to this machine."
         ) from error

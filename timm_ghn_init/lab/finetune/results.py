@@ -79,7 +79,7 @@ class Runs:
             lock.release()
 
     def checkpoint(self, key: str) -> Path:
-        """Where the state of an unfinished run is kept."""
+        """The file of an unfinished run's state."""
         return self._folder / f"{key}.pt"
 
     def discard(self, key: str) -> None:
@@ -145,7 +145,7 @@ _RUN = {
 
 
 def settings(trial: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What the runs of one row of the summary have in common: everything but the seed."""
+    """The settings that the runs of one row of the summary share: everything but the seed."""
     return tuple(sorted((n, v) for n, v in trial.items() if n not in ("seed", "stage") and v))
 
 

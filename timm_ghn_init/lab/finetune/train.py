@@ -286,12 +286,12 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
 
 
 def _program(path: Path) -> str:
-    """What to type for a script; `python -m timm_ghn_init` is the command."""
+    """The command of a script; `python -m timm_ghn_init` is the command."""
     return "timm-ghn-init" if path.parts[-2:] == ("timm_ghn_init", "__main__.py") else path.name
 
 
 def _provenance(device: torch.device) -> dict[str, Any]:
-    """What else it takes to repeat a run."""
+    """All else that a repetition of a run needs."""
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version()}

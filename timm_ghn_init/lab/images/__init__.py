@@ -8,4 +8,4 @@ from ...utils.text import Told
 
 
 class DatasetError(Told, RuntimeError):
-    """A data set cannot be had or read; the message says which and what to do."""
+    """A data set is not available or unreadable; the message names it and the fix."""

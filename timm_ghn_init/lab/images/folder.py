@@ -1,7 +1,7 @@
 """A folder of images, one subfolder for each class: which files there are, and what picture each of them shows.
 
 A file is read as the picture that it shows, or refused by its name: never as something else, and never left out. What
-people keep beside pictures (hidden files, notes) is no picture.
+people keep next to pictures (hidden files, notes) is no picture.
 """
 
 import os
@@ -22,7 +22,7 @@ from .split import every_fifth
 if TYPE_CHECKING:
     from PIL import Image
 
-HELD_OUT = ("test", "validation", "val")  # usual names of the part to test on, beside "train"
+HELD_OUT = ("test", "validation", "val")  # usual names of the part to test on, next to "train"
 _GROUND = (255, 255, 255)  # transparent pictures lie on white
 _MOVES = "it is animated or has several pages, of which none is the picture"
 _UNREADABLE = (".heic", ".heif", ".jxl")  # pictures that Pillow does not know by itself: refused, not left out
@@ -125,7 +125,7 @@ def _suffixes() -> frozenset[str]:
 def read_image(path: str | Path) -> "Image.Image":
     """The picture that a file shows, RGB with 8 bits, upright.
 
-    What 16 bits of grey say is kept to 8 of them; transparency lies on white; a camera's note which side is up is
+    16-bit grey is reduced to 8 bits; transparency lies on white; a camera's note which side is up is
     followed. Whether a file is one of the kind that its suffix names does not matter.
 
     Raises:
@@ -163,7 +163,7 @@ def _rgb(image: "Image.Image") -> "Image.Image":
 
 
 def _sixteen_bits(image: "Image.Image") -> int | None:
-    """Of an image of 16 bits, the value that is white: 65535, less in a TIFF with fewer bits, 0 where it says so."""
+    """The value of white in a 16-bit image: 65535, less in a TIFF with fewer bits, 0 if its tags say that."""
     if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))):
         return None
     if image.has_transparency_data:

@@ -1,4 +1,4 @@
-"""Which images are trained on, validated on and tested on: few labels, the same ones for all who ask alike."""
+"""Which images are trained on, validated on and tested on: few labels, the same ones for equal settings."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

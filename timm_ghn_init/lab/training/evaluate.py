@@ -1,4 +1,4 @@
-"""What a GHN is worth: the accuracy of networks with predicted parameters that were never trained."""
+"""Evaluation of a GHN: the accuracy of networks with predicted parameters that were never trained."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ def _accuracy(net: Network, parameters: dict[str, Tensor], batches: list[tuple[T
 
 
 def summary(scores: list[Score]) -> Iterator[tuple[str, int, float]]:
-    """Of each group, and of all sampled networks: name, count and mean accuracy."""
+    """For each group, and for all sampled networks: name, count and mean accuracy."""
     groups: dict[str, list[float]] = {}
     for score in scores:
         sampled = score.group.startswith("test")

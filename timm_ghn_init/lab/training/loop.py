@@ -108,7 +108,7 @@ _KINDS: dict[str, Kind] = {
 
 @dataclass
 class State:
-    """Where a run is: of the counts, those that are not in the optimiser."""
+    """The progress of a run: counts that are not in the optimiser."""
 
     step: int = 0
     seconds: float = 0.0
@@ -267,7 +267,7 @@ class Trainer:
             raise TrainingError(f"{path} was trained by {world} processes, not {self.world}.")
 
     def _batches(self) -> Iterator[Any]:
-        """Of each remaining step the networks' indices and the images for each."""
+        """For each remaining step, the networks' indices and the images for each."""
         remaining = range(self.state.step, self.config.steps)
         steps = _Steps(self.config, self.images, self.rank, self.world)
         return iter(DataLoader(steps, batch_size=None, sampler=remaining, num_workers=self.workers))  # type: ignore[arg-type]
@@ -307,7 +307,7 @@ class Trainer:
         return network("train", config.seed, index, self.images.num_classes, config.max_macs)
 
     def _average_gradients(self) -> None:
-        """Over the processes, which see different networks. What some network has no use for has a gradient of 0."""
+        """Over the processes, which see different networks. Parameters that no network uses have a gradient of 0."""
         for p in self.ghn.parameters():
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         if self.world > 1:
