@@ -92,7 +92,7 @@ def test_three_spellings_agree_and_the_config_says_what_was_used() -> None:
     assert config["source"] == "orth?layer=3"
     assert config["paper_ids"] == "arXiv:1312.6120"
     assert "no GHN" in config["description"]
-    assert timm.create_model("test_resnet.rand").pretrained_cfg["tag"] == "rand"
+    assert timm.get_pretrained_cfg("test_resnet.rand").tag == "rand"
     weights = [list(model.state_dict().items())[:-2] for model in models]  # but for the classifier, which timm draws
     for others in weights[1:]:
         assert all(torch.equal(x, y) for (_, x), (_, y) in zip(weights[0], others, strict=True))

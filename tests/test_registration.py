@@ -108,6 +108,6 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 assert found == ["rand"] * 4, found
 import timm
-assert timm.list_models("test_resnet.ghn2", pretrained=True)
+assert timm.is_model_pretrained("test_resnet.ghn2")
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,11 +19,13 @@ from .recipe.whole import Settle, Whole
 from .recipe.wrappers import bare
 from .report import InitReport
 from .sources import Source, parse_source
+from .utils import ranks
 from .utils.checks import InputError
 from .utils.text import logger
 from .weights import cache as weights_cache
 from .weights import hub
 from .weights.push import push_predicted
+from .weights.timm_config import note_source
 
 _logger = logger(__name__)
 
@@ -109,8 +111,7 @@ def initialise(
     """`init_model` for a model that may still be waiting for its own initialisation (see `deferred_init`).
 
     Args:
-        settle: called before anything reads or writes a parameter, with those that will be overwritten whole. Only
-            its first call counts.
+        settle: what supplies its values. It is called before anything writes a parameter.
         constructed: of a sharded model, gives the values, whole and on the CPU, that its constructor would have given
             to parameters and buffers of these names. Default: those of its `reset_parameters` and `init_weights`.
     """
@@ -123,7 +124,9 @@ def initialise(
             raise InputError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
         parts = [_resolve(place, part, options) for part in source.parts]
         report = recipe.initialise(place, parts, options).renamed(names)
-    _logger.log(logging.INFO if place.first else logging.DEBUG, "%s", report)
+    note_source(model, report)
+    speaks = place.first and (not place.whole or ranks.share()[0] == 0)
+    _logger.log(logging.INFO if speaks else logging.DEBUG, "%s", report)
     return report
 
 

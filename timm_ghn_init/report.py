@@ -41,6 +41,7 @@ class InitReport:
         unset: names of those that nothing has set.
         parts: name -> the part of a composed source, as "mimetic" of "ghn2-orth+mimetic", which its values are from;
             empty for other sources.
+        notes: sentences on what else the user should know.
     """
 
     model: str
@@ -62,23 +63,34 @@ class InitReport:
     own: tuple[str, ...] = ()
     unset: tuple[str, ...] = ()
     parts: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> float:
         """Share of the model's parameter values that were predicted, 0 to 1."""
         return sum(self.sizes[name] for name in self.predicted) / max(1, sum(self.sizes.values()))
 
-    def renamed(self, names: Mapping[str, str]) -> "InitReport":
-        """This report with other names for its parameters and buffers, where `names` has one."""
+    def renamed(self, names: Mapping[str, str | None]) -> "InitReport":
+        """This report with other names for its parameters and buffers, where `names` has one.
+
+        It is without those whose new name is None.
+        """
+
+        def new(old: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for n, value in old.items() if (name := names.get(n, n)) is not None}
+
+        def of_each(old: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(new(dict.fromkeys(old)))
+
         return replace(
             self,
-            predicted={names.get(n, n): role for n, role in self.predicted.items()},
-            skipped={names.get(n, n): reason for n, reason in self.skipped.items()},
-            sizes={names.get(n, n): size for n, size in self.sizes.items()},
-            postprocessed=tuple(names.get(n, n) for n in self.postprocessed),
-            own=tuple(names.get(n, n) for n in self.own),
-            unset=tuple(names.get(n, n) for n in self.unset),
-            parts={names.get(n, n): part for n, part in self.parts.items()},
+            predicted=new(self.predicted),
+            skipped=new(self.skipped),
+            sizes=new(self.sizes),
+            postprocessed=of_each(self.postprocessed),
+            own=of_each(self.own),
+            unset=of_each(self.unset),
+            parts=new(self.parts),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,6 +147,7 @@ class InitReport:
         for reason, count in Counter(self.skipped.values()).most_common():
             example = next(name for name, r in self.skipped.items() if r == reason)
             lines.append(f"  {left}: {count} x {reason} ({example}{' ...' if count > 1 else ''})")
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join(map(clean, lines))  # names come from models
 
 

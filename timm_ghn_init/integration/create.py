@@ -15,7 +15,6 @@ from ..recipe.options import Options
 from ..sharded.blocks import shard_blocks
 from ..sources import Source, parse_source
 from ..utils.own_draws import own_draws
-from ..weights.timm_config import note_source
 
 
 def create_sharded(
@@ -73,9 +72,7 @@ def create_sharded(
             return _constructed(build, deferred, names, generator.initial_seed())
 
     options = Options(seed=seed, device=device, timeout=timeout, example_inputs=example_inputs)
-    report = initialise(model, source, options, constructed=constructed)
-    note_source(model, report)
-    model.ghn_report = report  # type: ignore[assignment]
+    initialise(model, source, options, constructed=constructed)
     return model
 
 

@@ -10,31 +10,36 @@ timm looks up a few functions by name at call time. These are wrapped, in every 
   who calls an architecture's function directly, `timm.models.resnet50(pretrained="ghn2-orth")`.
 * `load_pretrained`, `load_custom_pretrained`: load weights into the finished model. For a `pretrained_cfg` that names
   one of our sources the wrapper initialises the model instead.
+* `is_model_pretrained`, `get_pretrained_cfg`, `list_models`: libraries ask them before they create a model. The
+  wrappers know every tag that is a source; `list_models` lists those tags that a filter asks for.
 
 Everything else, features_only, in_chans, num_classes, checkpoint_path and so on, is left to timm. What timm is told of
 such weights stands in `weights.timm_config`.
 """
 
 import functools
+import logging
+import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
+from fnmatch import fnmatch
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..graph import model_name
+from ..graph.classifier import declared_classifier
 from ..own_init.deferred import DeferredInit, deferred_init
 from ..report import InitReport
-from ..sources import Source, is_source, parse_source
+from ..sources import SUFFIXES, Source, is_source, list_sources, parse_source
+from ..utils import ranks
 from ..utils.checks import InputError
 from ..utils.text import logger
 from ..weights.timm_config import cfg_fields, source_cfg
 
 _logger = logger(__name__)
-
-# Listed by `timm.list_models(pretrained=True)`. Every other source works as a tag as well without being listed.
-LISTED_TAGS = ("ghn2", "ghn2-orth")
 
 # Where weights are, in a `PretrainedCfg`.
 _WEIGHTS = ("state_dict", "file", "url", "hf_hub_id")
@@ -45,8 +50,6 @@ _current = threading.local()  # .creation: the `create_model` call of this threa
 
 def register() -> None:
     """Make the sources known to timm, which is imported. Calling it again changes nothing."""
-    from timm.models import _registry  # every architecture is registered by this import
-
     with _lock:
         for home, name, wrap in _wrapped():
             original = getattr(home, name)
@@ -54,19 +57,15 @@ def register() -> None:
                 wrapper = functools.wraps(original)(wrap(original))
                 wrapper._timm_ghn_init_original = original  # type: ignore[attr-defined]
                 _replace(name, original, wrapper)
-        _list_tags(_registry)
 
 
 def unregister() -> None:
     """Put timm back as it was before `register`. Calling it again changes nothing."""
-    from timm.models import _registry
-
     with _lock:
         for home, name, _ in _wrapped():
             wrapper = getattr(home, name)
             if hasattr(wrapper, "_timm_ghn_init_original"):
                 _replace(name, wrapper, wrapper._timm_ghn_init_original)
-        _unlist_tags(_registry)
 
 
 def unwrapped() -> list[str]:
@@ -85,6 +84,9 @@ def _wrapped() -> tuple[tuple[Any, str, Callable[..., Any]], ...]:
         (_builder, "resolve_pretrained_cfg", _wrap_resolve_pretrained_cfg),
         (_builder, "load_pretrained", _wrap_load_pretrained),
         (_builder, "load_custom_pretrained", _wrap_load_pretrained),
+        (_registry, "is_model_pretrained", _wrap_is_model_pretrained),
+        (_registry, "get_pretrained_cfg", _wrap_get_pretrained_cfg),
+        (_registry, "list_models", _wrap_list_models),
     )
 
 
@@ -111,54 +113,87 @@ def _wrap_model_entrypoint(original: Callable[..., Any]) -> Callable[..., Any]:
     def model_entrypoint(model_name: str, *args: Any, **kwargs: Any) -> Callable[..., nn.Module]:
         name, _, tag = model_name.partition(".")
         create = original(name if is_source(tag) else model_name, *args, **kwargs)
-
-        @functools.wraps(create)
-        def create_initialised(*args: Any, **kwargs: Any) -> nn.Module:
-            pretrained = args[0] if args else kwargs.get("pretrained")
-            config = kwargs.get("pretrained_cfg") or (tag if is_source(tag) else None)
-            source, config = _config_for(name, pretrained, config, kwargs.get("pretrained_cfg_overlay"))
-            if source is None:
-                return create(*args, **kwargs)
-            kwargs = {**kwargs, "pretrained_cfg": config}
-            if not pretrained:
-                return create(*args, **kwargs)
-            kwargs.pop("pretrained", None)
-            return _create(name, create, source, *args[1:], **kwargs)
-
-        return create_initialised
+        return _EntryPoint(create, name, tag if is_source(tag) else None)
 
     return model_entrypoint
+
+
+class _EntryPoint:
+    """The function that builds a model, which initialises it where that is asked for.
+
+    Args:
+        create: timm's function.
+        name: of the architecture.
+        tag: a source, or None.
+    """
+
+    def __init__(self, create: Callable[..., nn.Module], name: str, tag: str | None) -> None:
+        functools.update_wrapper(self, create)
+        self.create, self.name, self.tag = create, name, tag
+
+    def __call__(self, *args: Any, **kwargs: Any) -> nn.Module:
+        pretrained = args[0] if args else kwargs.get("pretrained")
+        config = kwargs.get("pretrained_cfg") or self.tag
+        source, config = _config_for(self.name, pretrained, config, kwargs.get("pretrained_cfg_overlay"))
+        if source is None:
+            return self.create(*args, **kwargs)
+        kwargs = {**kwargs, "pretrained_cfg": config}
+        if not pretrained:
+            kwargs["pretrained_cfg_overlay"] = _unnamed(kwargs.get("pretrained_cfg_overlay"))
+            return self.create(*args, **kwargs)
+        kwargs.pop("pretrained", None)
+        return _create(self.name, self.create, source, *args[1:], **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle names timm's own function, so that it can be read without this package."""
+        if self.tag is None:
+            return _same, (self.create,)
+        from timm.models import _registry
+
+        return _registry.model_entrypoint, (f"{self.name}.{self.tag}",)
 
 
 def _wrap_resolve_pretrained_cfg(original: Callable[..., Any]) -> Callable[..., Any]:
     def resolve_pretrained_cfg(variant: str, pretrained_cfg: Any = None, pretrained_cfg_overlay: Any = None) -> Any:
         # Its callers, `build_model_with_cfg` first, do not pass on their own `pretrained`, which may name a source.
-        pretrained = sys._getframe(1).f_locals.get("pretrained")
+        pretrained = sys._getframe(1).f_locals.get("pretrained", True)
         _, config = _config_for(variant, pretrained, pretrained_cfg, pretrained_cfg_overlay)
-        return original(variant, config, pretrained_cfg_overlay)
+        return original(variant, config, pretrained_cfg_overlay if pretrained else _unnamed(pretrained_cfg_overlay))
 
     return resolve_pretrained_cfg
 
 
 def _config_for(name: str, pretrained: Any, config: Any, overlay: Any) -> tuple[Source | None, Any]:
-    """The source that is asked for, if any, and the `pretrained_cfg` to build with: one that names it.
+    """The source that is asked for, if any, and the `pretrained_cfg` to build with.
+
+    It names the source if that is going to be applied. Otherwise the weights are random, and a warning explains that.
 
     Args:
         name: of the architecture.
         pretrained, config, overlay: what timm was given as `pretrained`, `pretrained_cfg` and `pretrained_cfg_overlay`.
 
     Raises:
-        ValueError: no such source; two that disagree, or other weights together with it.
+        ValueError: no such source; two that disagree, or other weights as well; a path instead of a source.
     """
+    _refuse_path(name, pretrained)
     source = _requested(name, pretrained, config, overlay)
     if source is None:
         return None, config
     base = None if is_source(config) else config
-    if pretrained:
-        _refuse_other_weights(name, source, "pretrained_cfg_overlay", overlay)
-        # Of a tag, and of a name that is a place, timm itself looks up the config: it lends what describes the data.
-        if not isinstance(base, str) and _field(base, "source") not in ("hf-hub", "local-dir"):
-            _refuse_other_weights(name, source, "pretrained_cfg", base)
+    if not pretrained:
+        _logger.log(
+            logging.WARNING if ranks.share()[0] == 0 else logging.DEBUG,
+            "%s: %s was named but not applied, the weights are random. Pass pretrained=True as well, or call "
+            "timm_ghn_init.init_model(model, %r). If a checkpoint is loaded next, nothing is wrong.",
+            name,
+            source,
+            str(source),
+        )
+        return source, _unnamed(_base_cfg(name, base))
+    _refuse_other_weights(name, source, "pretrained_cfg_overlay", overlay)
+    # Of a tag, and of a name that is a place, timm itself looks up the config: it lends what describes the data.
+    if not isinstance(base, str) and _field(base, "source") not in ("hf-hub", "local-dir"):
+        _refuse_other_weights(name, source, "pretrained_cfg", base)
     return source, source_cfg(source, _base_cfg(name, base))
 
 
@@ -172,6 +207,30 @@ def _requested(name: str, pretrained: Any, config: Any, overlay: Any) -> Source 
     if len(set(found.values())) > 1:
         raise InputError(f"{name}: {' and '.join(f'{place}={str(s)!r}' for place, s in found.items())} disagree.")
     return next(iter(found.values()), None)
+
+
+def _refuse_path(name: str, pretrained: Any) -> None:
+    """timm takes any text for a yes, and would load its own weights."""
+    if isinstance(pretrained, (str, os.PathLike)) and not is_source(pretrained):
+        path = os.fspath(pretrained)
+        if isinstance(pretrained, os.PathLike) or os.path.basename(path) != path or path.endswith(SUFFIXES):
+            raise InputError(
+                f"{name}: pretrained={path!r} is a path. For the file of a GHN write pretrained='file:{path}'; for "
+                "weights of this model write checkpoint_path= instead."
+            )
+
+
+def _unnamed(config: Any) -> Any:
+    """A `PretrainedCfg`, or an overlay of one, that does not name the source that it may name."""
+    if not is_source(_field(config, "source")):
+        return config
+    if isinstance(config, dict):
+        return {key: value for key, value in config.items() if key not in cfg_fields(None)}
+    return source_cfg(None, config)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _refuse_other_weights(name: str, source: Source, place: str, config: Any) -> None:
@@ -207,17 +266,25 @@ class _Creation:
     def __init__(self, source: Source, deferred: DeferredInit | None) -> None:
         self.source, self.deferred = source, deferred
         self.report: InitReport | None = None
+        self.model: nn.Module | None = None
 
-    def settle(self, overwritten: list[nn.Parameter]) -> None:
-        """As `DeferredInit.settle`."""
-        if self.deferred is not None:
-            self.deferred.settle(overwritten)
+    def __call__(self, overwritten: Collection[Tensor]) -> None:
+        """As `DeferredInit.settle`. A classifier that is not predicted is a new one each time."""
+        if self.deferred is not None and self.model is not None:
+            parameters = dict(self.model.named_parameters())
+            heads = declared_classifier(self.model, parameters, None) or ()
+            self.deferred.settle(overwritten, [parameters[n] for n in heads])
+
+    def is_drawn(self, parameter: Tensor) -> bool:
+        """As `DeferredInit.is_drawn`."""
+        return self.deferred is not None and self.deferred.is_drawn(parameter)
 
 
 def _create(model_name: str, create: Callable[..., nn.Module], source: Source, *args: Any, **kwargs: Any) -> nn.Module:
     """Build a model and make sure that it was really initialised: never hand out other weights under this name."""
     # What the prediction will overwrite need not be drawn at random first.
-    outer, creation = getattr(_current, "creation", None), _Creation(source, deferred_init(create, args, kwargs))
+    deferred = deferred_init(create, args, kwargs, seed=source.seed_or(None))
+    outer, creation = getattr(_current, "creation", None), _Creation(source, deferred)
     _current.creation = creation
     try:
         with creation.deferred or nullcontext():
@@ -231,7 +298,16 @@ def _create(model_name: str, create: Callable[..., nn.Module], source: Source, *
         )
     if source.push:
         _push(model, creation.report, kwargs)
+    _attach_report(model, creation)
     return model
+
+
+def _attach_report(model: nn.Module, creation: _Creation) -> None:
+    """Of `features_only`, which builds another module from the parts of the one that was initialised."""
+    if creation.report is not None and creation.model is not None and creation.model is not model:
+        names = {id(p): n for n, p in model.named_parameters()}
+        renamed = {n: names.get(id(p)) for n, p in creation.model.named_parameters()}
+        model.ghn_report = creation.report.renamed(renamed)  # type: ignore[assignment]
 
 
 def _push(model: nn.Module, report: InitReport, kwargs: dict[str, Any]) -> None:
@@ -263,36 +339,68 @@ def _wrap_load_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
 def _initialise(model: nn.Module, source: Source) -> InitReport:
     from ..initialize import initialise
 
+    name = model_name(model)
+    if any(p.is_meta for p in model.parameters()):
+        raise InputError(
+            f"{name}: it is built on the meta device, where weights have no memory. Build it there without weights "
+            f"(pretrained=False) and call timm_ghn_init.init_model(model, {str(source)!r}, device='cpu'), which gives "
+            "it memory; or build it on another device."
+        )
     creation = getattr(_current, "creation", None)
     if creation is None or creation.source != source:  # not by `create_model`, or a part of what it builds
         if source.push:
             _logger.warning("push=1 has no effect here: it needs timm.create_model, or init_model.")
         return initialise(model, source)
+    creation.model = model
     if creation.deferred is not None:
         creation.deferred.close()  # the model is built; tracing it needs no values
-    creation.report = initialise(model, source, settle=creation.settle)
+    creation.report = initialise(model, source, settle=creation)
     return creation.report
 
 
-def _list_tags(registry: Any) -> None:
-    """Add our tags to what `timm.list_models(pretrained=True)` and `timm.get_pretrained_cfg` know."""
-    fields = {tag: cfg_fields(parse_source(tag)) for tag in LISTED_TAGS}
-    for name in registry._model_entrypoints.keys() - registry._deprecated_models.keys():
-        base = registry._model_pretrained_cfgs.get(name)
-        for tag, values in fields.items():
-            tagged = f"{name}.{tag}"
-            if base is None or tagged in registry._model_pretrained_cfgs:
-                continue
-            config = object.__new__(type(base))  # thousands of them: dataclasses.replace would take four times as long
-            config.__dict__.update(base.__dict__ | values)
-            registry._model_pretrained_cfgs[tagged] = config
-            registry._model_with_tags[name].append(tagged)
-            registry._model_has_pretrained.add(tagged)
+def _wrap_is_model_pretrained(original: Callable[..., bool]) -> Callable[..., bool]:
+    def is_model_pretrained(model_name: str) -> bool:
+        return original(model_name) or _tagged(model_name) is not None
+
+    return is_model_pretrained
 
 
-def _unlist_tags(registry: Any) -> None:
-    for tags in registry._model_with_tags.values():
-        for tagged in [t for t in tags if t.partition(".")[2] in LISTED_TAGS]:
-            tags.remove(tagged)
-            registry._model_pretrained_cfgs.pop(tagged, None)
-            registry._model_has_pretrained.discard(tagged)
+def _wrap_get_pretrained_cfg(original: Callable[..., Any]) -> Callable[..., Any]:
+    def get_pretrained_cfg(model_name: str, *args: Any, **kwargs: Any) -> Any:
+        source = _tagged(model_name)
+        if source is None:
+            return original(model_name, *args, **kwargs)
+        return source_cfg(source, original(model_name.partition(".")[0], *args, **kwargs))
+
+    return get_pretrained_cfg
+
+
+def _wrap_list_models(original: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    def list_models(filter: Any = "", *args: Any, **kwargs: Any) -> list[str]:
+        names = original(filter, *args, **kwargs)
+        asked = [f for f in ([filter] if isinstance(filter, str) else filter or ()) if "." in f]
+        tags = [str(source) for source in list_sources()]
+        found: list[str] = []
+        for pattern in asked:
+            architecture, _, tag = pattern.partition(".")
+            if tag.strip("*?"):  # "resnet18.*" is for timm's own
+                plain = original(architecture, *args, **{**kwargs, "pretrained": False, "include_tags": False})
+                found += [
+                    f"{name}.{t}" for name in plain for t in tags if fnmatch(t, tag) and f"{name}.{t}" not in names
+                ]
+        return names + found
+
+    return list_models
+
+
+def _tagged(model_name: str) -> Source | None:
+    """The source that is the tag of an architecture's name."""
+    from timm.models import _registry
+
+    architecture, _, tag = model_name.partition(".")
+    if not is_source(tag) or _registry._model_pretrained_cfgs.get(architecture) is None:
+        return None
+    try:
+        return parse_source(tag)
+    except ValueError:
+        return None

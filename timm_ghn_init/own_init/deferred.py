@@ -34,6 +34,7 @@ _DRAWS: dict[Any, Callable[[int], int | None]] = {
     _aten.normal_.default: lambda n: None if n < 16 else n + 16 * (n % 16 > 0),
 }
 _OVERWRITES = (_aten.zero_.default, _aten.fill_.Scalar, _aten.copy_.default)
+_SCALINGS = {f"aten::{name}_" for name in ("add", "sub", "mul", "div", "erfinv", "clamp")}
 _CHUNK = 1 << 14
 
 
@@ -42,6 +43,7 @@ def deferred_init(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     generator: torch.Generator = torch.default_generator,
+    seed: int | None = None,
 ) -> "DeferredInit | None":
     """A `DeferredInit` to build a model in; None where it is not certain that it changes nothing.
 
@@ -52,6 +54,7 @@ def deferred_init(
         create: the function that builds the model, as it is registered with timm; None if that is not known.
         args, kwargs: what it will be given.
         generator: what it draws from, on the CPU.
+        seed: as in `DeferredInit`.
     """
     if _get_current_dispatch_mode_stack():  # which sees or changes operators itself
         return None
@@ -59,7 +62,7 @@ def deferred_init(
     certain = (
         timms and not torch._C._len_torch_dispatch_stack() and _is_data([*args, *kwargs.values()]) and draws_are_known()
     )
-    return DeferredInit(generator) if certain else None
+    return DeferredInit(generator, seed) if certain else None
 
 
 def _is_data(value: Any) -> bool:
@@ -86,11 +89,17 @@ class DeferredInit(TorchDispatchMode):
 
     Use it as a context manager around the construction of a model. `close` ends it early, for whatever is to run as
     usual while values are still missing, and `settle` supplies them; leaving the block does both.
+
+    Args:
+        generator: what the constructor draws from.
+        seed: of the values that tensors really get, so that they are the same every time; only what `settle` is told
+            to be new comes from `generator`, which is advanced in either case. Default: all comes from `generator`.
     """
 
-    def __init__(self, generator: torch.Generator = torch.default_generator) -> None:
+    def __init__(self, generator: torch.Generator = torch.default_generator, seed: int | None = None) -> None:
         super().__init__()
         self._generator = generator
+        self._seeded = None if seed is None else torch.Generator().manual_seed(seed)
         self._pending: dict[int, list[_Call]] = {}  # by storage
         self._open = self._settled = False
 
@@ -107,8 +116,22 @@ class DeferredInit(TorchDispatchMode):
         finally:
             self._stream.finish()
 
-    def settle(self, overwritten: Collection[Tensor]) -> None:
+    def is_drawn(self, tensor: Tensor) -> bool:
+        """Whether a tensor waits for nothing but a random draw. If not, its values are there from now on."""
+        key = _storage(tensor)
+        calls = self._pending.get(key, [])
+        if calls and all(call.state is not None or _is_scaling(call) for call in calls):
+            return True
+        if calls:
+            self._carry_out([key])
+        return False
+
+    def settle(self, overwritten: Collection[Tensor], new: Collection[Tensor] = ()) -> None:
         """Carry out what was put off, but for tensors that are about to be overwritten whole. Counts once.
+
+        Args:
+            overwritten: those tensors.
+            new: tensors that come from the constructor's own generator whatever the seed.
 
         Afterwards the generator has the state that it would have had without the block.
         """
@@ -119,6 +142,7 @@ class DeferredInit(TorchDispatchMode):
         dropped = {_storage(t) for t in overwritten if _covers_storage(t)}
         for key in [k for k in self._pending if k in dropped]:
             del self._pending[key]
+        self._carry_out([key for t in new if (key := _storage(t)) in self._pending], new=True)
         self._carry_out(list(self._pending))
         self._stream.wait()
 
@@ -158,17 +182,19 @@ class DeferredInit(TorchDispatchMode):
             return x
         self._carry_out([_storage(t) for t in _tensors(args, kwargs)])
         self._stream.wait()
-        return draw(func, args, kwargs, self._generator)
+        out = draw(func, args, kwargs, self._generator)
+        return out if self._seeded is None else draw(func, args, kwargs, self._seeded)
 
     @torch.no_grad()
-    def _carry_out(self, keys: Iterable[int]) -> None:
+    def _carry_out(self, keys: Iterable[int], new: bool = False) -> None:
         calls = [call for key in keys for call in self._pending.pop(key, ())]
-        if any(call.state is not None for call in calls):
+        seeded = None if new else self._seeded
+        if seeded is None and any(call.state is not None for call in calls):
             self._stream.wait()
         generator = torch.Generator()
         for func, args, kwargs, state in calls:
             if state is not None:
-                kwargs = {**kwargs, "generator": generator.set_state(state[0])}
+                kwargs = {**kwargs, "generator": seeded or generator.set_state(state[0])}
             func(*args, **kwargs)
 
 
@@ -238,6 +264,12 @@ def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
     for a in (*args, *kwargs.values()):
         found.extend(t for t in (a if isinstance(a, (list, tuple)) else (a,)) if isinstance(t, Tensor))
     return found
+
+
+def _is_scaling(call: _Call) -> bool:
+    """Whether an operation leaves a draw a draw: one that a truncated normal distribution is made by, for instance."""
+    name = call.func._schema.name
+    return name in _SCALINGS and not (name == "aten::mul_" and call.args[1] == 0)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -6,11 +6,12 @@ for what is wanted, and meta tensors, which cost nothing, for all that is predic
 and a part of a sharded parameter is cut out of the same whole on every rank.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..utils.checks import InputError
 from ..utils.own_draws import own_draws
@@ -22,6 +23,64 @@ _logger = logger(__name__)
 
 _EACH = ("reset_parameters", "init_non_persistent_buffers")  # of a module, for its own tensors
 _WHOLE = "init_weights"  # of a model, for all that is in it
+
+
+def set_values(
+    model: nn.Module, names: Collection[str], is_drawn: Callable[[Tensor], bool] | None = None, lost: bool = False
+) -> dict[str, Tensor]:
+    """Parameters of which somebody may have set the values: without those that are known to be drawn at random.
+
+    Of what has no values, or only a part of them here, the model's own initialisation is asked. What a constructor sets
+    besides is not known then.
+
+    Args:
+        names: of the parameters in question.
+        is_drawn: as `DeferredInit.is_drawn`, of a model that waits for its values.
+        lost: whether what the memory holds has no meaning.
+
+    Returns:
+        Values by name, those of the model's own initialisation on the CPU.
+    """
+    parameters = dict(model.named_parameters())
+    there = {n for n in names if not (lost or parameters[n].is_meta or hasattr(parameters[n], "device_mesh"))}
+    values = {n: parameters[n].data for n in names if n in there and not (is_drawn and is_drawn(parameters[n]))}
+    asked = _set_without_draws(model, [n for n in names if n not in there]) if len(there) < len(names) else []
+    own = own_values(model, asked, 0) if asked else OwnValues({}, ())
+    return values | {n: value for n, value in own.values.items() if n not in own.unset}
+
+
+class _Draws(TorchDispatchMode):
+    """Notes which tensors are written to at random, and which otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: set[int] = set()
+        self.set: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable and args and isinstance(args[0], Tensor):
+            key = args[0].untyped_storage()._cdata
+            if torch.Tag.nondeterministic_seeded in func.tags:
+                self.drawn.add(key)
+            elif func._schema.name in ("aten::zero_", "aten::fill_", "aten::copy_"):
+                self.set.add(key)
+                if args[0].numel() * args[0].element_size() == args[0].untyped_storage().nbytes():
+                    self.drawn.discard(key)
+        return func(*args, **(kwargs or {}))
+
+
+def _set_without_draws(model: nn.Module, names: Collection[str]) -> list[str]:
+    """What a model's own initialisation gives values that it does not draw. No memory is needed to find out."""
+    stand_ins: dict[str, Tensor] = {}
+
+    def stand_in(name: str, tensor: Tensor) -> Tensor:
+        stand_ins[name] = placeless_parameter(tensor) if isinstance(tensor, nn.Parameter) else meta_parameter(tensor)
+        return stand_ins[name]
+
+    with replaced(model, stand_in), torch.no_grad(), _Draws() as draws:
+        _initialise(model)
+    keys = {n: stand_ins[n].untyped_storage()._cdata for n in names if n in stand_ins}
+    return [n for n, key in keys.items() if key in draws.set and key not in draws.drawn]
 
 
 class OwnValues(NamedTuple):

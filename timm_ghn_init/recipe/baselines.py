@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .noise import seeded_generator
 from .postprocessing import list_layers, to_process
+from .wrappers import name_inside
 
 Fill = Callable[[torch.Size], Tensor]
 
@@ -37,7 +38,7 @@ def rand(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor | str]]:
     layers = {id(target.module): target for target in to_process(model, 1)}
     shared = {id(target.weight): target for target in layers.values()}
     names = {id(p): n for n, p in model.named_parameters()}
-    last = _last_layer(model)
+    last, inside = _last_layer(model), name_inside(model)
     left = dict.fromkeys(names.values(), "neither a layer nor a norm") | dict.fromkeys(last, "last layer")
 
     def drawn(module: nn.Module) -> list[tuple[nn.Parameter | None, Fill]]:
@@ -45,7 +46,7 @@ def rand(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor | str]]:
         found = layers.get(id(module)) or shared.get(id(own.get("weight")))
         if found is not None:
             std = he_std(found.weight, getattr(module, "groups", 1))
-            stream = names[id(found.weight)] if found.by is None else found.stream
+            stream = inside(names[id(found.weight)]) if found.by is None else found.stream
             draw = partial(normal, std=std, seed=seed, stream=stream)
             return [(found.weight, draw), (own.get("bias"), torch.zeros)]
         if isinstance(module, _NORMS) or _is_written_norm(module, own):

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..graph import model_name, trace
+from ..own_init.values import set_values
 from ..weights import cache, hub
 from ..weights.key import arithmetic
 from . import assign
@@ -13,6 +14,7 @@ from .offer import predicted
 from .pending import Pending
 from .place import Place
 from .plan import Plan, kept_parameters, make_plan
+from .purpose import find_purpose
 from .resolved import Resolved
 
 
@@ -83,5 +85,8 @@ def find(
     assert resolved.ghn is not None
     name, source = model_name(model), resolved.source
     offer = predicted(trace(model, input_size, resolved.ghn.dialect), resolved.ghn.num_classes, source)
-    plan = make_plan(model, name, offer, resolved, seed, kept_parameters(model, name, source.only, source.skip, {}))
+    kept = kept_parameters(model, name, source.only, source.skip, {})
+    roles = {n: role for n, role in offer.roles.items() if n not in kept}
+    purpose = find_purpose(model, roles, set_values(model, list(roles)), lambda: offer.graph, source.only)
+    plan = make_plan(model, name, offer, resolved, seed, kept | purpose.kept)
     return plan.key(model, resolved.digest), hub.repo_name(name, resolved.source, resolved.digest)

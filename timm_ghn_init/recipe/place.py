@@ -1,7 +1,7 @@
 """The place of a model's values: the one thing in which a whole and a sharded model differ."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -76,6 +76,10 @@ class Place(ABC):
     @abstractmethod
     def give_values(self) -> None:
         """Values for all of the model, so that a function may read any. The model's own initialisation gives them."""
+
+    @abstractmethod
+    def values(self, names: Collection[str]) -> Mapping[str, Tensor]:
+        """As `set_values`, of the model as its constructor left it."""
 
     @abstractmethod
     def part(self, parameter: Tensor) -> Tensor:

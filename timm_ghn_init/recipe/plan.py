@@ -46,6 +46,7 @@ class Plan(NamedTuple):
         changed: the layers to post-process: weights among `names`, and nothing else.
         computed: those of `names` that a weight is computed from -> that weight, for which the value is.
         scaled: layer scales that get `layer_scale`.
+        notes: as in `InitReport`.
     """
 
     resolved: Resolved
@@ -57,6 +58,7 @@ class Plan(NamedTuple):
     changed: list[Layer]
     computed: dict[str, Computed]
     scaled: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def layer_scale(self) -> float | None:
@@ -119,7 +121,13 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    model: nn.Module, name: str, offer: Offer, resolved: Resolved, seed: int | None, kept: Mapping[str, str] = _NONE
+    model: nn.Module,
+    name: str,
+    offer: Offer,
+    resolved: Resolved,
+    seed: int | None,
+    kept: Mapping[str, str] = _NONE,
+    notes: tuple[str, ...] = (),
 ) -> Plan:
     """Work out what a source does to a model, whose values do not matter: it may be on the meta device.
 
@@ -128,6 +136,7 @@ def make_plan(
         offer: what the source has for the model.
         seed: as in `init_model`.
         kept: parameters that are neither written nor post-processed -> why not.
+        notes: as in `InitReport`.
 
     Raises:
         TraceError: nothing would be written.
@@ -137,7 +146,8 @@ def make_plan(
     skipped = {n: reason for n, reason in {**offer.skipped, **kept}.items() if n not in names}
     if not names:
         raise TraceError(f"{name}: {source} has values for none of its parameters: {skipped}")
-    plan = Plan(resolved, offer, names, skipped, 0, source.seed_or(seed), [], _computed(model, names, offer.graph))
+    computed = _computed(model, names, offer.graph)
+    plan = Plan(resolved, offer, names, skipped, 0, source.seed_or(seed), [], computed, notes=notes)
     plan = plan._replace(skipped={n: reason for n, reason in skipped.items() if n not in plan.companions})
     if plan.layer_scale is not None:
         plan = _with_scales(plan, layer_scales(model, {*kept, *plan.written}))

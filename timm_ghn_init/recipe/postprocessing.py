@@ -27,7 +27,7 @@ from .noise import add_noise_, correlation_std
 from .orthogonal import orthogonalize_
 from .parametrised import Computed, Parametrised, parametrised
 from .pending import Pending
-from .wrappers import bare
+from .wrappers import bare, name_inside
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MODULE = instance("a torch.nn.Module", nn.Module)
@@ -53,7 +53,7 @@ class Layer(NamedTuple):
     name: str  #: name of the parameter that its weight is, or is computed from
     weight: nn.Parameter  #: that parameter
     module: nn.Module  #: whose weight it is
-    stream: str  #: name of the weight itself, by which its noise is drawn
+    stream: str  #: name of the weight itself inside the network, by which its noise is drawn
     by: Computed | None  #: what computes the weight, if something does
 
 
@@ -83,10 +83,11 @@ def layers_of(model: nn.Module) -> list[Layer]:
     """As `list_layers`, with all that is known of them."""
     layers: list[Layer] = []
     computed = {id(p.module): p for p in parametrised(model) if p.attribute == "weight" and p.parameters}
+    inside = name_inside(model)
     for path, module in model.named_modules():
         weight = module._parameters.get("weight")  # `named_parameters` takes ten times as long
-        stream, by = f"{path}.weight".lstrip("."), computed.get(id(module))
-        name = stream
+        name, by = f"{path}.weight".lstrip("."), computed.get(id(module))
+        stream = inside(name)
         if by is not None:
             name, weight = list(by.parameters.items())[-1]
         if weight is not None and (is_lazy(weight) or weight.dim() >= 2):

@@ -9,9 +9,10 @@ from functools import partial
 import torch
 
 from ..ghn import Tile
-from ..graph import Dialect, Graph
+from ..graph import Dialect, Graph, TraceError
 from ..report import InitReport
 from ..utils.checks import InputError
+from ..utils.text import logger
 from . import assign
 from .exact import exact
 from .finished import Finished
@@ -21,7 +22,10 @@ from .pending import Pending
 from .place import Place
 from .plan import Plan, kept_parameters, make_plan
 from .postprocessing import unprocessable
+from .purpose import find_purpose, fixed_norms
 from .resolved import Resolved
+
+_logger = logger(__name__)
 
 
 def initialise(place: Place, resolved: Sequence[Resolved], options: Options) -> InitReport:
@@ -32,6 +36,8 @@ def initialise(place: Place, resolved: Sequence[Resolved], options: Options) -> 
     """
     clock = place.clock
 
+    graphs: dict[Dialect, Graph] = {}
+
     def plan_and_check() -> list[Plan]:
         plans: list[Plan] = []
         for part in resolved:
@@ -39,12 +45,25 @@ def initialise(place: Place, resolved: Sequence[Resolved], options: Options) -> 
             plans = [*(earlier.without(new.written) for earlier in plans), new]
         for each in plans:
             _check(place, each)
+        _warn_of_fixed_norms(place)
         return plans
 
     def plan(part: Resolved) -> Plan:
         only, skip = options.only or part.source.only, options.skip or part.source.skip
         kept = kept_parameters(place.model, place.name, only, skip, place.given_names)
-        return make_plan(place.model, place.name, offer(part, kept), part, options.seed, kept)
+        offered = offer(part, kept)
+        roles = {n: role for n, role in offered.roles.items() if n not in kept}
+        purpose = find_purpose(place.model, roles, place.values(list(roles)), head_graph, only)
+        for name in purpose.kept:
+            results.drop(name)
+        return make_plan(place.model, place.name, offered, part, options.seed, kept | purpose.kept, purpose.notes)
+
+    def head_graph() -> Graph | None:
+        """The graph in which a head is looked for; None of a model that cannot be traced, as few sources need that."""
+        try:
+            return next(iter(graphs.values()), None) or graph("ghn2")
+        except TraceError:
+            return None
 
     def offer(part: Resolved, kept: Mapping[str, str]) -> Offer:
         if part.ghn is not None:
@@ -59,7 +78,10 @@ def initialise(place: Place, resolved: Sequence[Resolved], options: Options) -> 
             )
 
     def graph(dialect: Dialect) -> Graph:
-        return clock("trace", lambda: place.trace(dialect, options.input_size, options.example_inputs))
+        if dialect not in graphs:
+            found = clock("trace", lambda: place.trace(dialect, options.input_size, options.example_inputs))
+            graphs[dialect] = found
+        return graphs[dialect]
 
     def predict() -> dict[str, Tile]:
         """Section 2 of the paper. The values of functions are there already."""
@@ -99,6 +121,19 @@ def initialise(place: Place, resolved: Sequence[Resolved], options: Options) -> 
             place.take_back()
             raise
     return _report(place, plans, finished)
+
+
+def _warn_of_fixed_norms(place: Place) -> None:
+    fixed = fixed_norms(place.model)
+    if fixed and place.first:
+        _logger.warning(
+            "%s: %d batch norms are frozen (%s ...). They do not norm what is predicted, so features may grow from "
+            "layer to layer. Initialise the model before freezing them, run some batches in training mode in between, "
+            "or leave the layers before them out (skip=).",
+            place.name,
+            len(fixed),
+            fixed[0],
+        )
 
 
 def _check(place: Place, plan: Plan) -> None:
@@ -157,4 +192,5 @@ def _report(place: Place, plans: Sequence[Plan], finished: Finished) -> InitRepo
         own=place.own,
         unset=place.unset,
         parts={n: str(plan.source) for plan in plans for n in plan.written} if len(plans) > 1 else {},
+        notes=tuple(dict.fromkeys(note for plan in plans for note in plan.notes)),
     )

@@ -1,7 +1,7 @@
 """A model that this process has whole."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..ghn import GHN, Tile
 from ..graph import Graph, trace
 from ..own_init.stand_ins import named_tensors
-from ..own_init.values import forget, materialise, on_meta, own_values, warn_unset
+from ..own_init.values import forget, materialise, on_meta, own_values, set_values, warn_unset
 from ..sources import Source
 from ..utils.checks import InputError
 from . import assign
@@ -20,7 +20,15 @@ from .place import Place, T
 from .plan import Plan
 from .postprocessing import Layer, process
 
-Settle = Callable[[list[nn.Parameter]], object]
+
+class Settle(Protocol):
+    """The values that a model is still waiting for (see `deferred_init`)."""
+
+    def __call__(self, overwritten: list[nn.Parameter], /) -> object:
+        """Supply them, but for parameters that will be overwritten whole. Only its first call counts."""
+
+    def is_drawn(self, parameter: Tensor, /) -> bool:
+        """As `DeferredInit.is_drawn`."""
 
 
 class Whole(Place):
@@ -78,6 +86,10 @@ class Whole(Place):
         for name in self._without_memory:  # what has memory is the user's until all is computed
             if name in self._own:
                 tensors[name].detach().copy_(self._own[name])
+
+    def values(self, names: Collection[str]) -> Mapping[str, Tensor]:
+        is_drawn = None if self._settle is None else self._settle.is_drawn
+        return set_values(self.model, names, is_drawn, lost=bool(self._init_rest))
 
     def part(self, parameter: Tensor) -> Tensor:
         return parameter

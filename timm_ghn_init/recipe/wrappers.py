@@ -1,12 +1,31 @@
 """A model without what is put around it, or a part of it: DataParallel, DDP, torch.compile, EMA."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
 from ..graph.wrappers import inside
 from ..own_init.stand_ins import named_tensors
+
+_AROUND_LAYERS = re.compile(r"\.(base_layer|_checkpoint_wrapped_module)\.")
+
+
+def name_inside(model: nn.Module) -> Callable[[str], str]:
+    """What a parameter is called within the innermost module that has all of a model's parameters.
+
+    That is the same whatever is put around the network (a LightningModule), or around its layers (low-rank adapters,
+    activation checkpointing).
+    """
+    path, module = "", model
+    while not any(p is not None for p in module._parameters.values()):
+        children = [(n, c) for n, c in module.named_children() if next(c.parameters(), None) is not None]
+        if len(children) != 1:
+            break
+        ((name, module),) = children
+        path += f"{name}."
+    return lambda name: _AROUND_LAYERS.sub(".", name.removeprefix(path))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..ghn import GHN, Facts, Tile
 from ..graph import Graph, TraceError, trace
 from ..own_init.stand_ins import meta_parameter, named_tensors, replaced
-from ..own_init.values import forget, materialise, on_meta, own_values, warn_unset
+from ..own_init.values import forget, materialise, on_meta, own_values, set_values, warn_unset
 from ..recipe.assign import brought
 from ..recipe.clock import Clock
 from ..recipe.options import Options
@@ -131,6 +131,9 @@ class Sharded(Place):
 
     def give_values(self) -> None:
         raise AssertionError("functions are refused for sharded models")
+
+    def values(self, names: Collection[str]) -> Mapping[str, Tensor]:
+        return set_values(self.model, names, lost=bool(self._options.init_rest))
 
     def part(self, parameter: Tensor) -> Tensor:
         return local(parameter)

@@ -14,19 +14,21 @@ PAPER = "Pretraining a Neural Network before Knowing Its Architecture"
 PAPER_ID = "arXiv:2207.10049"
 
 
-def source_cfg(source: Source, base: Any) -> Any:
+def source_cfg(source: Source | None, base: Any) -> Any:
     """The `PretrainedCfg` of an architecture whose weights a source predicts.
 
     Args:
-        source: as in `parse_source`.
+        source: None for weights that were drawn at random.
         base: the architecture's own `PretrainedCfg`; what describes data and layers is kept, what locates or
             describes weights is replaced.
     """
     return replace(base, **cfg_fields(source))
 
 
-def cfg_fields(source: Source) -> dict[str, Any]:
+def cfg_fields(source: Source | None) -> dict[str, Any]:
     """The fields of a `PretrainedCfg` in which a source takes the place of the weights' origin."""
+    if source is None:
+        return dict.fromkeys(("source", "tag", "license", "description", "origin_url", "paper_name", "paper_ids"))
     known = KNOWN.get(source.name)
     work = known or source.initialisation
     paper = (work.paper, f"arXiv:{work.arxiv}") if work and work.arxiv else (None, None)
@@ -67,10 +69,19 @@ def write_config(model: nn.Module, path: Path, source: Source, options: dict[str
 
 
 def note_source(model: nn.Module, report: InitReport) -> None:
-    """Have a model's `pretrained_cfg`, if it has one, say what has initialised it."""
-    config = getattr(model, "pretrained_cfg", None)
-    if isinstance(config, dict):
-        config.update(cfg_fields(parse_source(report.source)))
+    """Attach a report to the model that it is about, as `ghn_report`, and have timm's models in it name the source.
+
+    Those are all modules with a `pretrained_cfg` some of whose parameters were predicted.
+    """
+    fields = cfg_fields(parse_source(report.source))
+    for path, module in model.named_modules():
+        config = module.__dict__.get("pretrained_cfg")
+        prefix = f"{path}." if path else ""
+        if isinstance(config, dict) and any(name.startswith(prefix) for name in report.predicted):
+            ours = {**config, **fields}  # some models share theirs
+            for attribute in [a for a in ("pretrained_cfg", "default_cfg") if module.__dict__.get(a) is config]:
+                setattr(module, attribute, ours)
+    model.ghn_report = report  # type: ignore[assignment]
 
 
 def _description(source: Source) -> str:
