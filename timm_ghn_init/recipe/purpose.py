@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..graph import Graph
 from ..graph.classifier import declared_classifier
 from .assign import unwritable
+from .layer_scale import layer_scales
 
 FROZEN = "frozen by the model (requires_grad=False); only= predicts it all the same"
 ZERO = "set to zero by the constructor"
@@ -71,7 +72,7 @@ def find_purpose(
     parameters = dict(model.named_parameters())
     frozen = {n for n, p in parameters.items() if p.is_floating_point() and not p.requires_grad}
     kept = {} if only else dict.fromkeys((n for n in parameters if n in frozen), FROZEN)
-    before = _predicted_before(model)
+    before = _predicted_before(model) | set(layer_scales(model, ()))  # a source for these means to set them
     samples = _samples({n: values[n] for n in roles if n in values and n not in kept and n not in before})
     weights = _weights_of_biases(model)
     reasons: dict[str, str] = {}
