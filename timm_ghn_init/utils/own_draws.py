@@ -19,7 +19,7 @@ def own_draws(seed: int) -> Iterator[None]:
 
     They give what they would have given after `torch.manual_seed(seed)`. The global generator stays as it is.
     """
-    with keep_seed(), _OwnDraws(torch.Generator().manual_seed(seed)):
+    with keep_seed(), _OwnDraws(torch.Generator().manual_seed(int(seed))):
         yield
 
 
