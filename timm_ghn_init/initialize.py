@@ -87,7 +87,7 @@ def init_model(
             a kind of model that cannot be traced (scripted, exported, lazy, quantised, offloaded, FSDP1).
         CheckpointError: the GHN cannot be fetched or read.
         TraceError: the model's forward pass fails or nothing in it is recognised.
-        RuntimeError: the prediction is not finite. Of sharded models: a rank is gone, has failed or did not come, or
+        RuntimeError: the prediction is not finite. For sharded models: a rank is gone, has failed or did not come, or
             ranks differ in what they ask for.
 
     Example:

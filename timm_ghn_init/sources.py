@@ -4,8 +4,8 @@
 
 `NAME` is a row of `KNOWN`, `file:PATH` (with one of `SUFFIXES`) or `ghn`, the default GHN; `-orth` adds the
 post-processing of arXiv 2207.10049, Section 3. `KEYS` lists the keys. The rows of `registry` that are functions are
-sources too, "orth?layer=37". Of several with "+" between them, "ghn2-orth+mimetic", values of the later ones replace
-those of the earlier ones.
+sources too, "orth?layer=37". In "ghn2-orth+mimetic", values of the later source replace
+those of the earlier one.
 """
 
 import atexit
@@ -240,7 +240,7 @@ class Source:
     Attributes:
         name: a name in `KNOWN`, "ghn", "file:PATH" or another name in the `registry`.
         orth: post-process the prediction (arXiv 2207.10049, Section 3).
-        layer: the first layer that is post-processed, counted from 1; "auto" leaves the choice to the package. Of the
+        layer: the first layer that is post-processed, counted from 1; "auto" leaves the choice to the package. For the
             baseline "orth": the first layer that is orthogonal; "auto" is 1.
         beta: scale of the noise that post-processing adds, Eq. (1); 0 adds none.
         seed: of everything that is drawn at random. None means 0 unless an argument sets it, so that a caller's own

@@ -82,12 +82,12 @@ class Target(NamedTuple):
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Of a position embedding: rows and columns."""
+        """For a position embedding: rows and columns."""
         return None if self.place is None else self.place.grid
 
     @property
     def layout(self) -> str:
-        """Of a position embedding: "tokens" (one dimension of positions), "hwc" or "chw"."""
+        """For a position embedding: "tokens" (one dimension of positions), "hwc" or "chw"."""
         if self.place is None:
             return ""
         if len(self.place.axes) == 1:

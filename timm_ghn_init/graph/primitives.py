@@ -1,7 +1,7 @@
 """The table: which operator becomes which primitive.
 
-An operator that is not listed is contracted: its inputs are joined to whatever consumes its output. What PyTorch or
-timm grows next is one line here. A rule is given the tape, the operator's arguments and its output, and says what is
+An operator that is not listed is contracted: its inputs are joined to whatever consumes its output. A new operator of
+PyTorch or timm is one line here. A rule is given the tape, the operator's arguments and its output, and says what is
 known of the output; positions of arguments that differ between operators stand in the row.
 """
 

@@ -50,7 +50,7 @@ def trace(
             goes into), then a few usual sizes.
         dialect: "ghn2" or "ghn3", see `Graph`. A GHN knows its own: `ghn.dialect`.
         classifier: names of the modules that yield the logits. Default: timm's `get_classifier()`, else the last
-            layers of the graph, where an output is a matrix of logits. Of layers in a row it is the last.
+            layers of the graph, where an output is a matrix of logits. For layers in a row, the last.
         prepare: called before a forward pass on real values, for a model that does not have all of its values yet:
             gives it those, or returns some by name. The rest are zero.
         real: whether there may be a forward pass on real values.

@@ -13,8 +13,8 @@ timm looks up a few functions by name at call time. These are wrapped, in every 
 * `is_model_pretrained`, `get_pretrained_cfg`, `list_models`: libraries ask them before they create a model. The
   wrappers know every tag that is a source; `list_models` lists those tags that a filter asks for.
 
-Everything else, features_only, in_chans, num_classes, checkpoint_path and so on, is left to timm. What timm is told of
-such weights stands in `weights.timm_config`.
+Everything else, features_only, in_chans, num_classes, checkpoint_path and so on, is left to timm. The config of
+such weights is made by `weights.timm_config`.
 """
 
 import functools

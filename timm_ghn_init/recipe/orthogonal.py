@@ -2,8 +2,8 @@
 
 This is the one Q whose R has a positive diagonal, so any algorithm that yields it will do. Householder reflections
 work on every matrix. On a GPU they run far below the matrix rate, so there Q comes from Cholesky factors of the Gram
-matrices of many matrices at once: products, in float64 because a Gram matrix has the squared condition number. What is
-too close to rank-deficient for that is left to Householder.
+matrices of many matrices at once: products, in float64 because a Gram matrix has the squared condition number. Matrices
+that are too close to rank-deficient for that are left to Householder.
 
 Matrices are held transposed, one *column* of the tall (n, c) matrix per contiguous row of a (c, n) buffer. This is
 the layout LAPACK works in, so a decomposition needs no copy.

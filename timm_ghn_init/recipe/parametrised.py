@@ -38,12 +38,12 @@ class Parametrised(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the tensor in the model."""
+        """The name of the tensor in the model."""
         return self.path + self.attribute
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What it is computed from, by name: what a prediction of it is for comes last."""
+        """The parameters that it is computed from, by name; the one that a prediction is for comes last."""
         if isinstance(self.by, ParametrizationList):
             own = dict(self.by.named_parameters(recurse=False))
             return {f"{self.path}parametrizations.{self.attribute}.{n}": p for n, p in own.items()}

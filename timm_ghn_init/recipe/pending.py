@@ -58,7 +58,7 @@ class Pending:
             self._held[name] = kept
 
     def names(self) -> list[str]:
-        """Of what is held."""
+        """The names of the held results."""
         return list(self._held)
 
     def drop(self, name: str) -> None:

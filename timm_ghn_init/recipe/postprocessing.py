@@ -73,8 +73,8 @@ def list_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
     Returns:
         (name of the weight, module) of every module that has a `weight` with at least two dimensions, in the order of
-        `model.modules()`. The last one, the classifier, counts but is never post-processed. Where the weight is
-        computed from other parameters (`torch.nn.utils.parametrizations`) the name is that of the last of them.
+        `model.modules()`. The last one, the classifier, counts but is never post-processed. If the weight is
+        computed from other parameters (`torch.nn.utils.parametrizations`), the name is that of the last of them.
     """
     return [(layer.name, layer.module) for layer in layers_of(model)]
 
@@ -163,8 +163,7 @@ def postprocess(
         orthogonal: Whether to apply Eq. (2) after the noise.
         seed: Any integer. Same seed, same device: same bits.
         names: Only these of the weights. None: all. Names of other parameters have no effect.
-        device: Where to compute. None: where the model is if that is a GPU, else on a GPU if there is one, else on the
-            CPU.
+        device: Device of the computation. None: the model's if that is a GPU, else a GPU if there is one, else CPU.
         progress: Whether to show a progress bar. None: on a terminal, once two seconds have passed.
 
     Returns:

@@ -157,7 +157,7 @@ def _check(place: Place, plan: Plan) -> None:
 
 
 def _in_common(place: Place, plan: Plan) -> dict[str, str]:
-    """The facts that all ranks that work on a model must share. Where the GHN was shared, they have that."""
+    """The facts that all ranks that work on a model must share. After sharing, they have the same GHN."""
     resolved = plan.resolved
     return {
         "source": str(resolved.asked.prediction),

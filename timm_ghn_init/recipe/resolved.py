@@ -32,7 +32,7 @@ class Resolved:
 
     @property
     def function(self) -> Function:
-        """What gives the values, where no GHN predicts them."""
+        """The function that gives the values, if no GHN predicts them."""
         row = self.source.initialisation
         assert row is not None
         return partial(row.load(), **{**row.defaults, **dict(self.source.own)})

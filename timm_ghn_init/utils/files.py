@@ -4,8 +4,8 @@ An unfinished file is in a new folder next to its target, whose name nobody can 
 so no link waits in it. When all is written, and on the disk, it is renamed to the target's name.
 
 The writer holds a lock on that folder, which the system takes from a process that dies. So the next writer can tell
-what a killed process has left behind from what is being written, and removes it. Where a file system has no such
-locks, the folder is removed when it is a day old.
+what a killed process has left behind from what is being written, and removes it. On a file system
+without locks, the folder is removed when it is a day old.
 """
 
 import errno

@@ -48,7 +48,7 @@ def share() -> tuple[int, int]:
 def gather(topic: str, text: str) -> list[str]:
     """The answer of each rank of a job on a topic, once the last one has said it.
 
-    Where ranks have no store to meet in, just this process's.
+    Without a store to meet in, only this process's answer.
     """
     store, _ = _store()
     if store is None:

@@ -1,6 +1,6 @@
 """Many small operations: one thread for each, several at once.
 
-PyTorch splits an operation over all its threads and waits for the last of them. Where that takes microseconds and
+PyTorch splits an operation over all its threads and waits for the last of them. If that takes microseconds and
 another process keeps a core busy, the wait is a thousand times longer than the work.
 """
 
@@ -32,7 +32,7 @@ def one_thread_each(
 ) -> list[R]:
     """Do `work` without gradients on several items at once, on as many as PyTorch has threads.
 
-    The results do not depend on the number of threads: each item is computed by one. Where no thread can be started,
+    The results do not depend on the number of threads: each item is computed by one. If no thread can be started,
     the calling thread computes all of them.
 
     Args:

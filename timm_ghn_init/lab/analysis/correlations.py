@@ -1,8 +1,8 @@
 """How strongly the channels of a layer correlate (arXiv 2207.10049, Figure 2).
 
 The weight of a layer, (K, C, H, W), is taken as K rows of C * H * W values, one for each output channel, as in the
-paper's Section 3: r(w) is the K x K matrix of Pearson's correlations between rows. Of it the K (K - 1) / 2 pairs of
-different channels are counted: a channel's correlation with itself says nothing about the initialisation.
+paper's Section 3: r(w) is the K x K matrix of Pearson's correlations between rows. Only its K (K - 1) / 2 pairs of
+different channels count: a channel's correlation with itself says nothing about the initialisation.
 """
 
 import math

@@ -80,8 +80,8 @@ def experiments(records: Iterable[Record]) -> tuple[list[Experiment], int]:
     """Sort the final runs of a results file.
 
     Args:
-        records: lines of the file, which may come from anywhere. Of two runs with equal settings and seed the last
-            counts.
+        records: lines of the file, which may come from anywhere. The last of several runs with equal settings and
+            seed counts.
 
     Returns:
         The experiments in the order of their first run, and the number of lines that claim to be runs but are not.

@@ -15,8 +15,8 @@ def read_values(path: str | Path, column: str | None = None) -> tuple[str, dict[
         column: of the numbers. Default: the first one that has a number in the first row.
 
     Returns:
-        The column's name, and the numbers by name; rows without a number are passed over. Of a name that occurs
-        several times the last row counts.
+        The column's name, and the numbers by name; rows without a number are passed over. If a name
+        occurs several times, the last row counts.
 
     Raises:
         ValueError: no such column, or no numbers.

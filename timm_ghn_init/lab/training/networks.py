@@ -289,7 +289,7 @@ class Network(NamedTuple):
 def as_network(kind: str, module: nn.Module) -> Network:
     """Prepare a model on the meta device to be run with predicted parameters.
 
-    Norms take the statistics of the batch, since a predicted network has no running ones. What is not predicted gets
+    Norms take the statistics of the batch, since a predicted network has no running ones. The rest gets
     the value that has no effect: layer scales are 1, and class tokens are 0, like timm's to within 1e-6.
     """
     for norm in (m for m in module.modules() if isinstance(m, _BatchNorm)):
