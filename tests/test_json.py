@@ -76,7 +76,7 @@ def test_json(command: str, folder: Path, ghn_file: Path, capsys: Any, monkeypat
     if command.startswith("tune"):
         monkeypatch.setattr(plans, "run", trained)  # dozens of runs
     if command.startswith("cache"):
-        init_model(timm.create_model("test_resnet"), f"file:{ghn_file}", cache=True)
+        init_model(timm.create_model("test_resnet"), f"file:{ghn_file}-orth", cache=True)
         (kept,) = (folder / "home" / "weights").glob("*.safetensors")
         key = kept.name[:12]
     for name, value in {"GHN": ghn_file, "FOLDER": folder, "KEY": key}.items():

@@ -169,7 +169,10 @@ def add_patterns(parser: argparse.ArgumentParser) -> None:
     """Which parameters a source initialises."""
     for name, what in (("only", "initialise only"), ("skip", "leave")):
         parser.add_argument(
-            f"--{name}", nargs="+", metavar="PATTERN", help=f"{what} parameters of these names, e.g. 'blocks.*'"
+            f"--{name}",
+            nargs="+",
+            metavar="PATTERN",
+            help=f"{what} parameters of these names, e.g. 'blocks.*' (default: no restriction)",
         )
 
 
