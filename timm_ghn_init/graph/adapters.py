@@ -1,9 +1,14 @@
-"""Low-rank adapters that add nothing yet (LoRA, arXiv 2106.09685): the network is what it is without them."""
+"""Adapters: a low-rank one (LoRA, arXiv 2106.09685) that adds nothing yet is left as it is, others are refused.
 
-from collections.abc import Mapping
+An adapter that adds something, or rescales the weight, belongs to the weight that the layer had before: with another
+one the network would compute neither what the weight says nor what was adapted.
+"""
 
-from torch import Tensor
+from collections.abc import Iterable, Mapping
 
+from torch import Tensor, nn
+
+from ..utils.checks import InputError
 from .reduce import Op
 from .tape import Tape
 
@@ -11,22 +16,56 @@ _LAYERS = ("conv", "sep_conv", "dil_conv")
 REASON = "of a low-rank adapter that adds nothing yet, as one of its two factors is zero"
 
 
-def leave_adapters(tape: Tape) -> None:
+def leave_adapters(tape: Tape, modules: Iterable[tuple[str, nn.Module]], model: str) -> None:
     """Take branches of two layers, of which one is zero, off the sums that add them to a layer of the same input.
 
     Predicted values would make the adapted layer compute something else than its weight says.
+
+    Raises:
+        ValueError: an adapter that is not of this kind; it names a parameter of it.
     """
     for op in tape.ops:
         if op.kind != "sum":
             continue
+        for up in op.sources & tape.composed:
+            if any(_has_layer_of(tape.ops, o, tape.ops[up].sources) for o in op.sources - {up}):
+                _refuse(model, tape.ops[up].param)
         for up in op.sources:
             factors = _factors(tape.ops, up)
-            if factors is None or not any(_is_zero(tape.parameters, factor.param) for factor in factors):
+            if factors is None or not any(_has_layer_of(tape.ops, o, factors[0].sources) for o in op.sources - {up}):
                 continue
-            if any(_has_layer_of(tape.ops, other, factors[0].sources) for other in op.sources - {up}):
-                op.sources -= {up}
-                for factor in factors:
-                    tape.explain(factor.param, REASON)
+            if not any(_is_zero(tape.parameters, factor.param) for factor in factors):
+                _refuse(model, factors[0].param)
+            op.sources -= {up}
+            for factor in factors:
+                tape.explain(factor.param, REASON)
+    for name in tape.rotations:
+        if _is_zero(tape.parameters, name):  # of which a rotation by nothing is computed (OFT)
+            _refuse(model, name)
+    for names in tape.deltas:
+        if not any(_is_zero(tape.parameters, name) for name in names) or names & tape.rescaled:
+            _refuse(model, min(names))
+    for path, module in modules:
+        if any(cls.__module__.startswith("peft.tuners.") for cls in type(module).__mro__):
+            own = [n for n in tape.parameters if n.startswith(f"{path}.") and not n.startswith(f"{path}.base_layer.")]
+            for name in own:
+                if tape.reasons.get(name) != REASON:
+                    _refuse(model, name)
+
+
+def _refuse(model: str, name: str) -> None:
+    raise InputError(
+        f"{model}: {name} belongs to an adapter that changes what its layer computes, so a predicted weight would not "
+        "take effect as it is. Initialise before adding adapters. Nothing was changed."
+    )
+
+
+def is_delta(tape: Tape, weight: frozenset[str], delta: frozenset[str]) -> bool:
+    """Whether a sum of two tensors that are computed from parameters is a weight and what an adapter adds to it."""
+    if len(weight) != 1 or len(delta) < 2 or weight & delta:
+        return False
+    size = tape.parameters[next(iter(weight))].numel()
+    return all(tape.parameters[name].numel() < size for name in delta)
 
 
 def _factors(ops: list[Op], up: int) -> tuple[Op, Op] | None:
@@ -35,7 +74,7 @@ def _factors(ops: list[Op], up: int) -> tuple[Op, Op] | None:
     if second.kind not in _LAYERS or len(second.sources) != 1:
         return None
     first = ops[min(second.sources)]
-    if first.kind not in _LAYERS or not first.channels or not second.channels or first.channels >= second.channels:
+    if first.kind not in _LAYERS or not first.channels or not second.channels or first.channels * 2 > second.channels:
         return None
     return first, second
 

@@ -53,6 +53,10 @@ class Tape:
         self.uses: dict[str, list[Use]] = {}
         self.reasons: dict[str, str] = {}
         self.picks: frozenset[int] = NO_OPS
+        self.deltas: list[frozenset[str]] = []  # parameters whose product is added to a weight
+        self.composed: set[int] = set()  # layers whose weight is computed from several smaller parameters
+        self.rotations: frozenset[str] = frozenset()  # parameters that orthogonal matrices are computed from
+        self.rescaled: frozenset[str] = frozenset()  # those of weights that are computed and then scaled by others
         self.provenance = Provenance()
         self.stand_ins: dict[str, Tensor] = {}
         self.layer: nn.Module | None = None  # that is running and holds one weight, which it may scale
@@ -101,6 +105,8 @@ class Tape:
     def contract(self, name: str, tensors: list[Tensor]) -> Value:
         """An operation that is no primitive: its output stands for its inputs."""
         merged = self.merge([self.value(t) for t in tensors], f"an operand of {name.removeprefix('aten::')}")
+        if "linalg_" in name and not merged.origin:  # solve, inverse, matrix exponential
+            self.rotations |= merged.leaves
         return merged if merged.norm is None else merged._replace(norm=None)
 
     def merge(self, values: Sequence[Value], reason: str) -> Value:

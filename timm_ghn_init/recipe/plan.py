@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..graph import Graph, TraceError
+from ..graph.adapters import REASON as ADAPTER
 from ..graph.classifier import declared_classifier
 from ..sources import Source
 from ..utils.checks import InputError
@@ -151,7 +152,7 @@ def make_plan(
     plan = plan._replace(skipped={n: reason for n, reason in skipped.items() if n not in plan.companions})
     if plan.layer_scale is not None:
         plan = _with_scales(plan, layer_scales(model, {*kept, *plan.written}))
-    layers = layers_of(model)
+    layers = [f for f in layers_of(model) if offer.skipped.get(f.name) != ADAPTER]
     if not source.is_postprocessed or (not layers and source.orth):
         return plan
     stay = _stay(model, offer.graph, layers)
@@ -160,7 +161,8 @@ def make_plan(
         layer = _auto_layer_of(plan, len(layers), sum(found.name not in stay for found in layers))
     check_options(model, layer, plan.equations.beta)
     weights = {id(model.get_parameter(n)): n for n in names if offer.roles[n] == "weight"}
-    found = to_process(model, layer, stay)
+    start = layers[layer - 1].number if 0 < layer <= len(layers) else layer  # adapters are not counted
+    found = to_process(model, start, stay)
     in_plan = [(f, weights[id(f.weight)]) for f in found if id(f.weight) in weights]
     changed = [f._replace(name=n, by=plan.computed.get(n, f.by)) for f, n in in_plan]
     _tell_left(name, layers, layer, plan)

@@ -137,6 +137,9 @@ def _add_layer(
     main = tape.main_leaf(weight, used.numel())
     shape = kernel or tape.node_shape(weight, main, used)
     origin = tape.add(Op(kind, x.origin | weight.origin, main, shape, channels=channels, grid=grid))
+    is_composed = len(weight.leaves) > 1 and not weight.parts
+    if is_composed and all(tape.parameters[name].numel() < used.numel() for name in weight.leaves):
+        tape.composed.add(len(tape.ops) - 1)
     scale = tape.provenance.factor(used, tape.stand_ins.get(main))
     if x.scale != 1 and tape.layer is not None and tape.owner(main) is tape.layer:
         scale *= x.scale

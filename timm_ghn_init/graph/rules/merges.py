@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..adapters import is_delta
 from ..positions import add_position
 from ..reduce import Op
 from ..tape import Tape, tensors_of
@@ -63,6 +64,9 @@ def summed(tape: Tape, a: Value, b: Value, first: Any = None, second: Any = None
         return _add_parameter(tape, a, b, second, out)
     if b.origin:
         return _add_parameter(tape, b, a, first, out)
+    for weight, delta in ((a, b), (b, a)):
+        if is_delta(tape, weight.leaves, delta.leaves):
+            tape.deltas.append(delta.leaves)
     return tape.merge((a, b), "a term of a sum")
 
 
@@ -154,6 +158,9 @@ def scaled(tape: Tape, a: Value, b: Value, first: Tensor, second: Tensor, out: T
         if division:
             b = b._replace(norm=inverted(b.norm))
         return _scale_by_parameter(tape, b, a, second, first, out, False)
+    for computed, factor in ((a, b), (b, a)):
+        if len(computed.leaves) > 2 and factor.leaves - computed.leaves:
+            tape.rescaled |= computed.leaves
     return multiplied(tape, a, b, tape.merge((a, b), ""), division)
 
 
