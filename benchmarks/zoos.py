@@ -38,12 +38,16 @@ from zoo_models import ZOOS, Zoo
 
 from timm_ghn_init import TraceError, init_model
 from timm_ghn_init.checkpoints.load import load_ghn, resolve_default
+from timm_ghn_init.recipe import purpose
 from timm_ghn_init.sources import SHIPPED, parse_source
 
 MODELS, INITIALISED, SHARE, WHOLE = 350, 0.99, 0.97, 0.99  # the targets
 GIGABYTES, SECONDS, AT_ONCE, VALUES = 4, 120, 40, 160_000_000  # the bounds
 # Classes that hold the parameters of a convolution, a linear layer or a norm, whoever wrote them.
 LAYER = re.compile(r"(.*(Conv(Transpose)?[123]d|Norm([123]d)?)|Conv1D|.*Linear|Bilinear|MultiheadAttention)")
+
+# Why layers are kept that a GHN could predict: they count neither as predicted nor as missed.
+KEPT = {purpose.FROZEN, purpose.ZERO, purpose.CONSTANT, purpose.TABLE, purpose.OF_A_KEPT_LAYER, purpose.HEAD}
 
 Record = dict[str, Any]
 
@@ -192,23 +196,47 @@ def initialised(model: nn.Module, inputs: Any, sizes: dict[str, int], used: set[
     except Exception as error:
         return {"outcome": "failed", "why": said(error)}
     seconds = time.perf_counter() - start
+    layers = {n for n in layers if report.skipped.get(n) not in KEPT}
     missed: dict[str, list[str]] = defaultdict(list)
     for n in layers - report.predicted.keys():
         missed[report.skipped[n]].append(n)
     after = dict(model.named_parameters())
     faults = [f"{n}: changed, and reported as left" for n in report.skipped if not same(after[n], before[n])]
+    faults += [
+        f"{n}: {why}, and overwritten" for n, why in meant(model, before).items() if not same(after[n], before[n])
+    ]
     faults += [f"{n}: not finite" for n in report.predicted if not after[n].isfinite().all()]
     return {
         "outcome": "initialised",
         "told": told,
         "nodes": report.nodes,
         "predicted_used": sum(sizes[n] for n in used & report.predicted.keys()),
+        "layers": sum(sizes[n] for n in layers),
         "predicted_layers": sum(sizes[n] for n in layers & report.predicted.keys()),
         "missed": {why: [sum(sizes[n] for n in names), sorted(names)[:4]] for why, names in missed.items()},
         "skipped": reasons(report.skipped, sizes, used),
         "faults": faults,
         "seconds": seconds,
     }
+
+
+def meant(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str, str]:
+    """Parameters that a constructor certainly set on purpose, found without the package's own rule."""
+    found = {}
+    for name, p in model.named_parameters():
+        values = before[name]
+        if not p.requires_grad and p.is_floating_point():
+            found[name] = "frozen"
+        elif name.endswith("weight") and values.dim() > 1 and values.numel() > max(values.shape) and not values.any():
+            found[name] = "zero"
+        elif (
+            name.endswith("bias")
+            and values.numel() > 1
+            and values.flatten()[0]
+            and (values == values.flatten()[0]).all()
+        ):
+            found[name] = "constant"
+    return found
 
 
 def same(a: Tensor, b: Tensor) -> bool:

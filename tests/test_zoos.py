@@ -47,6 +47,17 @@ class Net(nn.Module):
 
 USED = {"a.weight", "a.bias", "norm.g", "scale", "b.bias"} | {f"b.parametrizations.weight.original{i}" for i in (0, 1)}
 
+BODY = {"a.weight", "a.bias", "norm.g"}  # without the head
+
+
+def test_what_is_certainly_meant(zoos: ModuleType) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.Linear(8, 4))
+    nn.init.zeros_(model[2].weight)
+    nn.init.constant_(model[3].bias, -4)
+    model[0].weight.requires_grad_(False)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    assert zoos.meant(model, before) == {"0.weight": "frozen", "2.weight": "zero", "3.bias": "constant"}
+
 
 @pytest.mark.parametrize(("read", "device"), [(lambda x: None, "meta"), (lambda x: x.sum().item(), "cpu")])
 def test_used_is_what_gets_a_gradient(zoos: ModuleType, read: Callable[[Tensor], Any], device: str) -> None:
@@ -119,8 +130,9 @@ def test_outcomes_and_page(zoos: ModuleType, tmp_path: Path) -> None:
     }
     good, keyword, nested = records[:3]
     assert (good["told"], keyword["told"]) == (False, True)
-    assert good["layers"] == good["predicted_layers"] == sum(Net().get_parameter(n).numel() for n in USED - {"scale"})
-    assert good["used"] == good["layers"] + 4 and good["predicted_used"] == good["layers"]
+    assert good["layers"] == good["predicted_layers"] == sum(Net().get_parameter(n).numel() for n in BODY)
+    assert good["used"] == sum(Net().get_parameter(n).numel() for n in USED)
+    assert good["predicted_used"] == good["layers"]
     assert good["faults"] == [] and "nested tensors" in nested["why"]
 
     file = tmp_path / "zoos.jsonl"

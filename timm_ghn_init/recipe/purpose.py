@@ -24,6 +24,7 @@ from ..graph import Graph
 from ..graph.classifier import declared_classifier
 from .assign import unwritable
 from .layer_scale import layer_scales
+from .parametrised import parametrised
 
 FROZEN = "frozen by the model (requires_grad=False); only= predicts it all the same"
 ZERO = "set to zero by the constructor"
@@ -86,6 +87,9 @@ def find_purpose(
     found = graph() if declared_classifier(model, {}, None) is None else None
     kept |= {n: HEAD for n in (_heads(found) if found is not None else ()) if n in roles and n not in kept}
     kept |= {n: OF_A_KEPT_LAYER for n in roles if n not in kept and weights.get(n) in kept}
+    for by in parametrised(model):  # what one weight is computed from stays together
+        why = next((kept[n] for n in by.parameters if n in kept), None)
+        kept |= {} if why is None else dict.fromkeys(by.parameters, why)
     return Purpose({n: reason for n, reason in kept.items() if n not in only}, _notes(model, zero_norms))
 
 
