@@ -377,7 +377,7 @@ def test_layer_scales_get_the_value_that_was_chosen_for_the_ghn(tmp_path: Path, 
 
 def test_layer_scales_are_set_where_the_weights_come_from_the_cache() -> None:
     models = [timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)) for _ in range(2)]
-    reports = [init_model(model, "ghn2-fashion?layer_scale=0.5&cache=1", input_size=32) for model in models]
+    reports = [init_model(model, "ghn2-fashion-orth?layer_scale=0.5&cache=1", input_size=32) for model in models]
     assert [report.cached for report in reports] == [False, True]
     for model in models:
         assert (model.stages[0].blocks[0].gamma == 0.5).all()

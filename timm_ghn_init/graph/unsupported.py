@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -85,10 +84,6 @@ def refuse_unsupported(model: Any, name: str) -> None:
         ValueError: a scripted, exported, lazy, quantised, offloaded, flatly sharded or fake model, in whole or in part.
         TypeError: no module at all.
     """
-    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
-        raise InputError(
-            f"{name}: no values can be written under FakeTensorMode: all tensors there are fake. {_FAKE.way_out}"
-        )
     classes: dict[type, _Kind | None] = {}
     for path, part in _parts(model):
         cls = type(part)
