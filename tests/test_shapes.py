@@ -131,3 +131,24 @@ def test_anything_else_is_left_to_pytorch(case: str) -> None:
 
 def test_every_rule_is_tested() -> None:
     assert set(_RULES) == {func for func, _ in CASES.values()}
+
+
+X, IMAGES, KERNEL = meta(4, 8), meta(2, 3, 8, 8), meta(5, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("operator", "args"),
+    [
+        (aten.mm.default, (X, meta(2, 8, 4))),
+        (aten.sub.Tensor, (X, True)),
+        (aten._softmax.default, (X, 2, False)),
+        (aten.roll.default, (X, [1], [2])),
+        (aten.relu_.default, (meta(1, 8).expand(4, 8),)),
+        (aten.convolution.default, (IMAGES, KERNEL, meta(4), [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+        (aten.convolution.default, (IMAGES, KERNEL, None, [0, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+        (aten.native_layer_norm.default, (X, [8], meta(4), None, 1e-5)),
+        (aten.native_batch_norm.default, (X, None, None, None, None, False, 0.1, 1e-5)),
+    ],
+)
+def test_what_pytorch_may_refuse_is_left_to_it(operator: Any, args: Any) -> None:
+    assert infer(operator, args) is None

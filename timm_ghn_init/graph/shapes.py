@@ -42,7 +42,7 @@ def _elementwise(x: Tensor, *others: Any) -> Tensor | None:
 
 
 def _elementwise_(x: Tensor, *others: Any) -> Tensor | None:
-    return x if x.is_floating_point() else None
+    return x if x.is_floating_point() and 0 not in x.stride() else None  # expanded memory is refused
 
 
 def _contiguous(x: Tensor, *others: Any) -> Tensor | None:
@@ -50,14 +50,14 @@ def _contiguous(x: Tensor, *others: Any) -> Tensor | None:
 
 
 def _softmax(x: Tensor, dim: int, to_float: bool = False) -> Tensor | None:
-    return None if to_float else _contiguous(x)
+    return _contiguous(x) if not to_float and -x.dim() <= dim < x.dim() else None
 
 
 def _binary(x: Tensor, y: Any) -> Tensor | None:
     """x and y of the same shape, or one of them broadcast to the other's."""
     if not x.is_floating_point():
         return None
-    if isinstance(y, (int, float)):
+    if type(y) in (int, float):  # a bool cannot be subtracted
         return _like(x)
     if not isinstance(y, Tensor) or y.dtype != x.dtype or y.device != x.device:
         return None
@@ -76,7 +76,8 @@ def _binary_(x: Tensor, y: Any) -> Tensor | None:
     """The same in place: x stays what it is."""
     if isinstance(y, Tensor) and not (y.dtype == x.dtype and y.device == x.device and _broadcasts(y.shape, x.shape)):
         return None
-    return x if x.is_floating_point() and isinstance(y, (Tensor, int, float)) else None
+    fits = isinstance(y, Tensor) or type(y) in (int, float)
+    return x if fits and x.is_floating_point() and 0 not in x.stride() else None
 
 
 def _broadcasts(part: torch.Size, whole: torch.Size) -> bool:
@@ -84,15 +85,21 @@ def _broadcasts(part: torch.Size, whole: torch.Size) -> bool:
     return len(part) <= len(whole) and all(p in (1, w) for p, w in zip(part, tail, strict=True))
 
 
+def _of_a_kind(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether all are real and of one type and device."""
+    kind = x.dtype, x.device
+    return x.is_floating_point() and all(t is None or (t.dtype, t.device) == kind for t in others)
+
+
 def _mm(a: Tensor, b: Tensor) -> Tensor | None:
-    if a.dtype != b.dtype or a.device != b.device or a.shape[1] != b.shape[0]:
+    if not (a.dim() == 2 == b.dim() and _of_a_kind(a, b)) or a.shape[1] != b.shape[0]:
         return None
     return _new(a, (a.shape[0], b.shape[1]))
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
     out = _mm(a, b)
-    return out if out is not None and bias.dtype == a.dtype and _broadcasts(bias.shape, out.shape) else None
+    return out if out is not None and _of_a_kind(a, bias) and _broadcasts(bias.shape, out.shape) else None
 
 
 def _convolution(
@@ -107,7 +114,14 @@ def _convolution(
     groups: int,
 ) -> Tensor | None:
     fits = x.dim() == 4 == weight.dim() and x.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
-    if not fits or transposed or x.dtype != weight.dtype or not len(stride) == len(padding) == 2:
+    if (
+        not fits
+        or transposed
+        or not _of_a_kind(x, weight, bias)
+        or not len(stride) == len(padding) == len(dilation) == 2
+    ):
+        return None
+    if min(*stride, *dilation) < 1 or min(padding) < 0 or (bias is not None and bias.shape != weight.shape[:1]):
         return None
     spatial = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     size = [(n + 2 * pad - dil * (k - 1) - 1) // step + 1 for n, k, step, pad, dil in spatial]
@@ -115,7 +129,10 @@ def _convolution(
 
 
 def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
-    if any(p is not None and p.dtype != x.dtype for p in (weight, bias)) or list(x.shape[-len(shape) :]) != list(shape):
+    whole = list(shape)
+    if not whole or not _of_a_kind(x, weight, bias) or list(x.shape[-len(whole) :]) != whole:
+        return None
+    if any(p is not None and list(p.shape) != whole for p in (weight, bias)):
         return None
     statistics = _new(x, (*x.shape[: -len(shape)], *(1 for _ in shape)))
     return _contiguous(x), statistics, _like(statistics)
@@ -130,16 +147,18 @@ def _batch_norm(
     training: bool,
     *_: Any,
 ) -> Any:
-    if training and mean is not None:
+    if training == (mean is not None) or (mean is None) != (var is None) or x.dim() < 2:
         return None
-    if any(p is not None and (p.dtype != x.dtype or p.shape[0] != x.shape[1]) for p in (weight, bias, mean)):
+    vectors = (weight, bias, mean, var)
+    if not _of_a_kind(x, *vectors) or any(p is not None and p.shape != x.shape[1:2] for p in vectors):
         return None
     statistics = (x.shape[1] if training else 0,)
     return _like(x), _new(x, statistics), _new(x, statistics)
 
 
-def _roll(x: Tensor, *others: Any) -> Tensor:
-    return _new(x, x.shape)
+def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor | None:
+    fits = len(shifts) == len(dims) and all(-x.dim() <= dim < x.dim() for dim in dims)
+    return _new(x, x.shape) if fits else None
 
 
 def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
