@@ -1,6 +1,7 @@
 """The names that other work builds on."""
 
 import ast
+import doctest
 import inspect
 import re
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
+import timm
+import torch
+from torch import nn
 
 import timm_ghn_init
 
@@ -23,6 +27,15 @@ FUNCTIONS = {
     "register": [],
     "unregister": [],
 }
+
+
+EXAMPLES = [
+    f"timm_ghn_init.{name}"
+    for name in (
+        *("trace", "load_ghn", "save_ghn", "postprocess", "InitReport", "list_sources", "Source", "parse_source"),
+        *("recipe.postprocessing.list_layers", "sharded.blocks.blocks_of"),
+    )
+]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -47,6 +60,22 @@ def test_the_reference_shows_paths_to_import_from() -> None:
     for path in shown:
         assert resolve_name(path).__doc__, path
     assert {f"timm_ghn_init.{name}" for name in timm_ghn_init.__all__} - set(shown) == {"timm_ghn_init.__version__"}
+
+
+def test_examples_of_docstrings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {name: getattr(timm_ghn_init, name) for name in timm_ghn_init.__all__} | {
+        "timm": timm,
+        "torch": torch,
+        "nn": nn,
+    }
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for path in EXAMPLES:
+        (test,) = doctest.DocTestFinder(recurse=False).find(resolve_name(path), path, globs=dict(names))
+        assert test.examples, path
+        test.globs[path.rpartition(".")[2]] = resolve_name(path)
+        runner.run(test)
+    assert runner.summarize().failed == 0
 
 
 def test_import_is_light() -> None:

@@ -42,6 +42,11 @@ class InitReport:
         parts: name -> the part of a composed source, as "mimetic" of "ghn2-orth+mimetic", which its values are from;
             empty for other sources.
         notes: sentences on what else the user should know.
+
+    Example:
+        >>> report = init_model(timm.create_model("test_resnet", num_classes=5), "ghn2-fashion-orth")
+        >>> report.source, report.skipped["fc.weight"]
+        ('ghn2-fashion-orth', 'classifier of 5 classes, the GHN predicts 10')
     """
 
     model: str

@@ -261,6 +261,11 @@ class Source:
 
     Raises:
         ValueError: no such source, a value outside of what `KEYS` allows, or a key that the source does not have.
+
+    Example:
+        >>> source = Source("ghn2", orth=True, layer=37)
+        >>> str(source)
+        'ghn2-orth?layer=37'
     """
 
     name: str = DEFAULT
@@ -460,7 +465,12 @@ def patterns(value: Any) -> Any:
 
 
 def list_sources() -> list[Source]:
-    """All sources with a name: GHNs without and with post-processing, "ghn", the default, first, then all others."""
+    """All sources with a name: GHNs without and with post-processing, "ghn", the default, first, then all others.
+
+    Example:
+        >>> [str(source) for source in list_sources()][:3]
+        ['ghn', 'ghn-orth', 'ghn2']
+    """
     ghns = [DEFAULT, *(n for n, ghn in KNOWN.items() if ghn.local_path is None or ghn.local_path.is_file())]
     functions = [name for name in names() if name not in KNOWN and name != DEFAULT and _loads(name)]
     return [Source(name, orth) for name in ghns for orth in (False, True)] + [Source(name) for name in functions]

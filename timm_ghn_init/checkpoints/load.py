@@ -67,6 +67,12 @@ def load_ghn(name_or_path: str | Path | Source, device: "torch.device | str | No
     Raises:
         CheckpointError: the file cannot be fetched, read or trusted.
         ValueError: no source of that name.
+
+    Example:
+        >>> ghn = load_ghn("ghn2-fashion")
+        >>> ghn.dialect, ghn.num_classes
+        ('ghn2', 10)
+        >>> weights = ghn.predict(trace(timm.create_model("test_resnet")))
     """
     if device is not None:
         check_device(device)
@@ -95,6 +101,11 @@ def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = 
         ValueError: another suffix, or metadata that are not strings.
         CheckpointError: NaN or inf in a tensor, which is named.
         OSError: the file cannot be written; then nothing is left behind.
+
+    Example:
+        >>> ghn = load_ghn("ghn2-fashion")
+        >>> ghn.depth = 0.25  # post-processing begins after a quarter of the layers
+        >>> save_ghn(ghn, "mine.safetensors")
     """
     path = Path(path)
     if path.suffix != ".safetensors":

@@ -64,6 +64,13 @@ def trace(
         TraceError: the forward fails with these inputs, or nothing in the model was recognised.
         ValueError: a scripted, exported, lazy, quantised or offloaded model, or FSDP1, in whole or in part; both
             `input_size` and `example_inputs`, or no such inputs.
+
+    Example:
+        >>> graph = trace(timm.create_model("test_resnet"))
+        >>> graph.nodes[1]
+        Node(primitive='conv', param='conv1.0.weight', shape=(16, 3, 3, 3))
+        >>> graph.skipped
+        {}
     """
     name = model_name(model)
     refuse_unsupported(model, name)

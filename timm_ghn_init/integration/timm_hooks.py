@@ -29,8 +29,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..graph import model_name
-from ..graph.classifier import declared_classifier
 from ..own_init.deferred import DeferredInit, deferred_init
 from ..report import InitReport
 from ..sources import SUFFIXES, Source, is_source, list_sources, parse_source
@@ -271,6 +269,8 @@ class _Creation:
     def __call__(self, overwritten: Collection[Tensor]) -> None:
         """As `DeferredInit.settle`. A classifier that is not predicted is a new one each time."""
         if self.deferred is not None and self.model is not None:
+            from ..graph.classifier import declared_classifier
+
             parameters = dict(self.model.named_parameters())
             heads = declared_classifier(self.model, parameters, None) or ()
             self.deferred.settle(overwritten, [parameters[n] for n in heads])
@@ -337,6 +337,7 @@ def _wrap_load_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _initialise(model: nn.Module, source: Source) -> InitReport:
+    from ..graph import model_name
     from ..initialize import initialise
 
     name = model_name(model)

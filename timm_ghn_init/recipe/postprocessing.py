@@ -75,6 +75,10 @@ def list_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
         (name of the weight, module) of every module that has a `weight` with at least two dimensions, in the order of
         `model.modules()`. The last one, the classifier, counts but is never post-processed. If the weight is
         computed from other parameters (`torch.nn.utils.parametrizations`), the name is that of the last of them.
+
+    Example:
+        >>> [name for name, _ in list_layers(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)))]
+        ['0.weight', '2.weight']
     """
     return [(layer.name, layer.module) for layer in layers_of(model)]
 
@@ -174,6 +178,14 @@ def postprocess(
             processed: on the meta device, not initialised yet, not floating point, or with NaN or infinite values. A
             name that no parameter of the model has.
         RuntimeError: a result is not finite. After any of these errors the model is unchanged.
+
+    Example:
+        >>> model = timm.create_model("test_resnet")
+        >>> done = postprocess(model, layer=5)
+        >>> weight = model.get_parameter(done[0].name).flatten(1)
+        >>> gram = weight @ weight.T if len(weight) < weight.shape[1] else weight.T @ weight
+        >>> bool(torch.allclose(gram, torch.eye(len(gram)), atol=1e-5))
+        True
     """
     _MODULE.check("model", model)
     FLAG.check("orthogonal", orthogonal)

@@ -24,6 +24,10 @@ def blocks_of(model: nn.Module) -> Iterator[str]:
     Those are the numbered groups of parameters that timm's own `group_matcher` names, as far as they are modules
     ("blocks.3", "stages.1.blocks.0"); where there are none, the elements of every outermost `nn.Sequential` or
     `nn.ModuleList` that have parameters.
+
+    Example:
+        >>> list(blocks_of(timm.create_model("test_vit")))[:2]
+        ['blocks.0', 'blocks.1']
     """
     matcher = getattr(model, "group_matcher", None)
     groups = matcher(coarse=False) if callable(matcher) else {}
