@@ -427,6 +427,8 @@ def page(done: dict[tuple[str, str], Any]) -> str:
         f"{torch.__version__}, timm {timm.__version__}. Losses are multiples of those from the network's own "
         "initialisation.",
         "",
+        "The page is written from what has been measured so far; run it again to go on.",
+        "",
         f"| source | finite | first loss at most {FIRST:g} | at most {FIRST_OF_ALL:g} | last loss at most {LAST:g} | "
         "median first | median last | targets |",
         "|---|---|---|---|---|---|---|---|",
@@ -448,7 +450,10 @@ def page(done: dict[tuple[str, str], Any]) -> str:
     for name in own:
         cells = []
         for source in SOURCES:
-            record = done.get((name, source), {})
+            record = done.get((name, source))
+            if record is None:
+                cells.append("not measured")
+                continue
             a, b = ratios(own[name], record)
             cells.append(record["error"].partition(":")[0] if "error" in record else f"{a:.3g}, {b:.3g}")
         lines.append(f"| {name} | {own[name][0]:.3g}, {own[name][-1]:.3g} | {' | '.join(cells)} |")
