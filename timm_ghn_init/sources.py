@@ -465,7 +465,7 @@ def patterns(value: Any) -> Any:
 
 
 def list_sources() -> list[Source]:
-    """All sources with a name: GHNs without and with post-processing, "ghn", the default, first, then all others.
+    """List the sources with a name: GHNs without and with post-processing, "ghn", the default, first, then all others.
 
     Example:
         >>> [str(source) for source in list_sources()][:3]
