@@ -1,8 +1,8 @@
 """From a training run to the GHN that ships: evaluate it, write the file and the page about it.
 
     timm-ghn-init train-ghn -o runs/fashion --data fashion-mnist ...
-    python benchmarks/depth.py --ghn file:runs/fashion/ghn.safetensors > depth.md
-    python benchmarks/ship.py runs/fashion --command "timm-ghn-init train-ghn ..." --depth 0.25 --depth-table depth.md
+    python benchmarks/depth.py --ghn file:runs/fashion/ghn.safetensors
+    python benchmarks/ship.py runs/fashion --command "timm-ghn-init train-ghn ..." --depth 0.125 0.5 0.5
 
 Writes the file in timm_ghn_init/data that `sources.SHIPPED` names, with configuration, command, log, evaluation, depth
 and licence in its metadata, benchmarks/results/shipped-ghn.md and .svg. What `--notes` holds goes into the page as it
@@ -22,6 +22,7 @@ import torch
 from safetensors import safe_open
 
 from timm_ghn_init import load_ghn, save_ghn
+from timm_ghn_init.graph import KINDS
 from timm_ghn_init.lab.images.batches import open_images
 from timm_ghn_init.lab.training.evaluate import Score, evaluate, summary
 from timm_ghn_init.lab.training.loop import CHECKPOINT, LOG, RESULT
@@ -68,16 +69,7 @@ timm-ghn-init eval-ghn --source {name} --data {data} --networks {held_out}
 |---|---:|---:|
 {table}
 
-{depth}What it is worth for training on other images is in [transfer.md](transfer.md).
-"""
-DEPTH = """## Where post-processing begins
-
-With `-orth` and no layer given, the first {depth:g} of a network's layers are left as they are predicted and the others
-are made orthogonal. That was chosen on validation images, with `benchmarks/depth.py`: accuracy in percent over the
-depth, mean and deviation over seeds, after a short training with 100 labelled digits.
-
-{table}
-
+What it is worth for training on other images is in [transfer.md](transfer.md).
 """
 
 
@@ -87,9 +79,12 @@ def main() -> None:
     parser.add_argument("--command", required=True, help="with which it was trained")
     parser.add_argument("--machine", default=f"{platform.machine()}, {os.cpu_count()} cores")
     parser.add_argument("--earlier", type=Path, metavar="GHN", help="the GHN that the training began from")
-    parser.add_argument("--depth", type=float, help="where post-processing begins, of all layers")
-    parser.add_argument("--depth-table", type=Path, metavar="FILE.md", help="what depth.py printed")
-    parser.add_argument("--notes", type=Path, metavar="FILE.md", help="to append to the page")
+    kinds = tuple(kind.upper() for kind in KINDS)
+    parser.add_argument(
+        "--depth", type=float, nargs=3, metavar=kinds, help="where post-processing begins, of all layers"
+    )
+    parser.add_argument("--layer-scale", type=float, help="the value that layer scales get")
+    parser.add_argument("--notes", type=Path, metavar="FILE.md", help="to append to the page: how these were chosen")
     parser.add_argument("--networks", type=int, default=80)
     parser.add_argument("--data-dir", help="of Fashion-MNIST (default: data)")
     args = parser.parse_args()
@@ -99,7 +94,8 @@ def main() -> None:
     training = json.loads(checkpoint["config"]) | checkpoint["state"] | {"processes": checkpoint["world"]}
     images = open_images(training["data"], args.data_dir)
     scores = evaluate(ghn, images, networks=args.networks)
-    ghn.depth = args.depth
+    ghn.depth = None if args.depth is None else dict(zip(KINDS, args.depth, strict=True))
+    ghn.layer_scale = args.layer_scale
     target = KNOWN[SHIPPED].local_path
     assert target is not None
     target.parent.mkdir(exist_ok=True)
@@ -155,7 +151,6 @@ def page(args: argparse.Namespace, training: dict, scores: list[Score], target: 
         data=training["data"],
         about=IMAGES[training["data"]],
         earlier=earlier_words(args),
-        depth=DEPTH.format(depth=ghn.depth, table=args.depth_table.read_text().strip()) if args.depth_table else "",
     )
     return text + ("\n" + args.notes.read_text() if args.notes else "")
 
