@@ -311,7 +311,8 @@ def test_a_copy_of_a_file_is_the_same_to_the_bit(tmp_path: Path) -> None:
     assert path is not None
     save_ghn(load_ghn(sources.SHIPPED), tmp_path / S, {"note": "longer metadata"})
     torch_file(tmp_path / P, load_ghn(sources.SHIPPED))
-    models = [torch.nn.Sequential(torch.nn.Conv2d(3, 40, 3), torch.nn.Conv2d(40, 9, 3)) for _ in range(3)]
+    own = torch.nn.Sequential(torch.nn.Conv2d(3, 40, 3), torch.nn.Conv2d(40, 9, 3))  # the last layer is kept
+    models = [copy.deepcopy(own) for _ in range(3)]
     for model, name in zip(models, (sources.SHIPPED, f"file:{tmp_path / S}", f"file:{tmp_path / P}"), strict=True):
         init_model(model, f"{name}-orth?layer=1", input_size=8)
         assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), model.parameters(), strict=True))

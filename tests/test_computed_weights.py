@@ -232,10 +232,10 @@ def test_an_adapter_that_adds_nothing_is_not_there(make: Make, bias: str) -> Non
 
 def test_an_adapter_that_adds_something_and_a_branch_that_is_none() -> None:
     trained = Net(lambda m, x: m.l(x), l=Adapted(conv(), (conv(8, 2), conv(2, 8))))
-    assert_graph(
-        trace(trained, SIZE),
-        "input > conv l.base.weight > sum; input > conv l.down.0.weight > conv l.up.0.weight > sum",
-    )
+    with pytest.raises(
+        ValueError, match=r"l\.down\.0\.weight belongs to an adapter .* Initialise before adding adapters"
+    ):
+        trace(trained, SIZE)
     bottleneck = Net(lambda m, x: x + m.up(m.down(x).relu()), down=conv(8, 2), up=zero(conv(2, 8)))
     assert_graph(trace(bottleneck, SIZE), "input > conv down.weight > conv up.weight > sum; input > sum")
 

@@ -193,8 +193,9 @@ def _beginning(value: Tensor) -> Tensor:
 
 
 def _from_all_over(value: Tensor) -> Tensor:
-    places = torch.linspace(0, value.numel() - 1, min(_STRIDED, value.numel()), dtype=torch.float64).long()
-    index = torch.unravel_index(places.to(value.device), value.shape)
+    count = min(_STRIDED, value.numel())
+    places = torch.linspace(0, value.numel() - 1, count, dtype=torch.float64, device=value.device).long()
+    index = torch.unravel_index(places, value.shape)
     return value[index] if value.dim() else value.reshape(1)
 
 
