@@ -52,7 +52,8 @@ def test_it_is_a_small_ghn2(metadata: dict[str, str]) -> None:
     training = json.loads(metadata["training"])
     assert training["data"] == "fashion-mnist" and ghn.num_classes == 10
     assert not any(part.startswith(("/", "~")) for part in metadata["command"].split())  # no path of a machine
-    assert metadata["log"].splitlines()[-1].split(",")[0] == str(training["step"] // 50 * 50)
+    last = int(metadata["log"].splitlines()[-1].split(",")[0])  # the log has a line for every 50 steps
+    assert abs(last - training["step"]) < 50
 
 
 def test_the_page_tells_what_the_file_holds(metadata: dict[str, str]) -> None:
