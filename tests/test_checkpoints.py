@@ -21,6 +21,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -375,6 +376,7 @@ def test_what_trainers_save_beside_a_ghn(tmp_path: Path) -> None:
         "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 3).state_dict(),
         "generator": torch.get_rng_state(),
         "seen": {1, 2},
+        "accuracy": (np.float64(0.5), np.float32(0.5), np.int64(3)),
         "count": collections.Counter("abca"),
         "size": torch.Size([2, 3]),
         "device": torch.device("cpu"),

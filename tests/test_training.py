@@ -19,7 +19,7 @@ from processes import torchrun
 from timm_ghn_init import load_ghn, save_ghn, trace
 from timm_ghn_init.cli import main
 from timm_ghn_init.ghn import GHN
-from timm_ghn_init.lab.images.batches import open_images
+from timm_ghn_init.lab.images.batches import _mean_and_std, open_images
 from timm_ghn_init.lab.images.datasets import DatasetError, load
 from timm_ghn_init.lab.training import evaluate as evaluation
 from timm_ghn_init.lab.training.evaluate import Score, evaluate, summary
@@ -470,3 +470,23 @@ def test_images_that_a_ghn_was_trained_on_and_that_have_no_name(
     assert main(["eval-ghn", str(file)]) == 2
     error = capsys.readouterr().err
     assert said in error and "--data" in error and "\x1b" not in error
+
+
+def test_images_by_formula_need_no_files() -> None:
+    images = open_images("formula", num_classes=4)
+    assert images.num_classes == 4
+    batch, labels = images.batch(1, 2, 16)
+    again, others = images.batch(1, 2, 16)[0], images.batch(1, 3, 16)[0]
+    held_out = images.batch(1, 2, 16, train=False)[0]
+    assert batch.shape == (16, 3, 32, 32) and batch.dtype == torch.float32 and set(labels.tolist()) <= set(range(4))
+    assert torch.equal(batch, again) and not torch.equal(batch, others) and not torch.equal(batch, held_out)
+
+
+def test_mean_and_deviation_of_a_data_set() -> None:
+    pixels = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels[:, 2] = 0  # no blue
+    mean, deviation = _mean_and_std(pixels)
+    expected = pixels.double().transpose(0, 1).flatten(1) / 255
+    torch.testing.assert_close(mean, expected.mean(1).float())
+    torch.testing.assert_close(deviation[:2], expected.std(1, correction=0)[:2].float())
+    assert deviation[2] == 1

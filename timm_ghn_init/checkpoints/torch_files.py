@@ -17,6 +17,7 @@ def read_torch(path: Path) -> Any:
     """
     import torch
 
+    _admit_numpy_scalars()
     try:
         is_archive = zipfile.is_zipfile(path)
         if is_archive:
@@ -36,6 +37,19 @@ def read_torch(path: Path) -> Any:
             f"a pickle that holds other things than tensors and plain values, which is never read: {name}. Save it "
             f"without them, or, if you trust whoever wrote it, torch.serialization.add_safe_globals([{name}])."
         ) from None
+
+
+def _admit_numpy_scalars() -> None:
+    """Let PyTorch read NumPy's numbers, such as the accuracy in a trainer's checkpoint. They run no code.
+
+    The admission stays for the process: to take it back would take it from other threads in the middle of a file.
+    """
+    import numpy as np
+    import torch
+
+    numbers = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
+    scalar: Any = np.float64(0).__reduce__()[0]
+    torch.serialization.add_safe_globals([scalar, np.dtype, *{type(np.dtype(number)) for number in numbers}])
 
 
 def _check_archive(path: Path) -> None:

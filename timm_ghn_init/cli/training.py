@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.checks import PROCESSES, WIDTH
+from ..utils.checks import CLASSES, PROCESSES, WIDTH
 from .arguments import Command, add_data, add_needed_source, as_source, number, option, seconds, whole
 from .messages import UserError, mistakes, table
 from .models import read_device
@@ -21,7 +21,10 @@ def add(command: Command) -> None:
     sub.add_argument(
         "-o", "--output", required=True, metavar="DIR", help="folder of the run: checkpoint, log, GHN (required)"
     )
-    add_data(sub, "fashion-mnist")
+    add_data(sub, "formula", default="fashion-mnist")
+    sub.add_argument(
+        "--classes", type=option(CLASSES), default=100, metavar="N", help="classes of formula (default: %(default)s)"
+    )
     sub.add_argument("--steps", type=whole(1), default=10_000, help="optimiser updates (default: %(default)s)")
     sub.add_argument(
         "--time-budget", type=seconds, metavar="TIME", help="stop after, e.g., 90m; --resume continues (default: none)"
@@ -45,7 +48,7 @@ def add(command: Command) -> None:
 
     sub = command("eval-ghn", eval_ghn, "eval-ghn --source runs/mine/ghn.safetensors")
     add_needed_source(sub, "a GHN: its name or file")
-    add_data(sub, "fashion-mnist", "those that it was trained on")
+    add_data(sub, "formula", "those that it was trained on")
     sub.add_argument("--networks", type=whole(8), default=40, help="held-out networks (default: %(default)s)")
     _add_machine(sub, "CPU")
 
@@ -66,7 +69,8 @@ def train_ghn(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     with mistakes(ValueError):
         config = TrainConfig(
-            data=args.data,
+            data=args.data or "fashion-mnist",
+            num_classes=args.classes,
             steps=args.steps,
             networks=args.networks,
             batch_size=args.batch_size,
@@ -97,7 +101,7 @@ def eval_ghn(args: argparse.Namespace) -> int:
 
     ghn = load_ghn(args.source, read_device(args.device) or "cpu")
     with mistakes(ValueError):
-        images = open_images(args.data or _trained_on(ghn, args.source), args.data_dir)
+        images = open_images(args.data or _trained_on(ghn, args.source), args.data_dir, ghn.num_classes)
         scores = evaluate(ghn, images, networks=args.networks, seed=args.seed)
     chance = 1 / images.num_classes
     rows = list(summary(scores))
@@ -109,9 +113,9 @@ def eval_ghn(args: argparse.Namespace) -> int:
 
 def _trained_on(ghn: "GHN", source: str) -> str:
     """The name of the images in the GHN's file; of a folder it has no path."""
-    from ..lab.images.datasets import NAMED
+    from ..lab.images.batches import NAMES
 
-    if ghn.trained_on is None or ghn.trained_on not in NAMED:
+    if ghn.trained_on is None or ghn.trained_on not in NAMES:
         said = "nothing" if ghn.trained_on is None else repr(ghn.trained_on[:80])
         raise UserError(f"{source}: its file says {said} about the images it was trained on. Name some with --data.")
     return ghn.trained_on

@@ -185,6 +185,7 @@ POSITIVE = number("above 0", lambda value: value > 0)
 NOT_NEGATIVE = number("a finite number from 0 on", lambda value: value >= 0)
 PART = number("from 0 up to 1", lambda value: 0 <= value < 1)
 SEED = whole(0)
+CLASSES = whole(2, 10**6)  # of the classifiers that a GHN predicts
 WIDTH = multiple(4, 2**14)  # of a GHN's node embeddings
 PROCESSES = whole(0, 1024)  # more of them than any machine has cores take it down
 NAMESPACE = Kind(

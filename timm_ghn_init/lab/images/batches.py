@@ -6,21 +6,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .datasets import Dataset, load
+from .datasets import NAMED, Dataset, load
+from .formula import FormulaImages
 
 SHIFT = 3  # pixels, at most, to each side
 
 
-def open_images(data: str, folder: str | Path | None = None) -> "Images":
-    """Batches of a data set at 32 x 32 pixels.
+NAMES = ("formula", *NAMED)  # see `open_images`
+
+
+def open_images(data: str, folder: str | Path | None = None, num_classes: int = 100) -> "Images | FormulaImages":
+    """Batches of a data set, or of images made by formula, at 32 x 32 pixels.
 
     Args:
-        data, folder: as `datasets.load` takes them.
+        data: "formula", or what `datasets.load` takes.
+        folder: as `datasets.load` takes it.
+        num_classes: of the formulas; a data set has its own.
 
     Raises:
         DatasetError: as `datasets.load`.
     """
-    return Images(load(data, 32, folder))
+    return FormulaImages(num_classes) if data == "formula" else Images(load(data, 32, folder))
 
 
 class Images:
@@ -32,10 +38,7 @@ class Images:
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset, self.name, self.num_classes = dataset, dataset.name, len(dataset.classes)
-        pixels = dataset.train.images.float().transpose(0, 1).flatten(1) / 255
-        deviation = pixels.std(1)
-        deviation[deviation == 0] = 1.0  # a colour that is the same everywhere, such as none
-        self.mean, self.std = (v.view(3, 1, 1) for v in (pixels.mean(1), deviation))
+        self.mean, self.std = (values.view(3, 1, 1) for values in _mean_and_std(dataset.train.images))
 
     def batch(self, seed: int, index: int, size: int, train: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
         """Random images to train on, shifted and mirrored; or held-out images as they are, one after the other.
@@ -62,6 +65,17 @@ class Images:
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         return (images.float() / 255 - self.mean) / self.std
+
+
+def _mean_and_std(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each colour over all pixels, from counts of the 256 levels, so that no float copy of the images is made."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)]).double()
+    share = counts / counts.sum(1, keepdim=True)
+    mean = share @ levels
+    deviation = (share * (levels - mean[:, None]).square()).sum(1).sqrt()
+    deviation[deviation == 0] = 1.0  # a colour that is the same everywhere, such as none
+    return mean.float(), deviation.float()
 
 
 def _shifted(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

@@ -1,0 +1,225 @@
+"""Images made by formula: unlimited, labelled, without a download and without anybody's rights.
+
+Formula-driven supervised learning, "Pre-training without Natural Images" (Kataoka et al., 2020, arXiv 2101.08515), at
+32 x 32: a class is a set of parameters of formulas, an image one drawing of them. A class has
+
+* a shape: the attractor of an iterated function system, as in the paper, or, every other class, a closed curve by the
+  superformula (Gielis, 2003), filled or as a ring;
+* a texture behind it: two gratings, added, multiplied or the larger of both;
+* two hues, of the shape and of the texture.
+
+Each drawing has its own pose, light and noise. Some go without the texture, or with other hues, or in grey, so that no
+single cue will do: easy ones to begin with, and the shape for those who learn more.
+"""
+
+import colorsys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SIZE = 32
+POINTS = 3000  # of a fractal; a drawing takes some of them
+
+_AXIS = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE * 2 - 1
+_TURN = np.linspace(-np.pi, np.pi, 64, dtype=np.float32)
+_Y, _X = np.meshgrid(_AXIS, _AXIS, indexing="ij")
+
+
+@dataclass(frozen=True)
+class FormulaImages:
+    """Batches of labelled images; the same (seed, index) is the same batch, on every machine.
+
+    Attributes:
+        num_classes: how many classes there are. The first n of a larger set are those of a smaller one.
+    """
+
+    num_classes: int = 100
+    name: ClassVar[str] = "formula"
+
+    def batch(self, seed: int, index: int, size: int, train: bool = True) -> tuple[Tensor, Tensor]:
+        """Draw images.
+
+        Args:
+            seed, index: which batch.
+            size: images in the batch.
+            train: held-out images (False) are never among those for training.
+
+        Returns:
+            Images (size, 3, 32, 32), float32, about -2 to 2; labels (size,), int64.
+        """
+        rng = np.random.default_rng((int(train), seed, index))
+        labels = rng.integers(0, self.num_classes, size)
+        formulas = [self._formulas[label] for label in labels]
+        shapes = np.empty((size, SIZE, SIZE), dtype=np.float32)
+        for i, (_, draw) in enumerate(_SHAPES):
+            chosen = np.flatnonzero(labels % len(_SHAPES) == i)
+            if len(chosen):
+                shapes[chosen] = draw(np.stack([formulas[j].shape for j in chosen]), rng)
+        textures = _draw_textures(np.stack([f.texture for f in formulas]), rng)
+        images = _colour(shapes, textures, np.stack([f.hues for f in formulas]), rng)
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+    @cached_property
+    def _formulas(self) -> list["_Formula"]:
+        return [_formula(i) for i in range(self.num_classes)]
+
+
+class _Formula(NamedTuple):
+    """One class: parameters of its shape and of its texture, and two hues."""
+
+    shape: np.ndarray
+    texture: np.ndarray
+    hues: np.ndarray
+
+
+def _formula(label: int) -> _Formula:
+    rng = np.random.default_rng((2, label))
+    make, _ = _SHAPES[label % len(_SHAPES)]
+    return _Formula(make(rng), _make_texture(rng), rng.random(2))
+
+
+def _pose(n: int, rng: np.random.Generator, turn: float) -> tuple[np.ndarray, ...]:
+    """Angle (radians), scale, and shift along both axes, each (n, 1, 1), float32."""
+    draws = rng.uniform((-turn, 0.65, -0.2, -0.2), (turn, 1.05, 0.2, 0.2), (n, 4)).astype(np.float32)
+    return tuple(draws.T[:, :, None, None])
+
+
+def _plane(n: int, rng: np.random.Generator, turn: float) -> tuple[np.ndarray, np.ndarray]:
+    """The coordinates of every pixel in the drawing's own frame, each (n, SIZE, SIZE)."""
+    angle, scale, dx, dy = _pose(n, rng, turn)
+    x, y = (_X - dx) / scale, (_Y - dy) / scale
+    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+
+
+# -- fractals ----------------------------------------------------------------------------------------------------------
+
+
+def _make_fractal(rng: np.random.Generator) -> np.ndarray:
+    """A cloud of points on an attractor that neither fills the square nor is a few dots."""
+    while True:
+        maps = rng.uniform(-1, 1, (rng.integers(2, 5), 2, 3))
+        norms = np.linalg.svd(maps[:, :, :2], compute_uv=False)[:, 0]
+        maps[:, :, :2] *= (rng.uniform(0.4, 0.85, len(maps)) / norms)[:, None, None]  # contractions
+        points = _attractor(maps, rng)
+        low, high = np.percentile(points, (1, 99), axis=0)
+        points = (2 * (points - low) / np.maximum(high - low, 1e-6) - 1).astype(np.float32)
+        filled = (_raster(points[None]) > 0).mean()
+        if 0.12 < filled < 0.5:
+            return points
+
+
+def _attractor(maps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The chaos game, many points at a time: (POINTS, 2)."""
+    area = np.abs(np.linalg.det(maps[:, :, :2])) + 0.02
+    points = np.zeros((POINTS, 2))
+    for choice in rng.choice(len(maps), (20, POINTS), p=area / area.sum()):
+        points = np.einsum("nij,nj->ni", maps[choice, :, :2], points) + maps[choice, :, 2]
+    return points
+
+
+def _raster(points: np.ndarray) -> np.ndarray:
+    """Points in [-1, 1]^2, (n, P, 2), counted by pixel: (n, SIZE, SIZE), float32. Others are dropped."""
+    n = len(points)
+    pixel = np.floor((points + 1) * (SIZE / 2)).astype(np.int64)
+    inside = ((pixel >= 0) & (pixel < SIZE)).all(2)
+    flat = (np.arange(n)[:, None] * SIZE + pixel[:, :, 1]) * SIZE + pixel[:, :, 0]
+    return np.bincount(flat[inside], minlength=n * SIZE * SIZE).reshape(n, SIZE, SIZE).astype(np.float32)
+
+
+def _draw_fractals(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    start, count = int(rng.integers(0, POINTS // 2)), int(rng.integers(700, POINTS // 2))
+    points = points[:, start : start + count]
+    angle, scale, dx, dy = _pose(len(points), rng, 0.3)
+    x, y = points[:, None, :, 0] * scale, points[:, None, :, 1] * scale
+    turned = np.concatenate((x * np.cos(angle) - y * np.sin(angle) + dx, x * np.sin(angle) + y * np.cos(angle) + dy), 1)
+    return np.minimum(_raster(turned.transpose(0, 2, 1)), 2) / 2
+
+
+# -- outlines ----------------------------------------------------------------------------------------------------------
+
+
+def _make_outline(rng: np.random.Generator) -> np.ndarray:
+    """A curve that is not just another circle."""
+    while True:
+        exponents = rng.uniform(0.3, (3, 6, 6))
+        ring = rng.uniform(0.15, 0.35) if rng.random() < 0.5 else 2.0  # thickness; 2 is filled
+        values = np.array([rng.integers(2, 10), *exponents, ring], dtype=np.float32)
+        radius = _superformula(_TURN, *values[:4])
+        if radius.min() < 0.75 * radius.max():
+            return values
+
+
+def _superformula(angle: np.ndarray, m: Any, n1: Any, n2: Any, n3: Any) -> np.ndarray:
+    a, b = np.abs(np.cos(m * angle / 4)), np.abs(np.sin(m * angle / 4))
+    return (a**n2 + b**n3 + 1e-6) ** (-1 / n1)
+
+
+def _draw_outlines(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    m, n1, n2, n3, ring = values.T[:, :, None, None]
+    x, y = _plane(len(values), rng, 0.3)
+    radius = np.hypot(x, y)
+    largest = _superformula(_TURN, m, n1, n2, n3).max(2, keepdims=True)
+    edge = 0.9 * _superformula(np.arctan2(y, x), m, n1, n2, n3) / largest
+    return np.clip((edge - radius) * 12, 0, 1) * np.clip((radius - edge + ring) * 12, 0, 1)
+
+
+# -- textures ----------------------------------------------------------------------------------------------------------
+
+
+def _make_texture(rng: np.random.Generator) -> np.ndarray:
+    angle, frequency = rng.uniform(0, np.pi, 2), rng.uniform(3, 13, 2)  # radians per half width
+    mix = rng.integers(0, 3)
+    return np.array([*angle, *frequency, mix, rng.uniform(2, 8)], dtype=np.float32)
+
+
+def _draw_textures(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    n = len(values)
+    angle0, angle1, frequency0, frequency1, mix, sharp = values.T[:, :, None, None]
+    x, y = _plane(n, rng, 0.12)
+    phase0, phase1 = rng.uniform(0, 2 * np.pi, (2, n, 1, 1)).astype(np.float32)
+    a = np.sin(frequency0 * (x * np.cos(angle0) + y * np.sin(angle0)) + phase0)
+    b = np.sin(frequency1 * (x * np.cos(angle1) + y * np.sin(angle1)) + phase1)
+    both = np.select([mix == 0, mix == 1], [a + b, 2 * a * b], 2 * np.maximum(a, b))
+    return 1 / (1 + np.exp(-sharp * both / 2))
+
+
+# -- colours -----------------------------------------------------------------------------------------------------------
+
+
+def _colour(shapes: np.ndarray, textures: np.ndarray, hues: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Shapes over textures, each (n, H, W) in 0 to 1, in colours of the given hues (n, 2): (n, 3, H, W)."""
+    n = len(shapes)
+    others = rng.random(n) < 0.25
+    hues = np.where(others[:, None], rng.random((n, 2)), hues + rng.normal(0, 0.03, (n, 2))) % 1
+    bright, dark = (0.6, 1.0), (0.1, 0.5)
+    front, back = _rgb(hues[:, 0], bright, rng), _rgb(hues[:, 1], dark, rng)
+    grey, inverted = rng.random((2, n)) < 0.2
+    for colour in (front, back):
+        colour[grey] = colour[grey].mean(1, keepdims=True)
+    front[inverted], back[inverted] = back[inverted], front[inverted]
+    flat = rng.random((n, 1, 1)) < 0.25
+    relief = np.where(flat, 1, 0.5 + textures)[:, None]
+    shape = shapes[:, None]
+    images = back[:, :, None, None] * relief * (1 - shape) + front[:, :, None, None] * shape
+    slope = rng.normal(0, 0.12, (2, n, 1, 1, 1))
+    light = 1 + slope[0] * _X + slope[1] * _Y
+    noise = rng.standard_normal(images.shape, dtype=np.float32) * rng.uniform(0, 0.08, (n, 1, 1, 1))
+    return ((images * light + noise - 0.4) / 0.27).astype(np.float32)
+
+
+def _rgb(hue: np.ndarray, values: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    """Colours (n, 3) of the given hues, with saturations and values at random."""
+    hsv = np.stack((hue, rng.uniform(0.4, 1, len(hue)), rng.uniform(*values, len(hue))), 1)
+    return np.array([colorsys.hsv_to_rgb(*colour) for colour in hsv], dtype=np.float32)
+
+
+# How the parameters of a shape are drawn, and how the shape is; classes take turns.
+_SHAPES: tuple[tuple[Callable[[np.random.Generator], np.ndarray], Callable[..., np.ndarray]], ...] = (
+    (_make_fractal, _draw_fractals),
+    (_make_outline, _draw_outlines),
+)
