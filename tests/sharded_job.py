@@ -34,7 +34,7 @@ import timm_ghn_init
 from timm_ghn_init import CheckpointError, TraceError, init_model, initialize, load_ghn, save_ghn
 from timm_ghn_init.checkpoints.load import shared_ghn
 from timm_ghn_init.recipe.postprocessing import process_weight
-from timm_ghn_init.sharded import post
+from timm_ghn_init.sharded import post, share
 from timm_ghn_init.sharded.exchange import local
 from timm_ghn_init.weights import files as weights
 
@@ -416,6 +416,37 @@ def a_rank_that_fails_before(job: Job) -> None:
         fails(lambda: job.init(model, "tied"), TraceError, "ZeroDivisionError")
     else:
         refused(model, lambda: job.init(model, "tied"), RuntimeError, "rank 1 failed", "ZeroDivisionError")
+
+
+@check(2)
+def a_rank_with_other_arguments(job: Job) -> None:
+    """The other one is told of what fails before there is anything to wait for."""
+    model, start = place(build("tied"), job.mesh, [Shard(0)]), time.monotonic()
+    if job.rank == 1:
+        fails(lambda: init_model(model, ORTH, device="meta"), ValueError, "device must be")
+        fails(lambda: init_model(model, "nonsense"), ValueError, "nonsense")
+    else:
+        refused(model, lambda: job.init(model, "tied"), RuntimeError, "rank 1 failed", "device must be")
+        refused(model, lambda: job.init(model, "tied"), RuntimeError, "rank 1 failed", "nonsense")
+    assert time.monotonic() - start < 20
+
+
+@check(2)
+def a_rank_without_memory_for_the_ghn(job: Job) -> None:
+    model = place(build("tied"), job.mesh, [Shard(0)])
+    empty = share._empty
+
+    def fail(*args: Any) -> Any:
+        raise MemoryError("full")
+
+    if job.rank == 1:
+        share._empty = fail
+        fails(lambda: job.init(model, "tied"), MemoryError, "full")
+        share._empty = empty
+    else:
+        refused(model, lambda: job.init(model, "tied"), RuntimeError, "rank 1 failed (memory for the GHN)", "full")
+    job.init(model, "tied")  # nothing is under way that would be taken for this
+    same(model, job.expected("tied"))
 
 
 @check(2)

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_ghn_init import init_model, initialize, save_ghn
 from timm_ghn_init.ghn import GHN, Tile
-from timm_ghn_init.graph import Target
+from timm_ghn_init.graph import Target, unsupported
 from timm_ghn_init.lab.finetune.data import Data
 from timm_ghn_init.lab.finetune.in_memory import InMemory
 from timm_ghn_init.lab.finetune.protocol import Trial
@@ -105,6 +105,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     def generator(seed: int, name: str, device: Any = "cpu") -> torch.Generator | None:
         return None if torch.device(device).type == "cuda" else torch.Generator(device)  # only a GPU has one of its own
 
+    monkeypatch.setattr(unsupported, "refuse_fake", lambda *_: None)
     monkeypatch.setattr(FakeTensor, "numpy", values, raising=False)
     monkeypatch.setattr(FakeTensor, "tolist", tolist, raising=False)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: seen.update(["ends"]))

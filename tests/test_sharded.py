@@ -3,7 +3,6 @@
 import itertools
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
@@ -14,9 +13,10 @@ from timm_models import on_meta, skip_if_values_are_read
 from torch import nn
 from torch.distributed.tensor import Replicate, Shard
 
-from timm_ghn_init import create_sharded, init_model
+from timm_ghn_init import init_model
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph import trace
+from timm_ghn_init.integration.create import _on_meta
 from timm_ghn_init.own_init.values import own_values
 from timm_ghn_init.recipe.postprocessing import layers_of
 from timm_ghn_init.sharded.blocks import blocks_of, shard_blocks
@@ -157,9 +157,8 @@ def test_a_constructor_that_reads_values_is_named(monkeypatch: pytest.MonkeyPatc
         return nn.Dropout(torch.linspace(0, 1, 3)[1].item())
 
     monkeypatch.setitem(timm.models._registry._model_entrypoints, "reads_values", entrypoint)
-    mesh: Any = None
     with pytest.raises(RuntimeError, match=r"reads_values: its constructor .*timm 1\.0\.21 on; this is"):
-        create_sharded("reads_values", "ghn2-fashion", mesh)
+        _on_meta("reads_values", {})
 
 
 def test_owners_share_the_work() -> None:

@@ -3,7 +3,8 @@
 import copy
 import logging
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ from .weights import cache as weights_cache
 from .weights import hub
 from .weights.push import push_predicted
 from .weights.timm_config import note_source
+
+if TYPE_CHECKING:
+    from .sharded.meeting import Meeting
 
 _logger = logger(__name__)
 
@@ -93,9 +97,12 @@ def init_model(
     Example:
         >>> report = init_model(torchvision.models.resnet50(), "ghn2-orth?layer=37")
     """
-    source = parse_source(source)
-    options = Options(ghn, input_size, seed, device, progress, cache, init_rest, timeout, example_inputs, only, skip)
-    report = initialise(model, source, options)
+    with _meeting(model) as meeting:
+        source = parse_source(source)
+        options = Options(
+            ghn, input_size, seed, device, progress, cache, init_rest, timeout, example_inputs, only, skip
+        )
+        report = initialise(model, source, options, meeting=meeting)
     if source.push:
         push_predicted(model, report)
     return report
@@ -107,6 +114,7 @@ def initialise(
     options: Options | None = None,
     settle: Settle | None = None,
     constructed: Constructed | None = None,
+    meeting: "Meeting | None" = None,
 ) -> InitReport:
     """`init_model` for a model that may still be waiting for its own initialisation (see `deferred_init`).
 
@@ -114,11 +122,19 @@ def initialise(
         settle: what supplies its values. It is called before anything writes a parameter.
         constructed: of a sharded model, gives the values, whole and on the CPU, that its constructor would have given
             to parameters and buffers of these names. Default: those of its `reset_parameters` and `init_weights`.
+        meeting: of a sharded model, with the other ranks.
     """
     refuse_unsupported(model, model_name(model))
     options = options or Options()
-    with bare(model) as (inner, names):
-        place = _place(inner, source.seed_or(options.seed), options, settle, constructed)
+    with _meeting(model) if meeting is None else nullcontext(meeting) as meeting, bare(model) as (inner, names):
+        seed, name = source.seed_or(options.seed), model_name(inner)
+        place: Place
+        if meeting is None:
+            place = Whole(inner, name, seed, options, settle)
+        else:
+            from .sharded.place import Sharded  # needs PyTorch's distributed engine
+
+            place = Sharded(inner, name, seed, options, meeting, constructed)
         place.given_names = names
         if source.initialisation and options.ghn is not None:
             raise InputError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
@@ -130,15 +146,15 @@ def initialise(
     return report
 
 
-def _place(
-    model: nn.Module, seed: int, options: Options, settle: Settle | None, constructed: Constructed | None
-) -> Place:
-    name = model_name(model)
-    if any(hasattr(p, "device_mesh") for p in model.parameters()):
-        from .sharded.place import Sharded  # needs PyTorch's distributed engine
+def _meeting(model: nn.Module) -> "AbstractContextManager[Meeting | None]":
+    """Where the ranks that hold parts of a model meet, and are told of what fails here; None for a whole model."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    mesh = next((p.device_mesh for p in parameters if hasattr(p, "device_mesh")), None)
+    if mesh is None:
+        return nullcontext()
+    from .sharded.meeting import Meeting  # needs PyTorch's distributed engine
 
-        return Sharded(model, name, seed, options, constructed)
-    return Whole(model, name, seed, options, settle)
+    return Meeting(model_name(model), mesh)
 
 
 def finished_key(

@@ -1,12 +1,12 @@
 """Models that cannot be read or written: known before anything is touched, and refused with the way out."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ..utils.checks import InputError
@@ -24,11 +24,6 @@ _FSDP1 = _Kind(
     r"\.FullyShardedDataParallel$|\.FlatParameter$",
     "wrapped in FullyShardedDataParallel (FSDP1), which keeps parameters in flat pieces",
     "Initialise the model before wrapping it, or shard it with torch.distributed.fsdp.fully_shard (FSDP2).",
-)
-_FAKE = _Kind(
-    r"\.FakeTensor$",
-    "fake (FakeTensorMode): its tensors have no values and can get none",
-    "Initialise the model outside of FakeTensorMode.",
 )
 _ZERO3 = _Kind(
     r"^deepspeed\..*(Zero|Init)Param",
@@ -68,7 +63,6 @@ _KINDS = (
         "quantised",
         "Initialise the model in floating point, then quantise that.",
     ),
-    _FAKE,
     _FSDP1,
     _ZERO3,
     _FAKE,
@@ -93,10 +87,17 @@ def refuse_unsupported(model: Any, name: str) -> None:
         if kind is not None:
             where = f"{'.'.join(filter(None, path))} is" if any(path) else "the model is"
             raise InputError(f"{name}: {where} {kind.what}. {kind.way_out} Nothing was changed.")
-    if any(isinstance(mode, FakeTensorMode) for mode in _get_current_dispatch_mode_stack()):
-        raise InputError(f"{name}: operators are {_FAKE.what}. {_FAKE.way_out} Nothing was changed.")
+    refuse_fake(classes, name)
     if not isinstance(model, nn.Module):
         raise TypeError(f"A model is a torch.nn.Module, not {type(model).__module__}.{type(model).__qualname__}.")
+
+
+def refuse_fake(classes: Collection[type], name: str) -> None:
+    """Raise where tensors are fake: they have no values, and can get none."""
+    if FakeTensor in classes or any(isinstance(mode, FakeTensorMode) for mode in _get_current_dispatch_mode_stack()):
+        raise InputError(
+            f"{name}: tensors are fake. Initialise the model outside of FakeTensorMode. Nothing was changed."
+        )
 
 
 def _parts(model: Any) -> Iterator[tuple[tuple[str, str], Any]]:

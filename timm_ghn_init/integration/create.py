@@ -13,6 +13,7 @@ from ..own_init.deferred import DeferredInit, deferred_init
 from ..own_init.stand_ins import named_tensors
 from ..recipe.options import Options
 from ..sharded.blocks import shard_blocks
+from ..sharded.meeting import Meeting
 from ..sources import Source, parse_source
 from ..utils.own_draws import own_draws
 
@@ -59,20 +60,21 @@ def create_sharded(
     """
     import timm
 
-    source = parse_source(source)
-    model = _on_meta(model_name, timm_kwargs)
-    shard_blocks(model, **{**(fully_shard_kwargs or {}), "mesh": mesh})
+    with Meeting(model_name, mesh) as meeting:
+        source = parse_source(source)
+        model = _on_meta(model_name, timm_kwargs)
+        shard_blocks(model, **{**(fully_shard_kwargs or {}), "mesh": mesh})
 
-    def constructed(names: Collection[str]) -> dict[str, Tensor]:
-        with torch.device("cpu"):
-            create = timm.model_entrypoint(model_name) if timm.is_model(model_name) else None
-            generator = torch.Generator().manual_seed(source.seed_or(seed))
-            deferred = deferred_init(create, (), timm_kwargs, generator)
-            build = partial(timm.create_model, model_name, **timm_kwargs)
-            return _constructed(build, deferred, names, generator.initial_seed())
+        def constructed(names: Collection[str]) -> dict[str, Tensor]:
+            with torch.device("cpu"):
+                create = timm.model_entrypoint(model_name) if timm.is_model(model_name) else None
+                generator = torch.Generator().manual_seed(source.seed_or(seed))
+                deferred = deferred_init(create, (), timm_kwargs, generator)
+                build = partial(timm.create_model, model_name, **timm_kwargs)
+                return _constructed(build, deferred, names, generator.initial_seed())
 
-    options = Options(seed=seed, device=device, timeout=timeout, example_inputs=example_inputs)
-    initialise(model, source, options, constructed=constructed)
+        options = Options(seed=seed, device=device, timeout=timeout, example_inputs=example_inputs)
+        initialise(model, source, options, constructed=constructed, meeting=meeting)
     return model
 
 

@@ -97,8 +97,7 @@ def layout_of(model: nn.Module, name: str) -> Layout:
         if problem:
             raise InputError(f"{name}: {parameter} {problem}")
     coordinate = mesh.get_coordinate()
-    if coordinate is None:
-        raise InputError(f"{name}: this rank is not part of its {mesh}. Initialise it on the ranks of the mesh only.")
+    assert coordinate is not None  # this process is one of a `Meeting` of the mesh
     return Layout(mesh, int(np.ravel_multi_index(coordinate, tuple(mesh.shape))))
 
 

@@ -3,42 +3,57 @@
 import json
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
-from .layout import Layout
+from ..utils.checks import InputError
 
 TIMEOUT = 1800.0  # seconds; that of PyTorch itself, and longer than one rank computes at a layer
 
-_SLICE = 0.5  # seconds between two looks at whether another rank has failed
+_PAUSE = 0.1  # seconds, at the most, between two looks at what the others do
 
 
 class Meeting:
     """Meetings of the ranks of a mesh in the job's store, none of them a collective operation.
 
-    All of them must be held by all ranks in the same order.
+    All ranks must hold them in the same order. As a context manager it tells the other ranks of whatever is raised in
+    its block, so a rank enters it before it does anything that can fail.
 
     Args:
         model: its name, for messages.
+        mesh: of its parameters.
+
+    Attributes:
         members: the global ranks; this process is the one at `rank`.
         timeout: seconds to wait for all the others.
+
+    Raises:
+        ValueError: this process is not part of the mesh.
     """
 
-    def __init__(self, model: str, members: list[int], rank: int, timeout: float) -> None:
-        self._model, self._members, self._rank, self._timeout = model, members, rank, timeout
+    def __init__(self, model: str, mesh: DeviceMesh) -> None:
+        self.members = [int(rank) for rank in mesh.mesh.flatten()]
+        if dist.get_rank() not in self.members:
+            raise InputError(
+                f"{model}: this rank is not part of its {mesh}. Initialise it on the ranks of the mesh only."
+            )
+        self.rank, self.timeout = self.members.index(dist.get_rank()), TIMEOUT
+        self._model, self._topic, self._held = model, "before the first meeting", 0
         self._store: Any = dist.distributed_c10d._get_default_store()
-        group = "-".join(map(str, members))
+        group = "-".join(map(str, self.members))
         # Ranks count their calls, so that what an earlier one has left in the store is not taken for this one's.
-        number = self._store.add(f"timm_ghn_init/sharded/{group}/calls/{members[rank]}", 1)
+        number = self._store.add(f"timm_ghn_init/sharded/{group}/calls/{dist.get_rank()}", 1)
         self._prefix = f"timm_ghn_init/sharded/{group}/{number}"
-        self._held = 0
 
-    @classmethod
-    def of(cls, layout: Layout, model: str, timeout: float) -> "Meeting":
-        members = [layout.global_rank(rank) for rank in range(layout.size)]
-        return cls(model, members, layout.rank, timeout)
+    def __enter__(self) -> "Meeting":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and not self._store.check([f"{self._prefix}/failed"]):
+            failure = {"rank": dist.get_rank(), "error": f"{type(error).__name__}: {error}", "topic": self._topic}
+            self._store.set(f"{self._prefix}/failed", json.dumps(failure))
 
     def __call__(self, topic: str, work: Callable[[], Any]) -> list[Any]:
         """Do this rank's work, and wait until all others have done theirs.
@@ -53,45 +68,39 @@ class Meeting:
         Raises:
             RuntimeError: another rank has failed, or did not come in time. The message names it.
         """
-        try:
-            said = work()
-        except BaseException as error:
-            self._tell(topic, error)
-            raise
+        self._topic = topic
+        said = work()
         self._held += 1
-        keys = [f"{self._prefix}/{self._held}/{member}" for member in self._members]
-        self._store.set(keys[self._rank], json.dumps(said))
-        self._wait(topic, keys)
-        return [json.loads(self._store.get(key)) for key in keys]
-
-    def _wait(self, topic: str, keys: list[str]) -> None:
-        end = time.monotonic() + self._timeout
-        for key in keys:
-            while not self._store.check([key]):
-                self._raise_if_failed()
-                left = end - time.monotonic()
-                if left <= 0:
-                    missing = [m for k, m in zip(keys, self._members, strict=True) if not self._store.check([k])]
-                    late = RuntimeError(
-                        f"{self._model}: rank {', '.join(map(str, missing))} did not come within {self._timeout:g} s "
-                        f"({topic}). Look at what it says; all ranks of the mesh must do this together."
-                    )
-                    self._tell(topic, late)  # or a rank that comes now would go on alone
-                    raise late
-                try:
-                    self._store.wait([key], timedelta(seconds=min(_SLICE, left)))
-                except RuntimeError:  # the wait timed out
-                    continue
-        self._raise_if_failed()
-
-    def _tell(self, topic: str, error: BaseException) -> None:
-        failure = {"rank": self._members[self._rank], "error": f"{type(error).__name__}: {error}", "topic": topic}
-        self._store.set(f"{self._prefix}/failed", json.dumps(failure))
-
-    def _raise_if_failed(self) -> None:
-        if self._store.check([f"{self._prefix}/failed"]):
-            failure = json.loads(self._store.get(f"{self._prefix}/failed"))
+        keys = {member: f"{self._prefix}/{self._held}/{member}" for member in self.members}
+        self._store.set(keys[dist.get_rank()], json.dumps(said))
+        if not self._wait_until(lambda: self._store.check(list(keys.values()))):
+            missing = [str(member) for member, key in keys.items() if not self._store.check([key])]
             raise RuntimeError(
-                f"{self._model}: rank {failure['rank']} failed ({failure['topic']}), so this one stops as well: "
-                f"{failure['error']}"
+                f"{self._model}: rank {', '.join(missing)} did not come within {self.timeout:g} s ({topic}). Look at "
+                "what it says; all ranks of the mesh must do this together."
             )
+        return [json.loads(self._store.get(key)) for key in keys.values()]
+
+    def wait_for(self, transfer: dist.Work) -> None:
+        """Wait for a collective operation, unless another rank fails or the time is over."""
+        if not self._wait_until(transfer.is_completed):
+            raise RuntimeError(
+                f"{self._model}: {self._topic} took longer than {self.timeout:g} s: another rank is gone, or too slow."
+            )
+        transfer.wait()  # raises what went wrong
+
+    def _wait_until(self, done: Callable[[], bool]) -> bool:
+        """Whether something was done in time. Raises if another rank has failed."""
+        end, pause = time.monotonic() + self.timeout, _PAUSE / 1000
+        while True:
+            is_done = done()
+            if self._store.check([f"{self._prefix}/failed"]):
+                failure = json.loads(self._store.get(f"{self._prefix}/failed"))
+                raise RuntimeError(
+                    f"{self._model}: rank {failure['rank']} failed ({failure['topic']}), so this one stops as well: "
+                    f"{failure['error']}"
+                )
+            if is_done or time.monotonic() > end:
+                return is_done
+            time.sleep(pause)
+            pause = min(2 * pause, _PAUSE)

@@ -26,8 +26,8 @@ from ..recipe.plan import Plan
 from ..sources import Source
 from ..utils.threads import one_thread
 from .exchange import Exchange, local
-from .layout import Layout, layout_of, mesh_of
-from .meeting import TIMEOUT, Meeting
+from .layout import layout_of
+from .meeting import Meeting
 from .post import PostProcessing
 from .share import communication_device, share_ghn
 
@@ -40,13 +40,13 @@ class Sharded(Place):
         name: of the model.
         seed: of what the model's own initialisation draws.
         options: of these `ghn`, `device`, `init_rest` and `timeout`.
+        meeting: of the ranks.
         constructed: as in `initialize.initialise`.
 
     Raises:
-        ValueError: this rank is not part of the mesh.
+        ValueError: as `layout_of`.
     """
 
-    layout: Layout
     whole = False
 
     def __init__(
@@ -55,21 +55,18 @@ class Sharded(Place):
         name: str,
         seed: int,
         options: Options,
+        meeting: Meeting,
         constructed: Callable[[Collection[str]], dict[str, Tensor]] | None = None,
     ) -> None:
         self.model, self.name = model, name
         self._seed, self._options, self._constructed = seed, options, constructed
         _bring_back_shards(model)
-        mesh = mesh_of(model)
-        assert mesh is not None
-        self._members = [int(r) for r in mesh.mesh.flatten()]
-        if torch.distributed.get_rank() not in self._members:
-            layout_of(model, name)  # raises
-        rank = self._members.index(torch.distributed.get_rank())
-        self.first = rank == 0
-        self._timeout = TIMEOUT if options.timeout is None else options.timeout
-        self._meeting = Meeting(name, self._members, rank, self._timeout)
-        self.device = communication_device(mesh) if options.device is None else torch.device(options.device)
+        self.layout = layout_of(model, name)
+        self._meeting, self._members = meeting, meeting.members
+        self._timeout = meeting.timeout = meeting.timeout if options.timeout is None else options.timeout
+        self.first = meeting.rank == 0
+        home = communication_device(self.layout.mesh)
+        self.device = home if options.device is None else torch.device(options.device)
         self.clock = Clock(self.device)
         self._without_memory: list[str] = []
         self._own: dict[str, Tensor] = {}
@@ -82,7 +79,6 @@ class Sharded(Place):
 
         def begin() -> Any:
             nonlocal loaded
-            self.layout = layout_of(self.model, self.name)
             check()
             if own or self.first:
                 loaded = load()
@@ -95,7 +91,7 @@ class Sharded(Place):
             return loaded
         mine = None if loaded is None else loaded[1]
         facts = Facts.read(said[0]["ghn"])
-        ghn = self.clock("share", lambda: share_ghn(mine, facts, self.layout, self.device))
+        ghn = self.clock("share", lambda: share_ghn(mine, facts, self.layout, self.device, self._meeting))
         return Source(**said[0]["source"]), ghn
 
     def together(

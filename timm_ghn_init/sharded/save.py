@@ -12,13 +12,14 @@ from torch.distributed.tensor import DTensor
 
 from ..graph import model_name
 from ..report import InitReport
+from ..utils.checks import InputError
 from ..utils.files import own_folder
 from ..utils.safetensors_files import as_bytes, header
 from ..utils.safetensors_files import layout as file_layout
 from ..weights.files import add_to_digest, metadata_of, provenance
 from .exchange import Exchange
-from .layout import layout_of
-from .meeting import TIMEOUT, Meeting
+from .layout import layout_of, mesh_of
+from .meeting import Meeting
 
 
 def save_sharded(
@@ -51,20 +52,23 @@ def save_sharded(
         RuntimeError: another rank has failed, is gone or did not come.
     """
     name, path = model_name(model), Path(path)
-    seconds = TIMEOUT if timeout is None else timeout
-    layout = layout_of(model, name)
-    meeting = Meeting.of(layout, name, seconds)
-    tensors = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+    mesh = mesh_of(model)
+    if mesh is None:
+        raise InputError(f"{name} is not sharded: save its state dict.")
+    with ExitStack() as stack:
+        meeting = stack.enter_context(Meeting(name, mesh))
+        meeting.timeout = meeting.timeout if timeout is None else timeout
+        layout = layout_of(model, name)
+        tensors = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+        writer = _Writer(path, tensors) if layout.rank == 0 else None
 
-    writer = _Writer(path, tensors) if layout.rank == 0 else None
+        def begin() -> None:
+            if writer is not None:
+                stack.callback(writer.clean_up)
+                writer.begin({} if report is None else provenance(name, model, report, options or {}, seed))
 
-    def begin() -> None:
-        if writer is not None:
-            writer.begin({} if report is None else provenance(name, model, report, options or {}, seed))
-
-    try:
         meeting(f"opening {path}", begin)
-        exchange = Exchange(layout, name, seconds)
+        exchange = Exchange(layout, name, meeting.timeout)
         for key in sorted(tensors):
             tensor = tensors[key]
             whole = exchange.gather({key: (tensor, 0)}) if isinstance(tensor, DTensor) else tensor
@@ -73,9 +77,6 @@ def save_sharded(
                 writer.add(key, whole)
             del whole
         meeting(f"writing {path}", lambda: None if writer is None else writer.finish())
-    finally:
-        if writer is not None:
-            writer.clean_up()
 
 
 class _Writer:

@@ -2,46 +2,48 @@
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..ghn import GHN, Facts
 from .layout import Layout
+from .meeting import Meeting
 
 
-def share_ghn(ghn: GHN | None, facts: Facts, layout: Layout, device: torch.device) -> GHN:
+def share_ghn(ghn: GHN | None, facts: Facts, layout: Layout, device: torch.device, meeting: Meeting) -> GHN:
     """The GHN that the first rank of a mesh has, on all of its ranks, as `load_ghn` gives it. All ranks must call it.
 
     Args:
         ghn: on the first rank.
         facts: of the GHN, on all ranks.
         device: where it is to be.
+        meeting: of the ranks.
     """
-    if ghn is None:
-        with torch.device("meta"):
-            ghn = GHN.of(facts)
-        ghn.load_state_dict(
-            {name: torch.empty(t.shape, dtype=torch.float32, device=device) for name, t in ghn.state_dict().items()},
-            assign=True,
-        )
-        ghn.eval().requires_grad_(False)
-    for tensor in ghn.state_dict().values():
-        _broadcast(tensor, layout)
-    return ghn
-
-
-def _broadcast(tensor: Tensor, layout: Layout) -> None:
-    """Along one dimension of the mesh after the other, each time from those that have it."""
-    mesh = layout.mesh
-    coordinate = mesh.get_coordinate()
+    shared: list[GHN] = []
+    meeting("memory for the GHN", lambda: shared.append(ghn or _empty(facts, device)))
+    tensors = list(shared[0].state_dict().values())
+    passed = [tensor.to(communication_device(layout.mesh)).contiguous() for tensor in tensors]
+    coordinate = layout.mesh.get_coordinate()
     assert coordinate is not None
-    passed = tensor.to(communication_device(mesh)).contiguous()
-    for dim in range(mesh.ndim):
+    for dim in range(layout.mesh.ndim):  # along one dimension after the other, each time from those that have it
         if not any(coordinate[dim + 1 :]):
-            group = mesh.get_group(dim)
-            dist.broadcast(passed, dist.get_global_rank(group, 0), group)
-    if passed is not tensor:
-        tensor.copy_(passed)
+            group = layout.mesh.get_group(dim)
+            first = dist.get_global_rank(group, 0)
+            transfers = [dist.broadcast(tensor, first, group, async_op=True) for tensor in passed]
+            for transfer in filter(None, transfers):
+                meeting.wait_for(transfer)
+    for tensor, values in zip(tensors, passed, strict=True):
+        if values is not tensor:
+            tensor.copy_(values)
+    return shared[0]
+
+
+def _empty(facts: Facts, device: torch.device) -> GHN:
+    """A GHN whose values are still to come."""
+    with torch.device("meta"):
+        ghn = GHN.of(facts)
+    empty = {n: torch.empty(t.shape, dtype=torch.float32, device=device) for n, t in ghn.state_dict().items()}
+    ghn.load_state_dict(empty, assign=True)
+    return ghn.eval().requires_grad_(False)
 
 
 def communication_device(mesh: DeviceMesh) -> torch.device:
