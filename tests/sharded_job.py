@@ -423,7 +423,7 @@ def a_rank_with_other_arguments(job: Job) -> None:
     """The other one is told of what fails before there is anything to wait for."""
     model, start = place(build("tied"), job.mesh, [Shard(0)]), time.monotonic()
     if job.rank == 1:
-        fails(lambda: init_model(model, ORTH, device="meta"), ValueError, "device must be")
+        fails(lambda: init_model(model, source_of(job.ghn, ORTH), device="meta"), ValueError, "device must be")
         fails(lambda: init_model(model, "nonsense"), ValueError, "nonsense")
     else:
         refused(model, lambda: job.init(model, "tied"), RuntimeError, "rank 1 failed", "device must be")

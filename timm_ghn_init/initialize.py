@@ -138,6 +138,8 @@ def initialise(
         place.given_names = names
         if source.initialisation and options.ghn is not None:
             raise InputError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
+        for part in source.parts:
+            _check_sharded(place, part, options.cache)
         parts = [_resolve(place, part, options) for part in source.parts]
         report = recipe.initialise(place, parts, options).renamed(names)
     note_source(model, report)
@@ -192,7 +194,7 @@ def _resolve(place: Place, source: Source, options: Options) -> Resolved:
         wanted = source.cache if options.cache is None else options.cache
         keep = weights_cache.is_on() if wanted is None else wanted
         org = hub.organisation(source) if own is None else None  # nobody else has a GHN of one's own
-    chosen, ghn = place.share(str(source), lambda: _check_sharded(place, source, options.cache), load)
+    chosen, ghn = place.share(str(source), load)
     return Resolved(source, chosen, ghn, own is not None, keep, org)
 
 

@@ -43,14 +43,11 @@ class Place(ABC):
     unset: tuple[str, ...] = ()
 
     @abstractmethod
-    def share(
-        self, what: str, check: Callable[[], object], load: Callable[[], tuple[Source, GHN]]
-    ) -> tuple[Source, GHN]:
+    def share(self, what: str, load: Callable[[], tuple[Source, GHN]]) -> tuple[Source, GHN]:
         """The resolved source and its GHN, loaded once for all who work on this model.
 
         Args:
             what: what is loaded, in words for messages.
-            check: what each of them has to see to first.
             load: loads it.
         """
 

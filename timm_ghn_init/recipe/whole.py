@@ -58,10 +58,7 @@ class Whole(Place):
         self.device = _device(model, options.device)
         self.clock = Clock(self.device)
 
-    def share(
-        self, what: str, check: Callable[[], object], load: Callable[[], tuple[Source, GHN]]
-    ) -> tuple[Source, GHN]:
-        check()
+    def share(self, what: str, load: Callable[[], tuple[Source, GHN]]) -> tuple[Source, GHN]:
         return load()
 
     def together(

@@ -71,15 +71,12 @@ class Sharded(Place):
         self._without_memory: list[str] = []
         self._own: dict[str, Tensor] = {}
 
-    def share(
-        self, what: str, check: Callable[[], object], load: Callable[[], tuple[Source, GHN]]
-    ) -> tuple[Source, GHN]:
+    def share(self, what: str, load: Callable[[], tuple[Source, GHN]]) -> tuple[Source, GHN]:
         own = self._options.ghn is not None
         loaded: tuple[Source, GHN] | None = None
 
         def begin() -> Any:
             nonlocal loaded
-            check()
             if own or self.first:
                 loaded = load()
                 return None if own else {"source": asdict(loaded[0]), "ghn": loaded[1].facts.metadata()}
