@@ -68,13 +68,15 @@ class Images:
 
 
 def _mean_and_std(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each colour over all pixels, from counts of the 256 levels, so that no float copy of the images is made."""
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.unbind(1)]).double()
-    share = counts / counts.sum(1, keepdim=True)
-    mean = share @ levels
-    deviation = (share * (levels - mean[:, None]).square()).sum(1).sqrt()
-    deviation[deviation == 0] = 1.0  # a colour that is the same everywhere, such as none
+    """Of each colour over all pixels, from one part of the images at a time: a copy of all as floats takes memory."""
+    total, squares = torch.zeros(2, 3, dtype=torch.float64).unbind()
+    for part in images.split(1000):
+        pixels = part.double() / 255
+        total, squares = total + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
+    count = images[:, 0].numel()
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
+    deviation = torch.where(deviation < 1e-6, 1.0, deviation)  # a colour that is the same everywhere, such as none
     return mean.float(), deviation.float()
 
 
