@@ -69,7 +69,7 @@ class Images:
 
 def _mean_and_std(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of each colour over all pixels, from one part of the images at a time: a copy of all as floats takes memory."""
-    total, squares = torch.zeros(2, 3, dtype=torch.float64).unbind()
+    total, squares = torch.zeros(2, 3, dtype=torch.float64, device=images.device).unbind()
     for part in images.split(1000):
         pixels = part.double() / 255
         total, squares = total + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
