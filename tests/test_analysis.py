@@ -33,8 +33,9 @@ from timm_ghn_init.lab.analysis import (
     timm_reference,
 )
 from timm_ghn_init.lab.analysis.embeddings import Architecture
-from timm_ghn_init.lab.analysis.figures import PALETTE, SERIES, correlation_figure, embedding_figure, lines, style
+from timm_ghn_init.lab.analysis.figures import DASHES, PALETTE, correlation_figure, embedding_figure, lines
 from timm_ghn_init.lab.finetune import protocol
+from timm_ghn_init.lab.pictures import style
 
 
 def create(pretrained: bool) -> nn.Module:
@@ -369,4 +370,5 @@ def test_l_is_marked_and_layers_count_from_one() -> None:
 def test_lines_are_told_apart() -> None:
     looks = lines([*"abcdefghijklmnopqrstuvwxyz", "a"])
     assert len(looks) == len(set(looks.values())) == 26
-    assert {look.colour for look in looks.values()} == set(SERIES)
+    assert {look.colour for look in looks.values()} == {line.colour for line in PALETTE.values()}
+    assert {look.dash for look in looks.values()} <= set(DASHES)

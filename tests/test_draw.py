@@ -15,8 +15,9 @@ from timm_ghn_init.cli import main
 from timm_ghn_init.graph import PRIMITIVES, Graph, Node, trace
 from timm_ghn_init.lab.draw import draw
 from timm_ghn_init.lab.draw.blocks import fold, places
-from timm_ghn_init.lab.draw.layout import Layout, Spacing, layout
-from timm_ghn_init.lab.draw.looks import GROUPS, STYLES, TIMES
+from timm_ghn_init.lab.draw.layout import Layout, layout
+from timm_ghn_init.lab.draw.looks import GROUPS, STYLES
+from timm_ghn_init.lab.pictures import TIMES
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -42,7 +43,7 @@ def residual(blocks: int, length: int) -> Graph:
 
 def placed(graph: Graph) -> Layout:
     where = places(graph)
-    return layout(graph, where, {name: name for place in where for name in place}, Spacing(25.0, 120.0, 44.0))
+    return layout(graph, where, {name: name for place in where for name in place}, 120.0)
 
 
 def texts(path: Path) -> list[str]:
@@ -69,7 +70,7 @@ def test_nodes_are_apart_inside_and_below_their_predecessors(traced: Graph) -> N
     xy = np.array(shown.xy)
     gaps = np.hypot(*(xy[:, None] - xy[None]).transpose(2, 0, 1)) + 1e9 * np.eye(len(xy))
     assert gaps.min() > 16
-    assert (xy > 0).all() and (xy < (shown.width, shown.height)).all()
+    assert (xy >= 0).all() and (xy <= (shown.left[-1], max(shown.bottom))).all()
     for u, v in traced.edges.tolist():
         assert xy[v][1] > xy[u][1] or shown.column[v] > shown.column[u]
 
@@ -77,7 +78,7 @@ def test_nodes_are_apart_inside_and_below_their_predecessors(traced: Graph) -> N
 @pytest.mark.parametrize("n", [1, 2, 10, 3000])
 def test_any_length_fits_a_page(n: int) -> None:
     shown = placed(chain(["w"] * n))
-    assert 0.5 < shown.width / shown.height < 4
+    assert 0.5 < shown.left[-1] / (max(shown.bottom) + 150) < 4
 
 
 @pytest.mark.parametrize("length", [3, 8, 13])

@@ -4,9 +4,10 @@ Correlation of channels, signals, differences of two sets of weights, embeddings
 reports on fine-tuning.
 """
 
+from ..pictures import rendered, style
 from .correlations import BINS, Correlations, channel_correlations, check_correlations, compare, model_correlations
 from .embeddings import embed_graph, place, project, sampled_reference, timm_architecture, timm_reference
-from .figures import correlation_figure, embedding_figure, layer_figure, rendered, signal_figure, style
+from .figures import correlation_figure, embedding_figure, layer_figure, signal_figure
 from .inits import obtainable
 from .page import page
 from .runs import experiments

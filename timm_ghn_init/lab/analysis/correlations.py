@@ -6,14 +6,14 @@ different channels count: a channel's correlation with itself says nothing about
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...recipe.postprocessing import list_layers
-from ...utils.checks import InputError
+from ...utils.checks import InputError, Kind, instance, number, or_none, whole
 from ...utils.progress import over
 from .inits import Create, check_inits, initialised
 
@@ -159,39 +159,45 @@ def check_correlations(data: Any) -> None:
     """
     if not isinstance(data, dict) or data.get("kind") != "correlations":
         raise InputError("its kind is not correlations")
-    layers: Any = data.get("layers")
-    rules: dict[str, Callable[[Any], bool]] = {
-        "arch": lambda v: isinstance(v, str),
-        "bins": lambda v: type(v) is int and 0 < v <= 10_000,
-        "layers": lambda v: isinstance(v, list) and all(_is_layer(info, i) for i, info in enumerate(v, 1)),
-        "selected": lambda v: isinstance(v, list) and all(type(i) is int and 1 <= i <= len(layers) for i in v),
-        "inits": lambda v: isinstance(v, list) and len(v) > 0 and all(_is_row(r, len(layers), data["bins"]) for r in v),
-    }
-    for name, is_right in rules.items():
-        if not is_right(data.get(name)):
+    for name, form in _FORM.items():
+        if not _fits(data.get(name), form):
             raise InputError(f"its {name} cannot be read")
+    n = len(data["layers"])
+    if max(data["selected"], default=0) > n:
+        raise InputError("its selected cannot be read")
+    if not data["inits"]:
+        raise InputError("its inits cannot be read")
+    for row in data["inits"]:
+        sizes = {len(counts) for counts in row["histogram"] if counts is not None}
+        if (
+            not len(row["std"]) == len(row["histogram"]) == n
+            or not sizes <= {data["bins"]}
+            or (row.get("layer") or 0) > n
+        ):
+            raise InputError("its inits cannot be read")
 
 
-def _is_layer(value: Any, number: int) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.get("layer") == number
-        and isinstance(value.get("name"), str)
-        and isinstance(value.get("shape"), list)
-        and all(type(size) is int for size in value["shape"])
-    )
+_TEXT = instance("text", str)
+_FORM = {  # a list of one form stands for a list of any number of those
+    "arch": _TEXT,
+    "bins": whole(1, 10_000),
+    "layers": [{"name": _TEXT, "shape": [whole()]}],
+    "selected": [whole(1)],
+    "inits": [
+        {
+            "init": _TEXT,
+            "layer": or_none(whole(1)),
+            "std": [or_none(number("0 to 1", lambda value: 0 <= value <= 1))],
+            "histogram": [or_none(Kind("counts", lambda value: _fits(value, [whole()])))],
+        }
+    ],
+}
 
 
-def _is_row(value: Any, n_layers: int, bins: int) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("init"), str)
-        and (value.get("layer") is None or (type(value["layer"]) is int and 1 <= value["layer"] <= n_layers))
-        and all(isinstance(value.get(f), list) and len(value[f]) == n_layers for f in ("std", "histogram"))
-        and all(v is None or (type(v) in (int, float) and 0 <= v <= 1) for v in value["std"])
-        and all(v is None or _is_histogram(v, bins) for v in value["histogram"])
-    )
-
-
-def _is_histogram(value: Any, bins: int) -> bool:
-    return isinstance(value, list) and len(value) == bins and all(type(count) is int and count >= 0 for count in value)
+def _fits(value: Any, form: Any) -> bool:
+    """Whether a value has the form."""
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(_fits(value.get(name), part) for name, part in form.items())
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_fits(item, form[0]) for item in value)
+    return bool(form.valid(value))

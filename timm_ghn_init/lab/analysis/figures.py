@@ -1,50 +1,39 @@
-"""Figures of measurements, by matplotlib: each panel is a function that draws into the axes it is given."""
+"""Figures of measurements, by matplotlib. They are drawn inside `style`."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...sources import parse_source
 from ...utils.text import clean
+from ..pictures import FAINT, INK, PAPER, TIMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT, GRID, PAPER = "#1f2933", "#66707a", "#d9dee3", "#ffffff"
+    from .runs import Experiment
+
 # Lengths of dashes and gaps in line widths; () is a solid line.
 DASHES = ((), (5.0, 1.5), (6.0, 1.5, 1.2, 1.5), (1.5, 1.2), (7.0, 1.5, 1.5, 1.5, 1.5, 1.5), (9.0, 3.0))
-_SHAPES = "osD^vPX"  # of groups in a scatter plot; stars are what is given
-# Colours of the largest groups; all others share a grey.
+# Colours and markers of the largest groups in a scatter plot; all others share a grey.
 _GROUPS = ("#0072b2", "#d55e00", "#00805c", "#a8508a", "#8a6d00", "#5ab4f0", "#c7a400")
+_MARKERS = "osD^vPX"
 _OTHERS = "#b8bec6"
+# Architectures that are pointed out: colours, and markers for more of them than there are colours.
 _STARS = ("#000000", "#e8003a", "#6a00ff", "#00e0c0")
-_STAR_SHAPES = ("*", "p", "h")  # for more of them than there are colours
-STYLE: Any = {  # matplotlib names the keys' type only in new versions
-    "svg.fonttype": "none",  # text stays text
-    "font.size": 9,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
+_STAR_MARKERS = "*ph"
+PEAK = "A peak at 1 is pairs of equal channels: a GHN tiles its block of 64 channels in wider layers."
+CURVES = {"train_accuracy": "Training", "validation_accuracy": "Validation"}
+_SIGNALS = {  # field: title, unit, whether on a log scale
+    "activation": ("Activation std", "standard deviation", True),
+    "gradient": ("Gradient std", "standard deviation", True),
+    "weight_gradient": ("Relative weight gradient", "gradient norm / weight norm", True),
+    "dead": ("Dead units", "units (%)", False),
 }
 
 
@@ -55,13 +44,10 @@ class Line(NamedTuple):
     dash: tuple[float, ...]
 
     @property
-    def style(self) -> Any:
-        return (0, self.dash) if self.dash else "-"
-
-    @property
-    def width(self) -> float:
-        """In points. A prediction is wider, so that it is visible below its post-processed self where they coincide."""
-        return 3.4 if self == PALETTE["ghn"] else 1.6
+    def look(self) -> dict[str, Any]:
+        """Colour, style and width. A prediction is wider, to show below its post-processed self where they coincide."""
+        wide = self == PALETTE["ghn"]
+        return {"color": self.colour, "ls": (0, self.dash) if self.dash else "-", "lw": 3.4 if wide else 1.6}
 
 
 # An initialisation looks the same in all figures. Colours differ in hue and lightness, for colour-blind readers, and
@@ -74,34 +60,20 @@ PALETTE = {
     "pretrained": Line("#a8508a", DASHES[3]),
     "timm": Line("#8a6d00", DASHES[4]),
 }
-SERIES = tuple(line.colour for line in PALETTE.values())
-
-
-class Curve(NamedTuple):
-    """One quantity by epoch: mean, least and most over the seeds; None for epochs that no run reached."""
-
-    label: str
-    mean: Sequence[float | None]
-    least: Sequence[float | None]
-    most: Sequence[float | None]
 
 
 def lines(labels: Iterable[str]) -> dict[str, Line]:
-    """The looks of labels, by label: that of the kind of initialisation, or a free one if another label has that.
+    """The looks of labels, by label: those of the kind of initialisation, with other dashes if another label has them.
 
     Args:
         labels: initialisations, each optionally followed by ", " and what distinguishes it ("rand, lr 0.1").
     """
     looks: dict[str, Line] = {}
+    used = Counter[str]()
     for i, label in enumerate(dict.fromkeys(labels)):
-        wanted = PALETTE.get(_kind(label)) or list(PALETTE.values())[i % len(PALETTE)]
-        colour, dash = SERIES.index(wanted.colour), DASHES.index(wanted.dash)
-        others = (
-            Line(SERIES[(colour + c) % len(SERIES)], DASHES[(dash + d) % len(DASHES)])
-            for c in range(len(SERIES))
-            for d in range(len(DASHES))
-        )
-        looks[label] = next((line for line in others if line not in looks.values()), wanted)
+        colour, dash = PALETTE.get(_kind(label)) or list(PALETTE.values())[i % len(PALETTE)]
+        looks[label] = Line(colour, DASHES[(DASHES.index(dash) + used[colour]) % len(DASHES)])
+        used[colour] += 1
     return looks
 
 
@@ -115,196 +87,6 @@ def _kind(label: str) -> str:
     return source.initialisation.name if source.initialisation else "ghn-orth" if source.orth else "ghn"
 
 
-# -- panels ------------------------------------------------------------------------------------------------------------
-
-
-def distribution(axes: Axes, data: Mapping[str, Any], layer: int, looks: Mapping[str, Line]) -> None:
-    """Draw the distribution of the correlations in one layer, a line for each initialisation.
-
-    Args:
-        axes: where to draw.
-        data: the result of `compare`.
-        layer: number of the layer, from 1.
-        looks: the result of `lines` for the initialisations.
-    """
-    bins = data["bins"]
-    centres = [-1 + (i + 0.5) * 2 / bins for i in range(bins)]
-    highest = 0.0
-    for row in data["inits"]:
-        counts = row["histogram"][layer - 1]
-        if counts is None:
-            continue
-        density = [c / max(1, sum(counts)) * bins / 2 for c in counts]
-        highest = max(highest, *density)
-        look = looks[row["init"]]
-        axes.plot(centres, density, color=look.colour, ls=look.style, lw=look.width)
-    axes.set_yscale("symlog", linthresh=0.1)
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), ylim=(0, 1.6 * max(highest, 1)))
-    axes.set(xlabel="correlation", ylabel="density (log scale)")
-    info = data["layers"][layer - 1]
-    shape = "\N{MULTIPLICATION SIGN}".join(map(str, info["shape"]))
-    axes.set_title(_short(f"layer {layer}: {info['name']}, {shape}"))
-
-
-def deviation(axes: Axes, data: Mapping[str, Any], looks: Mapping[str, Line]) -> None:
-    """Draw the standard deviation of the correlations in each layer, a line for each initialisation, and mark L.
-
-    Args: as of `distribution`.
-    """
-    for row in data["inits"]:
-        _by_layer(axes, row["std"], looks[row["init"]], clean(row["init"]), 1)
-    n = len(data["layers"])
-    axes.set(xlabel="layer", ylabel="std of correlations", xlim=(0.5, n + 0.5))
-    axes.set_ylim(0, 1.14 * axes.get_ylim()[1])  # with room for L
-    axes.set_xticks(_from_one(n))
-    _mark_first_layers(axes, data["inits"], looks)
-    axes.set_title("All layers")
-
-
-def _from_one(n: int) -> list[int]:
-    """About ten tick positions from 1 to n: 1 and round numbers."""
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, n) if n / s <= 12)
-    return [1, *(i for i in range(step, n + 1, step) if i > 1)]
-
-
-def _mark_first_layers(axes: Axes, inits: Sequence[Mapping[str, Any]], looks: Mapping[str, Line]) -> None:
-    """Mark L, the first post-processed layer, of each initialisation for which it is not 1."""
-    found: dict[int, str] = {}
-    for row in inits:
-        if (row.get("layer") or 1) > 1:
-            found.setdefault(row["layer"], looks[row["init"]].colour)
-    for layer, colour in found.items():
-        axes.axvline(layer - 0.5, color=colour, lw=1, ls=(0, (2, 2)), zorder=0)
-        axes.annotate(
-            f"L = {layer}", (layer - 0.5, 1), (-3, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
-            ha="right", va="top", color=colour,
-        )  # fmt: skip
-
-
-def curves(axes: Axes, series: Sequence[Curve], looks: Mapping[str, Line], title: str, chance: float | None) -> None:
-    """Draw accuracies by epoch: the mean over seeds as a line, their range as a band.
-
-    Args:
-        axes: where to draw.
-        series: accuracies, 0 to 1; see `runs.curves`.
-        looks: the result of `lines` for the labels of the series.
-        title: of the panel.
-        chance: the accuracy of guessing, drawn as a line; None for no line.
-    """
-    for curve in series:
-        look = looks[curve.label]
-        known = [
-            (epoch, 100 * mean, 100 * low, 100 * high)
-            for epoch, (mean, low, high) in enumerate(zip(curve.mean, curve.least, curve.most, strict=True), 1)
-            if mean is not None and low is not None and high is not None
-        ]
-        if known:
-            x, mean, low, high = zip(*known, strict=True)
-            axes.fill_between(x, low, high, color=look.colour, alpha=0.15, lw=0)
-            marker = "o" if len(x) == 1 else None
-            axes.plot(x, mean, color=look.colour, ls=look.style, label=curve.label, marker=marker)
-    if chance is not None:
-        axes.axhline(100 * chance, color=FAINT, lw=1, ls=(0, (4, 3)), zorder=1)
-        axes.annotate(
-            "chance", (1, 100 * chance), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", color=FAINT,
-        )  # fmt: skip
-    axes.set(xlabel="epoch", ylabel="accuracy (%)")
-    _whole_numbers(axes)
-    axes.set_title(title)
-
-
-def same_scale(*panels: Axes) -> None:
-    """Give panels common limits that show all of them."""
-    for limits in ("xlim", "ylim") if panels else ():
-        bounds = [getattr(axes, f"get_{limits}")() for axes in panels]
-        low, high = min(b[0] for b in bounds), max(b[1] for b in bounds)
-        for axes in panels:
-            axes.set(**{limits: (low, high)})
-
-
-def _whole_numbers(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=(1, 2, 5, 10), integer=True))
-
-
-def scatter(axes: Axes, data: Mapping[str, Any], value_name: str | None = None) -> None:
-    """Draw embeddings on their first two principal components; given architectures are stars, named in the legend.
-
-    Args:
-        axes: where to draw.
-        data: the result of `place`.
-        value_name: label of the colour scale if points are coloured by their "value"; None: by their "group".
-    """
-    points, share = data["points"], data["variance"]
-    if value_name is None:
-        _by_group(axes, points)
-    else:
-        _by_value(axes, points, value_name)
-    stars = itertools.cycle(itertools.product(_STAR_SHAPES, _STARS))
-    for p, (marker, colour) in zip((p for p in points if p["given"]), stars, strict=False):
-        look: dict[str, Any] = {"c": colour, "marker": marker, "s": 170, "edgecolors": PAPER, "linewidths": 0.8}
-        axes.scatter(p["x"], p["y"], zorder=3, label=clean(p["name"]), **look)
-    axes.set(
-        xlabel=f"first principal component ({share[0]:.0%} of the variance)",
-        ylabel=f"second principal component ({share[1]:.0%})",
-    )
-    axes.margins(0.12)
-    axes.set_title(_embedding_title(data))
-    if value_name is None:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    else:  # the colour scale is on the right
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
-
-
-def _embedding_title(data: Mapping[str, Any]) -> str:
-    others = sum(not p["given"] for p in data["points"])
-    ghn = f"of {data['ghn']}" if data.get("ghn") else "of a GHN"
-    return _short(f"Graph embeddings {ghn}, among {others} architectures", 90)
-
-
-def _by_group(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for p in points:
-        if not p["given"]:
-            groups.setdefault(p["group"], []).append(p)
-    largest = sorted(groups, key=lambda g: -len(groups[g]))
-    for group, colour, marker in zip(largest, _GROUPS, _SHAPES, strict=False):
-        _dots(axes, groups[group], c=colour, marker=marker, label=f"{clean(group)} ({len(groups[group])})")
-    rest = largest[len(_GROUPS) :]
-    others = [p for g in rest for p in groups[g]]
-    label = clean(rest[0]) if len(rest) == 1 else f"{len(rest)} others"
-    _dots(axes, others, c=_OTHERS, marker=".", zorder=1, label=f"{label} ({len(others)})")
-
-
-def _by_value(axes: Axes, points: Sequence[Mapping[str, Any]], name: str) -> None:
-    reference = [p for p in points if not p["given"]]
-    _dots(axes, [p for p in reference if p["value"] is None], c="none", marker="o", label="unknown")
-    known = [p for p in reference if p["value"] is not None]
-    shown = _dots(axes, known, c=[p["value"] for p in known], cmap="cividis", marker="o")
-    if shown is not None:
-        assert axes.figure is not None
-        axes.figure.colorbar(shown, ax=axes).set_label(clean(name))
-
-
-def _dots(axes: Axes, points: Sequence[Mapping[str, Any]], **style: Any) -> Any:
-    if not points:
-        return None
-    return axes.scatter(
-        [p["x"] for p in points], [p["y"] for p in points], s=26, edgecolors=INK, linewidths=0.3, alpha=0.9, **style
-    )
-
-
-def _short(text: str, most: int = 48) -> str:
-    text = clean(text)
-    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-most // 2 :]}"
-
-
-# -- pictures ----------------------------------------------------------------------------------------------------------
-
-
 def correlation_figure(data: Mapping[str, Any]) -> Figure:
     """Figure 2 of arXiv 2207.10049: distributions in selected layers above, the deviation in all layers below.
 
@@ -315,34 +97,47 @@ def correlation_figure(data: Mapping[str, Any]) -> Figure:
         >>> with style():  # doctest: +SKIP
         ...     picture = rendered(correlation_figure(data), ".svg")
     """
-    from matplotlib.figure import Figure
-
     selected, looks = data["selected"], lines(row["init"] for row in data["inits"])
     columns = min(2, max(1, len(selected)))
     rows = -(-len(selected) // columns)
-    figure = Figure(figsize=(4.4 * columns, 2.6 * rows + 3.5), layout="constrained", facecolor=PAPER)
+    figure = _figure(4.4 * columns, 2.6 * rows + 3.5, f"Correlation between the channels of {data['arch']}")
     grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[1.0] * rows, 1.1])
     for i, layer in enumerate(selected):
-        distribution(figure.add_subplot(grid[i // columns, i % columns]), data, layer, looks)
+        _distribution(figure.add_subplot(grid[i // columns, i % columns]), data, layer, looks)
     last = figure.add_subplot(grid[rows, :])
-    deviation(last, data, looks)
-    figure.suptitle(clean(f"Correlation between the channels of {data['arch']}"), ha="left", x=0.01, size=11)
-    handles, labels = last.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))), title=PEAK, title_fontsize=8
-    )
+    for row in data["inits"]:
+        _by_layer(last, row["std"], looks[row["init"]], row["init"])
+    _layers(last, len(data["layers"]))
+    last.set(title="All layers", ylabel="std of correlations", ylim=(0, 1.14 * last.get_ylim()[1]))  # with space for L
+    for row in data["inits"]:
+        if (row.get("layer") or 1) > 1:
+            _mark_first_layer(last, row["layer"], looks[row["init"]].colour)
+    _legend(figure, last, title=PEAK, title_fontsize=8)
     return figure
 
 
-PEAK = "A peak at 1 is pairs of equal channels: a GHN tiles its block of 64 channels in wider layers."
+def _distribution(axes: Axes, data: Mapping[str, Any], layer: int, looks: Mapping[str, Line]) -> None:
+    """The distribution of the correlations in one layer, a line for each initialisation."""
+    bins, highest = data["bins"], 1.0
+    for row in data["inits"]:
+        counts = row["histogram"][layer - 1]
+        if counts is not None:
+            density = [c / max(1, sum(counts)) * bins / 2 for c in counts]
+            highest = max(highest, *density)
+            axes.plot([-1 + (i + 0.5) * 2 / bins for i in range(bins)], density, **looks[row["init"]].look)
+    axes.set_yscale("symlog", linthresh=0.1)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), ylim=(0, 1.6 * highest))
+    info = data["layers"][layer - 1]
+    title = f"layer {layer}: {info['name']}, {TIMES.join(map(str, info['shape']))}"
+    axes.set(xlabel="correlation", ylabel="density (log scale)", title=_short(title))
 
 
-_SIGNALS = {  # field: title, unit, whether on a log scale
-    "activation": ("Activation std", "standard deviation", True),
-    "gradient": ("Gradient std", "standard deviation", True),
-    "weight_gradient": ("Relative weight gradient", "gradient norm / weight norm", True),
-    "dead": ("Dead units", "units (%)", False),
-}
+def _mark_first_layer(axes: Axes, layer: int, colour: str) -> None:
+    """Mark L, the first post-processed layer."""
+    axes.axvline(layer - 0.5, color=colour, lw=1, ls=(0, (2, 2)), zorder=0)
+    near: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    axes.annotate(f"L = {layer}", (layer - 0.5, 1), (-3, -2), ha="right", va="top", color=colour, **near)
 
 
 def signal_figure(data: Mapping[str, Any]) -> Figure:
@@ -351,16 +146,15 @@ def signal_figure(data: Mapping[str, Any]) -> Figure:
     Args:
         data: the result of `signals`, with the name of the images under "data".
     """
-    from matplotlib.figure import Figure
-
     looks = lines(row["init"] for row in data["inits"])
-    figure = Figure(figsize=(9.2, 6.4), layout="constrained", facecolor=PAPER)
+    images = TIMES.join(map(str, data["images"]))
+    figure = _figure(9.2, 6.4, f"{data['arch']} before training, on {data['data']} {images}")
     for axes, (field, (title, unit, log)) in zip(figure.subplots(2, 2).flat, _SIGNALS.items(), strict=True):
         for row in data["inits"]:
             values = [None if log and value == 0 else value for value in row[field]]  # branches that start at zero
-            _by_layer(axes, values, looks[row["init"]], clean(row["init"]), 1 if log else 100)
-        axes.set(title=title, xlabel="layer", ylabel=unit, xlim=(0.5, len(data["layers"]) + 0.5))
-        axes.set_xticks(_from_one(len(data["layers"])))
+            _by_layer(axes, values, looks[row["init"]], row["init"], 1 if log else 100)
+        _layers(axes, len(data["layers"]))
+        axes.set(title=title, ylabel=unit)
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
@@ -369,30 +163,39 @@ def signal_figure(data: Mapping[str, Any]) -> Figure:
             axes.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))  # at least two labels
         else:
             axes.set_ylim(0, 100)
-    images = "\N{MULTIPLICATION SIGN}".join(map(str, data["images"]))
-    title = f"{data['arch']} before training, on {data['data']} {images}"
-    figure.suptitle(clean(title), ha="left", x=0.01, size=11)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))))
+    _legend(figure, axes)
     return figure
 
 
-def _by_layer(axes: Axes, values: Sequence[float | None], look: Line, label: str, scale: float) -> None:
-    known = [(layer, scale * value) for layer, value in enumerate(values, 1) if value is not None]
-    x, y = zip(*known, strict=True) if known else ((), ())
-    axes.plot(x, y, color=look.colour, ls=look.style, lw=look.width, marker="o", ms=1.5 + look.width, label=label)
-
-
-def embedding_figure(data: Mapping[str, Any], value_name: str | None = None) -> Figure:
-    """Figure 5 of arXiv 2207.10049: architectures on the principal components of their graph embeddings.
-
-    Args: as of `scatter`.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.8), layout="constrained", facecolor=PAPER)
-    scatter(figure.subplots(), data, value_name)
+def learning_figure(experiment: Experiment) -> Figure | None:
+    """Accuracies by epoch: the mean over seeds as a line, their range as a band. None if no run has any."""
+    series = {name: [row.curve(name) for row in experiment.rows] for name in CURVES}
+    shown = [name for name in CURVES if any(series[name])]
+    if not shown:
+        return None
+    looks = lines(row.label for row in experiment.rows)
+    figure = _figure(8.8, 3.6)
+    for axes, name in zip(
+        figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False).flat, shown, strict=True
+    ):
+        for row, epochs in zip(experiment.rows, series[name], strict=True):
+            known = [(i, 100 * sum(v) / len(v), 100 * min(v), 100 * max(v)) for i, v in enumerate(epochs, 1) if v]
+            x, mean, low, high = zip(*known, strict=True) if known else ((),) * 4
+            line = looks[row.label]
+            axes.fill_between(x, low, high, color=line.colour, alpha=0.15, lw=0)
+            axes.plot(x, mean, label=clean(row.label), marker="o" if len(x) == 1 else None, **line.look)
+        if experiment.chance is not None:
+            _mark_chance(axes, 100 * experiment.chance)
+        axes.set(title=CURVES[name], xlabel="epoch", ylabel="accuracy (%)")
+        _whole_numbers(axes)
+    _legend(figure, axes)
     return figure
+
+
+def _mark_chance(axes: Axes, accuracy: float) -> None:
+    axes.axhline(accuracy, color=FAINT, lw=1, ls=(0, (4, 3)), zorder=1)
+    near: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    axes.annotate("chance", (1, accuracy), (0, 2), ha="right", color=FAINT, **near)
 
 
 def layer_figure(data: Mapping[str, Any]) -> Figure:
@@ -401,62 +204,112 @@ def layer_figure(data: Mapping[str, Any]) -> Figure:
     Args:
         data: "arch", "data", "source", "layers" (number) and "curve", see `Tuning.curve`.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained", facecolor=PAPER)
+    figure = _figure(6.4, 3.6)
     axes = figure.subplots()
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups = defaultdict(list)
     for point in data["curve"]:
-        groups.setdefault(f"{point['epochs']} epochs, beta {point['beta']:g}", []).append(point)
-    looks = lines(groups)
-    for label, points in groups.items():
-        x, y = [p["layer"] for p in points], [100 * p["accuracy"] for p in points]
-        axes.plot(x, y, color=looks[label].colour, ls=looks[label].style, marker="o", ms=3.5, label=label)
+        groups[f"{point['epochs']} epochs, beta {point['beta']:g}"].append((point["layer"], 100 * point["accuracy"]))
+    for label, line in lines(groups).items():
+        axes.plot(*zip(*groups[label], strict=True), marker="o", ms=3.5, label=label, **line.look)
     axes.set(xlim=(0.5, data["layers"] + 0.5), xlabel=f"first post-processed layer (of {data['layers']})")
-    axes.set_ylabel("validation accuracy (%)")
+    axes.set(ylabel="validation accuracy (%)", title=_short(f"{data['arch']}, {data['data']}: {data['source']}", 80))
     _whole_numbers(axes)
-    axes.set_title(_short(f"{data['arch']}, {data['data']}: {data['source']}", 80))
-    figure.legend(loc="outside lower center", ncols=2)
+    _legend(figure, axes)
     return figure
 
 
-def panel(size: tuple[float, float] = (4.2, 2.9)) -> tuple[Figure, Axes]:
-    """A figure with one panel; `size` in inches."""
-    from matplotlib.figure import Figure
+def embedding_figure(data: Mapping[str, Any], value_name: str | None = None) -> Figure:
+    """Figure 5 of arXiv 2207.10049: architectures on the first two principal components of their graph embeddings.
 
-    figure = Figure(figsize=size, layout="constrained", facecolor="none")
-    return figure, figure.subplots()
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """matplotlib's settings for these figures; they are drawn and saved inside it.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(
-            "Pictures need matplotlib, which is not installed: pip install '.[plot]' in a checkout."
-        ) from error
-    with matplotlib.rc_context(STYLE):
-        yield
-
-
-def rendered(figure: Figure, suffix: str, salt: str = "timm-ghn-init") -> bytes:
-    """A figure as a file; equal figures give equal bytes.
+    Given architectures are stars, named in the legend.
 
     Args:
-        figure: what to save.
-        suffix: ".svg" or ".png".
-        salt: makes the ids of an SVG different from those of others on one page.
+        data: the result of `place`.
+        value_name: label of the colour scale if points are coloured by their "value"; None: by their "group".
     """
-    import matplotlib
+    figure = _figure(7.2, 4.8)
+    axes = figure.subplots()
+    others, share = [p for p in data["points"] if not p["given"]], data["variance"]
+    if value_name is None:
+        _by_group(axes, others)
+    else:
+        _dots(axes, [p for p in others if p["value"] is None], c="none", marker="o", label="unknown")
+        known = [p for p in others if p["value"] is not None]
+        if known:
+            dots = _dots(axes, known, c=[p["value"] for p in known], cmap="cividis", marker="o")
+            figure.colorbar(dots, ax=axes).set_label(clean(value_name))
+    stars = itertools.cycle(itertools.product(_STAR_MARKERS, _STARS))
+    for p, (marker, colour) in zip((p for p in data["points"] if p["given"]), stars, strict=False):
+        look: dict[str, Any] = {"c": colour, "marker": marker, "s": 170, "edgecolors": PAPER, "linewidths": 0.8}
+        axes.scatter(p["x"], p["y"], zorder=3, label=clean(p["name"]), **look)
+    axes.set(xlabel=f"first principal component ({share[0]:.0%} of the variance)")
+    axes.set(ylabel=f"second principal component ({share[1]:.0%})")
+    axes.margins(0.12)
+    title = f"Graph embeddings of {data.get('ghn') or 'a GHN'}, among {len(others)} architectures"
+    axes.set_title(_short(title, 90))
+    if value_name is None:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    else:  # the colour scale is on the right
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
+    return figure
 
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
-        metadata = {"Date": None, "Creator": None} if suffix == ".svg" else {"Software": None}
-        figure.savefig(buffer, format=suffix.lstrip("."), dpi=160, metadata=metadata)
-    return buffer.getvalue()
+
+def _by_group(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
+    groups = defaultdict(list)
+    for p in points:
+        groups[p["group"]].append(p)
+    largest = sorted(groups, key=lambda g: -len(groups[g]))
+    for group, colour, marker in zip(largest, _GROUPS, _MARKERS, strict=False):
+        _dots(axes, groups[group], c=colour, marker=marker, label=f"{clean(group)} ({len(groups[group])})")
+    rest = largest[len(_GROUPS) :]
+    others = [p for g in rest for p in groups[g]]
+    label = clean(rest[0]) if len(rest) == 1 else f"{len(rest)} others"
+    _dots(axes, others, c=_OTHERS, marker=".", zorder=1, label=f"{label} ({len(others)})")
+
+
+def _dots(axes: Axes, points: Sequence[Mapping[str, Any]], label: str = "", **look: Any) -> Any:
+    at = [p["x"] for p in points], [p["y"] for p in points]
+    return axes.scatter(*at, s=26, edgecolors=INK, linewidths=0.3, alpha=0.9, label=label if points else "", **look)
+
+
+# -- what figures share ------------------------------------------------------------------------------------------------
+
+
+def _figure(width: float, height: float, title: str = "") -> Figure:
+    """An empty figure; sizes in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if title:
+        figure.suptitle(clean(title), ha="left", x=0.01, size=11)
+    return figure
+
+
+def _legend(figure: Figure, axes: Axes, **options: Any) -> None:
+    """The labels of one of its axes, below all of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = min(5 if max(map(len, labels), default=0) < 30 else 2, max(1, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, **options)
+
+
+def _by_layer(axes: Axes, values: Sequence[float | None], line: Line, label: str, scale: float = 1) -> None:
+    known = [(layer, scale * value) for layer, value in enumerate(values, 1) if value is not None]
+    x, y = zip(*known, strict=True) if known else ((), ())
+    axes.plot(x, y, marker="o", ms=1.5 + line.look["lw"], label=clean(label), **line.look)
+
+
+def _layers(axes: Axes, n: int) -> None:
+    """An axis of layers from 1 to n, with about ten ticks: 1 and round numbers."""
+    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, n) if n / s <= 12)
+    axes.set(xlabel="layer", xlim=(0.5, n + 0.5), xticks=sorted({1, *range(step, n + 1, step)}))
+
+
+def _whole_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=(1, 2, 5, 10), integer=True))
+
+
+def _short(text: str, most: int = 48) -> str:
+    text = clean(text)
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-most // 2 :]}"

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from ..finetune.results import Record, is_run, mean_and_std, settings
-from .figures import Curve
 
 Score = tuple[float | None, float | None]  # mean and standard deviation
 
@@ -30,6 +30,16 @@ class Row:
     def trial(self) -> Mapping[str, Any]:
         return self.runs[0]["trial"]
 
+    @property
+    def diverged(self) -> int:
+        """The number of runs that have diverged."""
+        return sum(bool(run.get("diverged")) for run in self.runs)
+
+    def curve(self, name: str) -> list[list[float]]:
+        """For each epoch the values of a curve ("test_accuracy" ...), of those runs that reached it."""
+        curves = [(run.get("curves") or {}).get(name, []) for run in self.runs]
+        return [[v for v in values if v is not None] for values in zip_longest(*curves)]
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -48,6 +58,11 @@ class Experiment:
         if len(known) < 2 or not all(_beyond(known[0].test, row.test, noise) for row in known[1:]):
             return None
         return known[0]
+
+    @property
+    def most_seeds(self) -> int:
+        """The number of runs of the row that has most."""
+        return max(len(row.runs) for row in self.rows)
 
     @property
     def chance(self) -> float | None:
@@ -104,19 +119,6 @@ def experiments(records: Iterable[Record]) -> tuple[list[Experiment], int]:
         rows = tuple(_row(trial, trials, seeds) for trial, seeds in zip(trials, by_settings.values(), strict=True))
         found.append(Experiment(arch, data, labels, rows))
     return found, len(claimed) - len(sound)
-
-
-def curves(row: Row, name: str) -> Curve:
-    """A curve ("test_accuracy" ...): mean, least and most over the seeds that reached an epoch."""
-    runs = [(run.get("curves") or {}).get(name, []) for run in row.runs]
-    length = max(map(len, runs))
-    by_epoch = [[c[i] for c in runs if i < len(c) and c[i] is not None] for i in range(length)]
-    return Curve(
-        row.label,
-        [sum(values) / len(values) if values else None for values in by_epoch],
-        [min(values, default=None) for values in by_epoch],
-        [max(values, default=None) for values in by_epoch],
-    )
 
 
 def _row(trial: Mapping[str, Any], trials: list[Mapping[str, Any]], seeds: Mapping[int, Record]) -> Row:

@@ -1,6 +1,5 @@
 """A primitive graph goes in, a picture of it comes out, as in Figure 3 of the paper (arXiv 2207.10049)."""
 
-import io
 import os
 from pathlib import Path
 
@@ -8,12 +7,12 @@ from ...graph import Graph
 from ...utils.checks import InputError
 from ...utils.files import replacing
 from ...utils.text import clean
+from ..pictures import rendered, style
 
 __all__ = ["FORMATS", "MOST_LABELLED_NODES", "draw"]
 
 FORMATS = (".svg", ".png", ".pdf")
 MOST_LABELLED_NODES = 200
-_NO_DATES = {".svg": {"Date": None}, ".png": {"Software": None}, ".pdf": {"CreationDate": None}}
 
 
 def draw(
@@ -48,32 +47,24 @@ def draw(
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"{path}: a graph is drawn as .svg, .png or .pdf. Give the file one of these suffixes.")
-    content = _render(graph, path.suffix.lower(), clean(title or "Primitive graph"), labels, folded)
+    content = _render(graph, path.suffix.lower(), title, labels, folded)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
-def _render(graph: Graph, suffix: str, title: str, labels: bool | None, folded: bool) -> bytes:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError(
-            "Pictures of graphs need matplotlib, which is not installed. "
-            "Install the extra [plot], for instance pip install '.[plot]' in a checkout."
-        ) from error
-    from .picture import figure
+def _render(graph: Graph, suffix: str, title: str | None, labels: bool | None, folded: bool) -> bytes:
+    if labels is None:
+        labels = len(graph.nodes) <= MOST_LABELLED_NODES
+    with style():
+        from .picture import figure
 
-    content = io.BytesIO()
-    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "timm-ghn-init"}):
-        shown = figure(graph, title, len(graph.nodes) <= MOST_LABELLED_NODES if labels is None else labels, folded)
-        shown.savefig(content, format=suffix[1:], metadata=_NO_DATES[suffix])
-    return content.getvalue()
+        return rendered(figure(graph, clean(title or "Primitive graph", 80), labels, folded), suffix)
 
 
 def _picture(graph: Graph) -> str | None:
     """The SVG element that notebooks show; None without matplotlib."""
     try:
-        text = _render(graph, ".svg", "Primitive graph", None, len(graph.nodes) > MOST_LABELLED_NODES).decode()
+        text = _render(graph, ".svg", None, None, len(graph.nodes) > MOST_LABELLED_NODES).decode()
     except ImportError:
         return None
     return text[text.index("<svg") :]

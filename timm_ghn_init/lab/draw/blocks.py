@@ -2,9 +2,10 @@
 
 import re
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -61,8 +62,8 @@ def _places(param: str) -> Places:
 
 
 def _common(a: Places, b: Places) -> Places:
-    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return a[:n]
+    """The places that both lie in; an inner name contains the outer ones."""
+    return tuple(x for x, y in zip(a, b, strict=False) if x == y)
 
 
 class Folded(NamedTuple):
@@ -83,97 +84,63 @@ def fold(graph: Graph) -> Folded:
     """Fold rows of blocks that have the same nodes and edges, inside and from what comes before, into the first."""
     named, times = places(graph), dict[str, int]()
     for depth in range(max(map(len, named), default=0)):
-        for row in reversed(list(_rows_of_equal_blocks(graph, named, depth))):
-            graph, named = _without_the_others(graph, named, row)
-            times[row.name] = row.times
+        for name, start, length, number in reversed(list(_rows_of_equal_blocks(graph, named, depth))):
+            graph, named = _first_alone(graph, named, start, length, number)
+            times[name] = number
     return Folded(graph, named, times)
 
 
-class _Row(NamedTuple):
-    """`times` equal blocks, one after the other, each of `length` nodes."""
-
-    name: str
-    start: int
-    length: int
-    times: int
-
-
-def _rows_of_equal_blocks(graph: Graph, named: list[Places], depth: int) -> Iterator[_Row]:
-    blocks = list(_blocks(named, depth))
-    signatures = [_signature(graph, start, end) for _, start, end in blocks]
-    first = 0
-    for i in range(1, len(blocks) + 1):
-        joined = i < len(blocks) and signatures[i] == signatures[first] and _is_next(blocks[i - 1], blocks[i])
-        if joined:
-            continue
-        name, start, end = blocks[first]
-        row = _Row(name, start, end - start, i - first)
-        if row.times > 1 and _is_closed(graph, row):
-            yield row
-        first = i
-
-
-def _blocks(named: list[Places], depth: int) -> Iterator[tuple[str, int, int]]:
-    """Name, first node and end of each block of a depth whose nodes follow one another."""
-    bounds: dict[str, list[int]] = {}
+def _rows_of_equal_blocks(graph: Graph, named: list[Places], depth: int) -> Iterator[tuple[str, int, int, int]]:
+    """Of each row: name and first node of its first block, nodes in a block, number of blocks."""
+    nodes_of = defaultdict(list)
     for v, p in enumerate(named):
         if len(p) > depth:
-            bounds.setdefault(p[depth], []).append(v)
-    for name, nodes in bounds.items():
-        if nodes[-1] - nodes[0] + 1 == len(nodes):
-            yield name, nodes[0], nodes[-1] + 1
+            nodes_of[p[depth]].append(v)
+    blocks = [(name, vs[0], len(vs)) for name, vs in nodes_of.items() if vs[-1] - vs[0] + 1 == len(vs)]
+
+    def kind(numbered: tuple[int, tuple[str, int, int]]) -> object:
+        """What the blocks of a row have in common; the last makes one follow directly upon another."""
+        i, (name, start, length) = numbered
+        return re.sub(r"\d+$", "", name), _signature(graph, start, length), start - i * length
+
+    for _, row in groupby(enumerate(blocks), kind):
+        (_, (name, start, length)), *others = row
+        number = len(others) + 1
+        end, near = start + number * length, start + (number - _MOST_BACK) * length
+        if others and not any(start <= u < near and v >= end for u, v in graph.edges.tolist()):
+            yield name, start, length, number
 
 
-def _is_next(a: tuple[str, int, int], b: tuple[str, int, int]) -> bool:
-    """Whether a block comes right after another of the same list of modules."""
-    stem = [re.sub(r"\d+$", "", name) for name, _, _ in (a, b)]
-    return stem[0] == stem[1] and a[2] == b[1]
-
-
-def _signature(graph: Graph, start: int, end: int) -> tuple[object, ...]:
+def _signature(graph: Graph, start: int, length: int) -> object:
     """Nodes and edges of a block, counted from its start."""
     v = graph.edges[:, 1]
-    own = graph.edges[(v >= start) & (v < end)] - start
-    return (
-        tuple((n.primitive, n.shape) for n in graph.nodes[start:end]),
-        tuple(sorted(map(tuple, own.tolist()))),
-    )
+    own = graph.edges[(v >= start) & (v < start + length)] - start
+    return [(n.primitive, n.shape) for n in graph.nodes[start : start + length]], sorted(own.tolist())
 
 
-def _is_closed(graph: Graph, row: _Row) -> bool:
-    """Whether what comes behind is reached from the last blocks of the row only."""
-    end, near = row.start + row.times * row.length, row.start + max(0, row.times - _MOST_BACK) * row.length
-    return not any(row.start <= u < near and v >= end for u, v in graph.edges.tolist())
-
-
-def _without_the_others(graph: Graph, named: list[Places], row: _Row) -> tuple[Graph, list[Places]]:
-    second, end = row.start + row.length, row.start + row.times * row.length
-    gone = end - second
+def _first_alone(graph: Graph, named: list[Places], start: int, length: int, number: int) -> tuple[Graph, list[Places]]:
+    """The graph without the others of a row; their edges to what comes behind begin in the first."""
+    second, end = start + length, start + number * length
 
     def new(v: int) -> int:
         if v < second:
             return v
-        return row.start + (v - row.start) % row.length if v < end else v - gone
+        return start + (v - start) % length if v < end else v - (end - second)
 
-    edges = [(u, v) for u, v in graph.edges.tolist() if not second <= v < end]
-    kept = sorted({(new(u), new(v)) for u, v in edges}, key=lambda e: (e[1], e[0]))
+    kept = {(new(u), new(v)) for u, v in graph.edges.tolist() if not second <= v < end}
+    edges = np.array(sorted(kept, key=lambda e: (e[1], e[0])), dtype=np.int64).reshape(-1, 2)
     nodes = (*graph.nodes[:second], *graph.nodes[end:])
-    folded = replace(graph, nodes=nodes, edges=np.array(kept, dtype=np.int64).reshape(-1, 2), targets={}, skipped={})
-    return folded, [*named[:second], *named[end:]]
+    return replace(graph, nodes=nodes, edges=edges, targets={}, skipped={}), [*named[:second], *named[end:]]
 
 
 def runs(row: list[int], named: list[Places], depth: int) -> list[tuple[str, int, int]]:
     """Name, first row and end of each block of a depth that has its rows for itself."""
-    inside: list[set[str]] = [set() for _ in range(max(row) + 1)]
+    rows_of = defaultdict(set)
     for r, p in zip(row, named, strict=True):
-        inside[r].add(p[depth] if len(p) > depth else "")
-    found: list[tuple[str, int, int]] = []
-    for r, names in enumerate(inside):
-        name = next(iter(names)) if len(names) == 1 else ""
-        if found and found[-1][0] == name and found[-1][2] == r:
-            found[-1] = (name, found[-1][1], r + 1)
-        else:
-            found.append((name, r, r + 1))
-    pieces = Counter(name for name, _, _ in found)
-    shared = {name for names in inside if len(names) > 1 for name in names}
-    return [(name, a, b) for name, a, b in found if name and pieces[name] == 1 and name not in shared]
+        rows_of[p[depth] if len(p) > depth else ""].add(r)
+    owners = Counter(r for rows in rows_of.values() for r in rows)
+    return [
+        (name, min(rows), max(rows) + 1)
+        for name, rows in rows_of.items()
+        if name and max(rows) - min(rows) + 1 == len(rows) and all(owners[r] == 1 for r in rows)
+    ]

@@ -10,18 +10,10 @@ from ...graph import Graph
 from .blocks import Places, runs
 
 ASPECT = 1.6
-MARGIN = 24.0
-TOP = 110.0  # the y of the first row, in points; the heading is above it
+ROW = 25.0  # points from one row to the next
+GUTTER = 44.0  # points between the last lane of a column and the first of the next
 NAME = 13.0  # height of a frame's name
 _TORN = 1.5  # cost of a break within a block, in edges that the break cuts
-
-
-class Spacing(NamedTuple):
-    """Distances in points (1/72 inch): between rows, between lanes, and from one column's last lane to the next's."""
-
-    row: float
-    lane: float
-    gutter: float
 
 
 class Frame(NamedTuple):
@@ -36,34 +28,32 @@ class Frame(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Positions in points, y downwards.
+    """Positions in points (1/72 inch), y downwards; the first row is at 0.
 
     Attributes:
-        row, lane, column: of each node.
-        xy: of each node.
-        bottoms: y of the last row of each column.
+        row, lane, column, xy: of each node.
+        left: x at which each column begins, and at which the last one ends.
+        bottom: y of the last row of each column.
         frames: outer frames first.
-        width, height: of everything, without legend.
     """
 
     row: list[int]
     lane: list[int]
     column: list[int]
     xy: list[tuple[float, float]]
-    bottoms: list[float]
+    left: list[float]
+    bottom: list[float]
     frames: list[Frame]
-    width: float
-    height: float
 
 
-def layout(graph: Graph, places: list[Places], names: dict[str, str], spacing: Spacing) -> Layout:
+def layout(graph: Graph, places: list[Places], names: dict[str, str], width: float) -> Layout:
     """Place the nodes of a graph.
 
     Args:
         graph: what to draw.
         places: as `blocks.places` gives them.
         names: what the frame of a stage or block is called.
-        spacing: distances.
+        width: of a lane.
     """
     row = _rows(graph)
     lane = _lanes(graph, row)
@@ -72,18 +62,17 @@ def layout(graph: Graph, places: list[Places], names: dict[str, str], spacing: S
     for _, start, _ in [run for level in framed for run in level]:
         above[start] += NAME
     inside = {r for _, start, end in framed[-1] or framed[0] for r in range(start + 1, end)}
-    starts = _columns(graph, row, max(lane) + 1, spacing, above, inside)
+    starts = _columns(graph, row, GUTTER + width * min(max(lane) + 1, 3), above, inside)
     column_of_row = [i for i, (a, b) in enumerate(pairwise(starts)) for _ in range(a, b)]
+    y = [h for a, b in pairwise(starts) for h in accumulate(above[r] + ROW * (r > a) for r in range(a, b))]
     column = [column_of_row[r] for r in row]
-    y: list[float] = []
-    for a, b in pairwise(starts):
-        y += [TOP + h for h in accumulate(above[r] + spacing.row * (r > a) for r in range(a, b))]
-    lanes = [max((lane[v] for v in range(len(row)) if column[v] == c), default=0) + 1 for c in range(len(starts) - 1)]
-    left = list(accumulate((spacing.gutter + n * spacing.lane for n in lanes), initial=MARGIN))
-    xy = [(left[c] + spacing.gutter + i * spacing.lane, y[r]) for r, i, c in zip(row, lane, column, strict=True)]
-    frames = list(_frames(framed, names, starts, left, y, spacing))
-    bottoms = [y[end - 1] for end in starts[1:]]
-    return Layout(row, lane, column, xy, bottoms, frames, left[-1] + MARGIN, max(bottoms) + 2 * MARGIN)
+    lanes = Counter[int]()
+    for c, i in zip(column, lane, strict=True):
+        lanes[c] = max(lanes[c], i + 1)
+    left = list(accumulate((GUTTER + lanes[c] * width for c in range(len(starts) - 1)), initial=0.0))
+    xy = [(left[c] + GUTTER + i * width, y[r]) for r, i, c in zip(row, lane, column, strict=True)]
+    bottom = [y[end - 1] for end in starts[1:]]
+    return Layout(row, lane, column, xy, left, bottom, list(_frames(framed, names, starts, left, y)))
 
 
 def _neighbours(graph: Graph) -> tuple[list[list[int]], list[list[int]]]:
@@ -130,38 +119,26 @@ def _lanes(graph: Graph, row: list[int]) -> list[int]:
     return lane
 
 
-def _columns(
-    graph: Graph, row: list[int], lanes: int, spacing: Spacing, above: list[float], inside: set[int]
-) -> list[int]:
+def _columns(graph: Graph, row: list[int], width: float, above: list[float], inside: set[int]) -> list[int]:
     """First row of each column, and the end: about as many columns as make the picture ASPECT times as wide as high.
 
     A column ends within a quarter of its length from where equal columns would end, where the break cuts few edges.
     """
     n_rows = max(row) + 1
-    crossing = _crossing(graph, row)
-    width = spacing.gutter + spacing.lane * min(lanes, 3)
-    n_columns = max(1, round(math.sqrt(ASPECT * (n_rows * spacing.row + sum(above)) / width)))
-    length = math.ceil(n_rows / n_columns)
-    starts = [0]
-    while n_rows - starts[-1] > 1.25 * length:
-        ideal = starts[-1] + length
-        reach = length // 4
-
-        def cost(r: int, ideal: int = ideal) -> float:
-            return crossing[r] + _TORN * (r in inside) + abs(r - ideal) / length
-
-        starts.append(min(range(ideal - reach, ideal + reach + 1), key=cost))
-    return [*starts, n_rows]
-
-
-def _crossing(graph: Graph, row: list[int]) -> list[int]:
-    """For each row, how many earlier nodes have successors from this row on: the edges that a break here cuts."""
-    reach = list(row)
+    reach = list(row)  # the last row of a node's successors
     for u, v in graph.edges.tolist():
         reach[u] = max(reach[u], row[v])
     change = Counter(r + 1 for r in row)
     change.subtract(r + 1 for r in reach)
-    return list(accumulate(change[r] for r in range(max(row) + 2)))
+    cut = list(accumulate(change[r] for r in range(n_rows + 1)))  # by a break before each row: nodes with edges over it
+    n_columns = max(1, round(math.sqrt(ASPECT * (n_rows * ROW + sum(above)) / width)))
+    length = math.ceil(n_rows / n_columns)
+    starts = [0]
+    while n_rows - starts[-1] > 1.25 * length:
+        ideal = starts[-1] + length
+        near = range(ideal - length // 4, ideal + length // 4 + 1)
+        starts.append(min((cut[r] + _TORN * (r in inside) + abs(r - ideal) / length, r) for r in near)[1])
+    return [*starts, n_rows]
 
 
 def _frames(
@@ -170,20 +147,18 @@ def _frames(
     starts: list[int],
     left: list[float],
     y: list[float],
-    spacing: Spacing,
 ) -> Iterator[Frame]:
     """A frame around each run of rows, in each column that contains a part of it."""
-    begins = {start for _, start, _ in framed[-1]}
+    inner = {(start, end) for _, start, end in framed[-1]}
     for depth, level in enumerate(framed):
         for name, start, end in level:
-            outer = any(start <= s and e <= end for inner in framed[depth + 1 :] for _, s, e in inner)
+            outer = depth == 0 and any(start <= s and e <= end for s, e in inner)
             for column, (first, last) in enumerate(pairwise(starts)):
                 a, b = max(start, first), min(end, last)
                 if a >= b:
                     continue
                 inset = 0 if outer else 4
-                top = y[a] - 0.45 * spacing.row - NAME * (1 + (outer and a in begins)) - 3
-                x = left[column] + spacing.gutter / 2 + inset
-                right = left[column + 1] + spacing.gutter / 2 - 6 - inset
+                top = y[a] - 0.45 * ROW - NAME * (1 + (outer and a in {s for s, _ in inner})) - 3
+                x, right = left[column] + GUTTER / 2 + inset, left[column + 1] + GUTTER / 2 - 6 - inset
                 shown = names[name] + ("" if a == start else " ...")
-                yield Frame(shown, x, top, right - x, y[b - 1] + 0.45 * spacing.row - inset / 2 - top, outer)
+                yield Frame(shown, x, top, right - x, y[b - 1] + 0.45 * ROW - inset / 2 - top, outer)

@@ -29,10 +29,6 @@ STYLES: dict[str, tuple[str, str]] = {
 }
 UNKNOWN = ("weights", "#ffffff")
 
-BACKGROUND = "#ffffff"
-INK = "#1f2933"
-FAINT_INK = "#66707a"
 OUTLINE = "#3a3a3a"
 STAGE, BLOCK = "#f2f4f7", "#c9d0d8"  # stages are filled, blocks are outlined
 CHAIN, SKIP, CROWDED_SKIP = "#7b8794", "#b0573a", "#e4c5bb"
-TIMES = "\N{MULTIPLICATION SIGN}"
