@@ -452,9 +452,9 @@ def test_errors_of_the_prediction_come_out(home: Path, initialise: Callable[[], 
 
 
 def test_dtype_that_the_format_does_not_know(home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    part = torch.zeros(2, dtype=torch.complex128)
-    assert not cache.fill("0" * 64 + "-cpu", {"a": part}, lambda: part.fill_(1j), {})
-    assert torch.equal(part, torch.full((2,), 1j, dtype=torch.complex128))
+    part = torch.full((2,), 1j, dtype=torch.complex128)
+    tensors, _, cached = cache.remember("0" * 64 + "-cpu", lambda: ({"a": part}, {}))
+    assert tensors["a"] is part and not cached
     assert len(warnings(caplog)) == 1
     assert files(home) == []
 
@@ -464,17 +464,16 @@ def test_dtype_that_the_format_does_not_know(home: Path, caplog: pytest.LogCaptu
 
 def test_threads_with_the_same_key(home: Path) -> None:
     """One of them makes the weights, the others wait and read them."""
-    made, filled, start = [], [], threading.Barrier(6)
+    made, found, start = [], [], threading.Barrier(6)
 
     def run() -> None:
-        part = torch.zeros(1000)
-
-        def make() -> None:
-            made.append(part.copy_(torch.arange(1000.0)))
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            made.append(torch.arange(1000.0))
             threading.Event().wait(0.2)
+            return {"a": made[-1]}, {"b": 1}
 
         start.wait()
-        filled.append((cache.fill("0" * 64 + "-cpu", {"a": part}, make, {}), part))
+        found.append(cache.remember("0" * 64 + "-cpu", make))
 
     threads = [threading.Thread(target=run) for _ in range(6)]
     for t in threads:
@@ -482,8 +481,8 @@ def test_threads_with_the_same_key(home: Path) -> None:
     for t in threads:
         t.join()
     assert len(made) == 1
-    assert sorted(cached for cached, _ in filled) == [False] + [True] * 5
-    assert all(torch.equal(part, torch.arange(1000.0)) for _, part in filled)
+    assert sorted(cached for *_, cached in found) == [False] + [True] * 5
+    assert all(torch.equal(tensors["a"], torch.arange(1000.0)) and about["b"] == 1 for tensors, about, _ in found)
 
 
 @pytest.fixture(scope="module")
@@ -518,7 +517,8 @@ def test_killed_while_others_wait(moment: str, processes: dict[str, Any], monkey
 
 
 def keep(number: int, size: int = 1000) -> bool:
-    return cache.fill(f"{number:064x}-cpu", {"a": torch.zeros(2, size // 2, dtype=torch.uint8)}, lambda: None, {})
+    tensors = {"a": torch.zeros(2, size // 2, dtype=torch.uint8)}
+    return cache.remember(f"{number:064x}-cpu", lambda: (tensors, {}))[2]
 
 
 def kept(home: Path) -> set[int]:

@@ -181,23 +181,6 @@ def test_what_is_being_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert listing(tmp_path) == []
 
 
-def test_without_locks_what_may_be_in_use_is_left_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "fcntl", None)
-    with own_folder(tmp_path) as own:
-        name = own.name
-    folder = tmp_path / name
-    folder.mkdir()
-    (folder / "half").write_text("half")
-    for old in (None, folder):  # then somebody still writes to a file in it
-        if old is not None:
-            os.utime(old, (0, 0))
-        remove_abandoned(tmp_path)
-        assert listing(tmp_path) == [name]
-    os.utime(folder / "half", (0, 0))
-    remove_abandoned(tmp_path)
-    assert listing(tmp_path) == []
-
-
 def test_only_what_is_ours_by_name_is_removed(tmp_path: Path) -> None:
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim" / "precious").write_text("precious")

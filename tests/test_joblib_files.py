@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from timm_ghn_init.checkpoints import joblib_files
 from timm_ghn_init.checkpoints.joblib_files import read_joblib
 
 
@@ -31,14 +30,13 @@ def state_dict() -> dict[str, Any]:
         array=np.arange(12, dtype=np.float32).reshape(3, 4),
         large_array=np.arange(400_000, dtype=np.float32).reshape(1000, 400),
         fortran=np.asfortranarray(np.arange(12, dtype=np.float64).reshape(3, 4)),
-        big_endian=np.arange(5, dtype=">f8"),
     )
 
 
 def as_tensor(value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value.detach()
-    return torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
+    return torch.from_numpy(np.ascontiguousarray(value))
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
@@ -56,7 +54,7 @@ def test_reads_what_joblib_writes(tmp_path: Path, protocol: int, compress: Any) 
 def test_reads_a_module_s_state_dict_and_plain_values(tmp_path: Path) -> None:
     joblib = pytest.importorskip("joblib")
     module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
-    config = {"a": (1, [2, 300, 70000]), "b": True, "c": None, "d": 0.5, "e": "é", "f": b"x", "g": (), "h": np.int64(3)}
+    config = {"a": (1, [2, 300, 70000]), "b": True, "c": None, "d": 0.5, "e": "é", "f": b"x", "g": ()}
     joblib.dump({"state_dict": module.state_dict(), "config": config}, tmp_path / "x.pt")
     read = read_joblib(tmp_path / "x.pt")
     assert read["config"] == config
@@ -134,13 +132,6 @@ def test_nothing_is_called(tmp_path: Path, how: str) -> None:
     assert RAN == []
 
 
-@pytest.mark.parametrize("code", joblib_files._REFUSED)
-def test_refused_instructions(tmp_path: Path, code: bytes) -> None:
-    (tmp_path / "x.pt").write_bytes(b"\x80\x04N" + code + b"0\n0\n.")
-    with pytest.raises(pickle.UnpicklingError, match="not admitted"):
-        read_joblib(tmp_path / "x.pt")
-
-
 def call(module: str, name: str, arguments: bytes) -> bytes:
     return b"\x80\x04" + text(module) + text(name) + b"\x93" + arguments + b"R."
 
@@ -159,6 +150,10 @@ MISUSES = {
     "name in an admitted module": (b"\x80\x04ctorch.storage\nUntypedStorage\n.", "not admitted"),
     "attribute of an admitted name": (call("collections", "OrderedDict.fromkeys", b")"), "not admitted"),
     "dtype of objects": (call("numpy", "dtype", text("O") + b"\x85"), "plain numbers"),
+    "another byte order": (
+        call("numpy", "dtype", text("f8") + b"\x85")[:-1] + b"(K\x03" + text(">") + b"tb.",
+        "another byte order",
+    ),
     "dtype of records": (call("numpy", "dtype", text("f4,O") + b"\x85"), "plain numbers"),
     "attribute of a class": (b"\x80\x04" + ARRAY + b"}" + text("read") + b"Nsb.", "a state for type is not admitted"),
     "attribute of a function": (

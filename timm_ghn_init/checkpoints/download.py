@@ -44,20 +44,17 @@ def download(url: str, path: Path, progress: bool | None = None) -> None:
             a second over 30 seconds.
         OSError: the file cannot be written.
     """
-    with _errors_name(url), urlopen(_request(url), timeout=TIMEOUT) as response:
+    with _errors_name(url):
+        response = urlopen(_request(url), timeout=TIMEOUT)
+    with response, open(path, "wb") as file:
         if response.status not in (200, None):  # None: no HTTP
             raise DownloadError(f"{url} answered {response.status} {clean(response.reason, 200)}, without a file")
-        length = response.headers.get("Content-Length")
-        total, name = int(length) if length else None, url.rsplit("/", 1)[-1]
-        with (
-            open(path, "wb", buffering=0) as file,
-            Progress(name, total, show=progress, unit="B", delay=0, stays=True, sizes=True) as shown,
-        ):
-            for chunk in _chunks(response):
+        length = response.headers.get("Content-Length") or ""
+        total, name = int(length) if length.isdecimal() else None, url.rsplit("/", 1)[-1]
+        with Progress(name, total, show=progress, unit="B", delay=0, stays=True, sizes=True) as shown:
+            for chunk in _chunks(url, response):
+                file.write(chunk)
                 shown.step(len(chunk))
-                with _disk():
-                    while chunk:
-                        chunk = chunk[file.write(chunk) :]
         if shown.done != (total or shown.done) or not shown.done:
             raise DownloadError(f"{url} could not be downloaded (the connection ended after {shown.done} bytes)")
 
@@ -108,37 +105,24 @@ def _request(url: str) -> Request:
     return request
 
 
-def _chunks(response: Any) -> Iterator[bytes]:
+def _chunks(url: str, response: Any) -> Iterator[bytes]:
     """The bytes of a response, as long as they arrive fast enough."""
     marked, received = time.monotonic(), 0
-    while chunk := response.read1(_CHUNK):
-        yield chunk
-        received += len(chunk)
-        if (seconds := time.monotonic() - marked) >= WINDOW:
-            if received < SLOWEST * seconds:
-                raise TimeoutError(f"too slow: {received / seconds:.0f} bytes a second, less than {SLOWEST:.0f}")
-            marked, received = time.monotonic(), 0
-
-
-class _DiskError(Exception):
-    """Its cause is an OSError of the disk, not of the network."""
-
-
-@contextmanager
-def _disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _DiskError from error
+    with _errors_name(url):  # not those of whoever takes the chunks
+        while chunk := response.read1(_CHUNK):
+            yield chunk
+            received += len(chunk)
+            if (seconds := time.monotonic() - marked) >= WINDOW:
+                if received < SLOWEST * seconds:
+                    raise TimeoutError(f"too slow: {received / seconds:.0f} bytes a second, less than {SLOWEST:.0f}")
+                marked, received = time.monotonic(), 0
 
 
 @contextmanager
 def _errors_name(url: str) -> Iterator[None]:
+    """Errors of the network become a DownloadError that names the address."""
     try:
         yield
-    except _DiskError as error:
-        assert error.__cause__ is not None
-        raise error.__cause__ from None
     except HTTPError as error:
         raise DownloadError(f"{url} answered {error.code} {clean(error.reason, 200)}") from None
     except InvalidURL:  # its text may be a part of a password

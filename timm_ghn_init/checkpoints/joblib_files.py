@@ -5,6 +5,7 @@ a function or class of this module that returns a tensor or a plain value. Any o
 """
 
 import io
+import math
 import pickle
 import re
 import zlib
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
 _LARGEST_SIDE = 2**40  # of an array; larger ones only waste time
 _EXPANSION = 4  # weights do not get smaller than that when they are packed
 _ALWAYS_UNPACKED = 2**24  # bytes
-
-# Instructions that make instances in other ways than joblib does, or take objects from tables of the process.
-_REFUSED = (
-    *(pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.PERSID, pickle.BINPERSID),
-    *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
-)
 
 
 def read_joblib(path: Path) -> Any:
@@ -77,11 +72,14 @@ class _Reader(_Unpickler):  # type: ignore[misc]
 
     def load_build(self) -> None:
         """The state of an object. The ordinary unpickler would set attributes, of classes and functions too."""
+        import numpy as np
+
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is _Array:
             self.stack[-1] = target.read(state, self._file)
-        elif type(target) is _DType:
-            target.set_order(state)
+        elif isinstance(target, np.dtype):
+            if state[1] not in ("<", "=", "|"):
+                raise UnpicklingError("an array of another byte order than this machine's")
         elif type(target) is not OrderedDict:  # its `_metadata` only holds versions of modules
             raise UnpicklingError(f"a state for {type(target).__name__} is not admitted")
 
@@ -89,26 +87,8 @@ class _Reader(_Unpickler):  # type: ignore[misc]
         raise UnpicklingError("an instruction that could reach other code is not admitted")
 
     dispatch[pickle.BUILD[0]] = load_build
-    dispatch |= dict.fromkeys(map(ord, _REFUSED), refuse)
-
-
-class _DType:
-    """Stands for `numpy.dtype`: plain numbers only."""
-
-    def __init__(self, code: Any = None, *_: Any) -> None:
-        if type(code) is not str or not re.fullmatch(r"f[248]|[iu][1248]|b1", code):
-            raise UnpicklingError("an array must be of plain numbers")
-        self.code, self.order = code, "="
-
-    def set_order(self, state: Any) -> None:
-        if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", ">", "=", "|"):
-            raise UnpicklingError("a dtype has no byte order")
-        self.order = state[1]
-
-    def numpy(self) -> "np.dtype":
-        import numpy as np
-
-        return np.dtype(self.code).newbyteorder(self.order)  # type: ignore[arg-type]
+    # They take objects from a table of the process, not by their name.
+    dispatch |= dict.fromkeys(map(ord, (pickle.EXT1, pickle.EXT2, pickle.EXT4)), refuse)
 
 
 class _Array:
@@ -118,26 +98,25 @@ class _Array:
         import numpy as np
         import torch
 
-        shape, dtype, order = state["shape"], state["dtype"].numpy(), state["order"]
+        shape, dtype = state["shape"], state["dtype"]
         if any(type(side) is not int or not 0 <= side < _LARGEST_SIDE for side in shape) or len(shape) > 64:
             raise UnpicklingError("an array has no shape")
         if state.get("numpy_array_alignment_bytes") is not None:  # joblib >= 1.2 writes how many bytes to skip
             file.read(file.read(1)[0])
-        count = 1
-        for side in shape:
-            count *= side
-        data = file.read(count * dtype.itemsize)
-        if len(data) < count * dtype.itemsize:
+        size = math.prod(shape) * dtype.itemsize
+        data = file.read(size)
+        if len(data) < size:
             raise UnpicklingError("it ends early")
-        flat = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
-        return torch.from_numpy(flat.reshape(shape, order=order))
+        return torch.from_numpy(np.frombuffer(data, dtype).copy().reshape(shape, order=state["order"]))
 
 
-def _scalar(dtype: Any, data: Any) -> Any:
-    """Stands for `numpy.core.multiarray.scalar`."""
+def _dtype(code: Any, *_: Any) -> "np.dtype":
+    """Stands for `numpy.dtype`: plain numbers only."""
     import numpy as np
 
-    return np.frombuffer(data, dtype.numpy())[0].item()
+    if type(code) is not str or not re.fullmatch(r"f[248]|[iu][1248]|b1", code):
+        raise UnpicklingError("an array must be of plain numbers")
+    return np.dtype(code)
 
 
 def _storage(data: Any) -> "Tensor":
@@ -160,10 +139,8 @@ def _parameter(tensor: Any, *_: Any) -> Any:
 
 _NAMES: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
-    "numpy.dtype": _DType,
+    "numpy.dtype": _dtype,
     "numpy.ndarray": None,  # named in the description of an array, never called
-    "numpy.core.multiarray.scalar": _scalar,
-    "numpy._core.multiarray.scalar": _scalar,
     "joblib.numpy_pickle.NumpyArrayWrapper": _Array,
     "torch.storage._load_from_bytes": _storage,
     "torch._utils._rebuild_tensor_v2": _tensor,

@@ -109,7 +109,7 @@ def _to_hub(args: argparse.Namespace, source: Source, key: str, name: str) -> tu
     if there is not None:
         return "was there", f"{repo}@{revision}"
     model, options, report, seed = build_initialised(args, source)
-    return "baked", push_finished(model, repo, replace(report, key=key), options, seed) or repo
+    return "baked", push_finished(model, repo, replace(report, key=key), options, seed)
 
 
 def _architectures(patterns: str) -> list[str]:

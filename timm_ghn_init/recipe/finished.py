@@ -61,21 +61,25 @@ class Finished:
             with assign.uninterrupted():
                 place.write({}, results, [(part, found[name]) for name, part in parts.items()])
 
-        def make() -> bool:
+        def make() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
             found = place.clock("hub", lambda: hub.find(self.repo, self.key, targets, parts)) if self.repo else None
             self.downloaded = found is not None
             if found is None:
                 predict()
-            else:
-                take(found)
-            return not self.downloaded
+                return parts, {"model": place.name, "source": str(self._plan.source), "device": str(place.device)}
+            take(found)
+            return {}, {}  # the Hub's own cache keeps them
 
-        if not self._keeps:
+        def remember() -> bool:
+            found, _, cached = cache.remember(f"{self.key}-{arithmetic(place.device)}", make, parts)
+            if cached:
+                take(found)
+            return cached
+
+        if self._keeps:
+            self.cached = place.clock("cache", remember)
+        else:
             make()
-            return
-        about = {"model": place.name, "source": str(self._plan.source), "device": str(place.device)}
-        file = f"{self.key}-{arithmetic(place.device)}"
-        self.cached = place.clock("cache", lambda: cache.fill(file, parts, make, about, take))
 
 
 def find(

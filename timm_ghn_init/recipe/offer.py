@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,13 +133,13 @@ def _remembered(
     values = digest({n: t for n, t in named_tensors(model).items() if not t.is_meta})
     key = hashlib.sha256(json.dumps([str(source), seed, row.digest, __version__, values]).encode()).hexdigest()
 
-    def make() -> tuple[dict[str, Tensor], dict[str, str]]:
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = dict(pairs)
         tensors = {n: v for n, v in found.items() if isinstance(v, Tensor)}
-        return tensors, {n: v for n, v in found.items() if isinstance(v, str)}
+        return tensors, {"reasons": {n: v for n, v in found.items() if isinstance(v, str)}}
 
-    tensors, reasons, cached = remember(f"{key}-{arithmetic(torch.device('cpu'))}", make)
-    return iter([*tensors.items(), *reasons.items()]), cached
+    tensors, about, cached = remember(f"{key}-{arithmetic(torch.device('cpu'))}", make)
+    return iter([*tensors.items(), *about["reasons"].items()]), cached
 
 
 def _version(parameter: Tensor) -> int:

@@ -4,8 +4,8 @@ An unfinished file is in a new folder next to its target, whose name nobody can 
 so no link waits in it. When all is written, and on the disk, it is renamed to the target's name.
 
 The writer holds a lock on that folder, which the system takes from a process that dies. So the next writer can tell
-what a killed process has left behind from what is being written, and removes it. On a file system
-without locks, the folder is removed when it is a day old.
+what a killed process has left behind from what is being written, and removes it. On a file system without locks, it
+stays.
 """
 
 import errno
@@ -14,9 +14,8 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ except ImportError:  # Windows
 _logger = logger(__name__)
 
 QUIET = 2.0  # seconds that a process waits for a lock before it says which
-_ABANDONED = 86_400.0  # seconds after which what cannot be told to be in use is not
 _PREFIX = ".timm-ghn-init-"
 _FOLDER = re.compile(re.escape(_PREFIX) + r"\w+\.tmp")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -103,7 +101,6 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         OSError: as `replacing`.
     """
     target = Path(os.path.realpath(path))
-    remove_abandoned(target)
     with named(path), own_folder(target if target.is_dir() else target.parent) as own:
         new = own / "new"
         new.mkdir()
@@ -120,15 +117,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def _put_files(new: Path, target: Path, names: list[str]) -> None:
-    lock = _lock(str(target), wait=True)  # others may put theirs there as well
-    try:
+    with _lock(target):  # others may put theirs there as well
         for name in names:
             (target / name).unlink(missing_ok=True)
         for name in names:
             os.rename(new / name, target / name)
-    finally:
-        if lock is not None:
-            os.close(lock)
 
 
 def append(path: Path, line: bytes) -> None:
@@ -160,76 +153,42 @@ def own_folder(folder: Path) -> Iterator[Path]:
 
     Remains of killed processes in `folder` are removed first.
     """
-    remove_abandoned(folder)
-    own, lock = _new_folder(folder)
-    try:
+    with ExitStack() as stack:
+        with _lock(folder):  # nobody looks for remains while the new folder is not locked yet
+            _remove_abandoned(folder)
+            own = Path(tempfile.mkdtemp(".tmp", _PREFIX, folder))
+            stack.enter_context(_lock(own))
+        stack.callback(shutil.rmtree, own, ignore_errors=True)
         yield own
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
 
 
 def remove_abandoned(folder: Path) -> None:
     """Remove what killed processes have left in a folder. Nothing that goes wrong is an error."""
+    with _lock(folder):
+        _remove_abandoned(folder)
+
+
+def _remove_abandoned(folder: Path) -> None:
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _FOLDER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                with suppress(OSError):  # gone meanwhile, or not ours
-                    _remove_folder(entry.path)
+                with _lock(Path(entry.path), wait=False) as nobody_uses_it:
+                    if nobody_uses_it:
+                        shutil.rmtree(entry.path, ignore_errors=True)
 
 
-def _remove_folder(path: str) -> None:
-    """Remove a folder unless somebody is at work in it."""
-    lock = _lock(path)
-    try:
-        if lock is None:
-            newest = max(os.lstat(p).st_mtime for p in (path, *(os.path.join(path, n) for n in os.listdir(path))))
-            if time.time() - newest < _ABANDONED:
-                return
-        shutil.rmtree(path, ignore_errors=True)
-    finally:
-        if lock is not None:
-            os.close(lock)
-
-
-def _new_folder(folder: Path) -> tuple[Path, int | None]:
-    """A new folder, and the descriptor that locks it."""
-    while True:
-        path = tempfile.mkdtemp(".tmp", _PREFIX, folder)
-        try:
-            lock = _lock(path)
-        except OSError:  # somebody who came by found it without a lock, and is removing it
-            continue
-        if lock is None or _is_at(lock, path):
-            return Path(path), lock
-        os.close(lock)
-
-
-def _lock(path: str, wait: bool = False) -> int | None:
-    """Lock a folder for this process; the descriptor that holds the lock, None where there are no locks.
-
-    Raises:
-        OSError: somebody else holds it, or there is no such folder.
-    """
-    if fcntl is None:
-        return None
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        return descriptor
-    except OSError as error:
-        os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise
-        return None
-
-
-def _is_at(descriptor: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
-    except OSError:
-        return False
+@contextmanager
+def _lock(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Lock a folder for this process. Yields whether it is locked: another has the lock, or there are no locks here."""
+    with ExitStack() as stack:
+        is_held = False
+        with suppress(OSError):
+            if fcntl is not None:
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                is_held = True
+        yield is_held
 
 
 def _to_disk(path: Path) -> None:

@@ -4,9 +4,8 @@ PyTorch splits an operation over all its threads and waits for the last of them.
 another process keeps a core busy, the wait is a thousand times longer than the work.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -32,11 +31,11 @@ def one_thread_each(
 ) -> list[R]:
     """Do `work` without gradients on several items at once, on as many as PyTorch has threads.
 
-    The results do not depend on the number of threads: each item is computed by one. If no thread can be started,
+    The results do not depend on the number of threads: each item is computed by one. If a thread cannot be started,
     the calling thread computes all of them.
 
     Args:
-        work: what to do with an item.
+        work: what to do with an item. It may be done twice with the same one.
         items: what to work on. They are begun in their order.
         most: how many at once at the most.
         after: called by this thread after each item.
@@ -45,51 +44,33 @@ def one_thread_each(
         What `work` returned, in the order of the items.
 
     Raises:
-        Exception: the first one that `work` raises. No item is begun after that.
+        Exception: that of the first item for which `work` raises. Those that have not begun are left out.
     """
     n_threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
-    futures: list[tuple[T, Future[R]]] = [(item, Future()) for item in items]
-    waiting = iter(futures)
-    ready = threading.Semaphore(0)
+    items = list(items)
 
-    def work_in_thread() -> None:
+    def begin() -> None:
         torch.get_num_threads()  # only from now on this thread has a number of its own
         torch.set_num_threads(1)
-        ready.release()
+
+    def alone(item: T) -> R:
         with torch.inference_mode(inference), torch.no_grad():
-            go_on()
+            return work(item)
 
-    def go_on() -> None:
-        for item, future in waiting:  # the next of them goes to whoever asks first
-            try:
-                future.set_result(work(item))
-            except BaseException as error:
-                future.set_exception(error)
-                stop()
-
-    def stop() -> None:
-        for _ in waiting:
-            pass
-
-    threads: list[threading.Thread] = []
-    try:
-        for thread in [threading.Thread(target=work_in_thread) for _ in range(min(n_threads, most, len(futures)))]:
-            try:
-                thread.start()
-            except RuntimeError:  # the process has as many as it may have
-                break
-            threads.append(thread)
-            ready.acquire()
-        torch.set_num_threads(n_threads)  # else a thread that is started from now on would take over the last number
-        if not threads:
-            with one_thread(), torch.no_grad():
-                go_on()
-        results = []
-        for _, future in futures:
-            results.append(future.result())
+    def waited(results: Iterable[R]) -> Iterator[R]:
+        for result in results:
             after()
-        return results
+            yield result
+
+    pool = ThreadPoolExecutor(min(n_threads, most), initializer=begin)
+    try:
+        try:
+            futures = [pool.submit(alone, item) for item in items]
+        except RuntimeError:  # the process has as many threads as it may have
+            pool.shutdown(cancel_futures=True)
+            with one_thread():
+                return list(waited(map(alone, items)))
+        return list(waited(future.result() for future in futures))
     finally:
-        stop()
-        for thread in threads:
-            thread.join()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(n_threads)  # else a thread that is started from now on would take over the last number

@@ -79,25 +79,22 @@ def size_limit(text: str | None = None) -> int:
     return int(size)
 
 
-def fill(
+def remember(
     name: str,
-    parts: "Mapping[str, Tensor]",
-    make: Callable[[], object],
-    about: Mapping[str, Any],
-    take: "Callable[[Mapping[str, Tensor]], object] | None" = None,
-) -> bool:
-    """Fill tensors with what the cache has, or have them made and keep them for the next time.
+    make: "Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]]]",
+    like: "Mapping[str, Tensor] | None" = None,
+) -> "tuple[Mapping[str, Tensor], Mapping[str, Any], bool]":
+    """Tensors from the cache; else they are made and kept for the next time.
 
     Args:
         name: of the file: what the tensors depend on, as "KEY-DEVICE".
-        parts: the tensors, by name. Written in place.
-        make: fills them, where the cache has nothing sound. They are not kept if it returns False. It is called once at
-            the most, and what it raises comes out. Nothing that is wrong with the cache does.
-        about: plain values to keep with the tensors, for people.
-        take: fills them with those that were found. Default: copies each.
+        make: gives the tensors by name, and plain values to keep with them. It is called where the cache has nothing
+            sound, once at the most, and its errors are raised; faults of the cache are not. Without a tensor, nothing
+            is kept.
+        like: tensors whose names, shapes and dtypes those in the cache must have.
 
     Returns:
-        Whether the tensors came from the cache.
+        The tensors, the values, and whether they came from the cache.
 
     Raises:
         ValueError: TIMM_GHN_CACHE_SIZE cannot be read.
@@ -106,46 +103,22 @@ def fill(
     try:
         path = folder() / f"{name}.safetensors"
     except OSError as error:
-        make()
+        made = make()
         _say_unkept(None, error)
-        return False
+        return *made, False
     with suppress(OSError, WeightsError):
-        _fill_from(path, parts, take)
-        return True
+        return *_read(path, like), True
     with _locked(path):
-        try:  # it may have come while we waited
-            _fill_from(path, parts, take)
-            return True
+        try:
+            return *_read(path, like), True  # it may have come while we waited
         except (FileNotFoundError, NotADirectoryError):
             pass
         except (OSError, WeightsError) as error:
             _logger.warning("Cache: %s. It will be replaced.", error)
-        if make() is not False:
-            _store(path, parts, about, limit)
-    return False
-
-
-def remember(
-    name: str, make: "Callable[[], tuple[Mapping[str, Tensor], Mapping[str, str]]]"
-) -> "tuple[Mapping[str, Tensor], Mapping[str, str], bool]":
-    """Tensors, and text on others, from the cache; else they are made and kept for the next time.
-
-    Args:
-        name: as in `fill`.
-        make: gives both, by name. Its errors are raised.
-
-    Returns:
-        Both, and whether they came from the cache.
-    """
-    limit, path = size_limit(), folder() / f"{name}.safetensors"
-    with suppress(OSError, WeightsError):
-        tensors, about = read(path)
-        if about.get("name") == path.stem:
-            return tensors, about["text"], True
-    with _locked(path):
-        made, text = make()
-        _store(path, made, {"text": dict(text)}, limit)
-    return made, text, False
+        tensors, about = make()
+        if tensors:
+            _store(path, tensors, about, limit)
+    return tensors, about, False
 
 
 def entries() -> list[Entry]:
@@ -178,20 +151,14 @@ def clear() -> list[Entry]:
     return [entry for entry in entries() if _remove(entry)]
 
 
-def _fill_from(
-    path: Path, parts: "Mapping[str, Tensor]", take: "Callable[[Mapping[str, Tensor]], object] | None"
-) -> None:
-    """Raises, before it writes to any of `parts`, if there is no sound file of just these tensors at `path`."""
+def _read(path: Path, like: "Mapping[str, Tensor] | None") -> "tuple[dict[str, Tensor], dict[str, Any]]":
+    """The content of a file. Raises if it is not sound, or of other tensors than its name says."""
     tensors, about = read(path)
-    if about.get("name") != path.stem or _kinds(tensors) != _kinds(parts):
+    if about.get("name") != path.stem or (like is not None and _kinds(tensors) != _kinds(like)):
         raise WeightsError(f"{path} holds other tensors than its name says")
     with suppress(OSError):
         os.utime(path)  # used just now
-    if take is not None:
-        take(tensors)
-        return
-    for name, part in parts.items():
-        part.copy_(tensors[name])
+    return tensors, about
 
 
 def _kinds(tensors: "Mapping[str, Tensor]") -> dict[str, Any]:

@@ -7,7 +7,6 @@ a branch that is called by their key, so that nothing is ever in the way of anyt
 All transfer goes through `huggingface_hub`, and so do its token, cache, proxies, timeouts and environment variables.
 """
 
-import inspect
 import json
 import logging
 import math
@@ -212,11 +211,8 @@ def _fetch(repo: str, file: str, revision: str, most: int) -> Path | None:
 
 def _is_there(repo: str, file: str, revision: str, most: int) -> bool:
     """Whether the Hub has a file. Raises as `_fetch` does, and whatever huggingface_hub raises if it cannot tell."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    if "retry_on_errors" not in inspect.signature(get_hf_file_metadata).parameters:  # some of these versions retry
-        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     try:
         found = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
     except Exception as error:
@@ -235,15 +231,10 @@ def _is_plain(name: str | None) -> bool:
 
 
 def _is_missing(error: Exception) -> bool:
-    from huggingface_hub.utils import (
-        EntryNotFoundError,
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
-    missing = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
-    return isinstance(error, missing) and not isinstance(error, GatedRepoError)
+    missing = (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
+    return isinstance(error, missing) and not isinstance(error, errors.GatedRepoError)
 
 
 def _is_unreachable(error: Exception) -> bool:
@@ -260,9 +251,8 @@ _WAYS_OUT = {
     401: "Log in again (hf auth login) or set HF_TOKEN to a token that is valid.",
     403: "Ask for access on the repository's page, or use a token that has it (hf auth login or HF_TOKEN).",
     404: "Check its name, and that your token may see it (hf auth login or HF_TOKEN).",
+    412: "Somebody else pushes to it as well. Push again.",
 }
-
-
 _GO_WITHOUT = "Try again later, or set HF_HUB_OFFLINE=1 to go without the Hub."
 
 

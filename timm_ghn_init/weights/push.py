@@ -19,13 +19,10 @@ from ..utils.text import clean_logs_of, logger
 from ..version import __version__
 from .card import model_card
 from .files import METADATA_KEY, provenance, read_about, save, state_dict
-from .hub import CARD, CONFIG, MAIN, WEIGHTS, HubError, hub_error, locate, status_of
+from .hub import CARD, CONFIG, MAIN, WEIGHTS, HubError, hub_error, locate
 from .timm_config import write_config
 
 _logger = logger(__name__)
-
-_ATTEMPTS = 5  # where others push to the same branch at the same time
-_CONFLICTS = (409, 412)
 
 
 def push_model(
@@ -115,7 +112,7 @@ def push_finished(
     """Push what `?hub=` is to find from now on: to main if that is free, else to a branch that is called by the key.
 
     Returns:
-        The address of the commit, "" if the repository has them already.
+        The address of the commit.
 
     Raises:
         HubError, ValueError: as `push_model`.
@@ -124,11 +121,7 @@ def push_finished(
     def write(folder: Path, place: str) -> None:
         write_folder(folder, model, report, options, seed, place)
 
-    def target() -> str | None:
-        revision, there = locate(repo_id, report.key)
-        return revision if there is None else None
-
-    return _upload(repo_id, write, target)
+    return _upload(repo_id, write, lambda: locate(repo_id, report.key)[0])
 
 
 def write_folder(
@@ -189,7 +182,7 @@ def _without_path(source: Source) -> Source:
 def _upload(
     repo_id: str,
     write: Callable[[Path, str], None],
-    target: Callable[[], str | None],
+    target: Callable[[], str],
     private: bool = False,
     create_pr: bool = False,
     token: str | None = None,
@@ -198,61 +191,37 @@ def _upload(
 
     Args:
         write: writes the files into a folder, to be pushed to "ORG/NAME" or "ORG/NAME@REVISION".
-        target: the branch; None if there is nothing to do any more. Asked again after each conflict.
+        target: gives the branch.
     """
     from huggingface_hub import HfApi
 
     clean_logs_of("huggingface_hub")
     api = HfApi(token=token, library_name="timm_ghn_init", library_version=__version__)
-    revision = target()
-    if revision is None:
-        return ""
     with TemporaryDirectory() as name, named(Path(name)):
         folder = Path(name)
-        write(folder, _place(repo_id, revision))  # whatever is wrong with the model, nothing was touched
+        write(folder, repo_id)  # whatever is wrong with the model, nothing was touched
         try:
             repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
             if private and not api.repo_info(repo_id).private:
                 raise HubError(f"{repo_id} is there already, and public, so nothing was pushed. Make it private first.")
-            for _ in range(_ATTEMPTS):
-                main = api.repo_info(repo_id).sha  # before `target` looks, so that what it sees is what is built upon
-                before, revision = revision, target()
-                if revision is None:
-                    return ""
-                if revision != before:
-                    write(folder, _place(repo_id, revision))
-                try:
-                    return _commit(api, repo_id, folder, revision, main, create_pr)
-                except Exception as error:
-                    if status_of(error) not in _CONFLICTS:
-                        raise
-                    _logger.info("Somebody else pushes to %s as well: once more.", repo_id)
+            parent = api.repo_info(repo_id).sha  # before `target` looks, so that what it sees is what is built upon
+            revision = target()
+            if revision != MAIN:
+                write(folder, f"{repo_id}@{revision}")
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+                parent = api.repo_info(repo_id, revision=revision).sha
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=f"Weights predicted by timm-ghn-init {__version__}",
+                revision=revision,
+                parent_commit=parent,
+                create_pr=create_pr,
+            )
         except HubError:
             raise
         except Exception as error:  # they have no common base
             raise hub_error(f"Nothing was pushed to {repo_id}", error, token, later(repo_id)) from None
-    raise HubError(f"Nothing was pushed to {repo_id}: others change it all the time. Try again later.")
-
-
-def _place(repo_id: str, revision: str) -> str:
-    return repo_id if revision == MAIN else f"{repo_id}@{revision}"
-
-
-def _commit(api: Any, repo_id: str, folder: Path, revision: str, main: str | None, create_pr: bool) -> str:
-    from huggingface_hub import CommitOperationAdd
-
-    parent = main
-    if revision != MAIN:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-        parent = api.repo_info(repo_id, revision=revision).sha
-    commit = api.create_commit(
-        repo_id,
-        [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())],  # what was sent is not sent again
-        commit_message=f"Weights predicted by timm-ghn-init {__version__}",
-        revision=revision,
-        parent_commit=parent,
-        create_pr=create_pr,
-    )
     url = str(commit.pr_url or commit.commit_url)
     _logger.info("Pushed to %s: %s", repo_id, url)
     return url
