@@ -19,6 +19,7 @@ from transfer import DATA, LEARNING_RATES, MODELS, Group, optimizer, source, tri
 
 from timm_ghn_init.lab.finetune import Runs, Trial, work
 from timm_ghn_init.lab.finetune.plans import SEARCH_SEED, Results, ranked, searched
+from timm_ghn_init.lab.finetune.protocol import settled
 from timm_ghn_init.lab.finetune.results import mean_and_std, percent
 from timm_ghn_init.recipe.plan import auto_layer
 from timm_ghn_init.recipe.postprocessing import list_layers
@@ -34,11 +35,13 @@ class Depths:
         model: a timm architecture in `transfer.EPOCHS`.
         ghn: a source without post-processing.
         seeds: runs for each depth.
+        data_dir: folder of named data sets.
     """
 
-    def __init__(self, data: str, model: str, ghn: str, labels: int, seeds: int) -> None:
+    def __init__(self, data: str, model: str, ghn: str, labels: int, seeds: int, data_dir: str | None) -> None:
         self.seeds = seeds
-        self.base = trial(Group(data, model, labels, 1, "ghn-orth"), source("ghn-orth", ghn))
+        base = trial(Group(data, model, labels, 1, "ghn-orth"), source("ghn-orth", ghn))
+        self.base = replace(base, folder=settled(base, data_dir).folder)
         with torch.device("meta"):
             self.n_layers = len(list_layers(timm.create_model(model)))
         self.rates = searched(
@@ -82,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"| network | layers | {' | '.join(f'{depth:g}' for depth in DEPTHS)} |")
     print(f"|---|---:|{'---:|' * len(DEPTHS)}")
     for model in args.models:
-        plan = Depths(args.data, model, args.ghn, args.labels, args.seeds)
+        plan = Depths(args.data, model, args.ghn, args.labels, args.seeds, args.data_dir)
         work(plan, runs, data_dir=args.data_dir, device="cpu", progress=False)
         done = runs.finished()
         scores = {

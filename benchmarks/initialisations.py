@@ -23,8 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_ghn_init import init_model
-from timm_ghn_init.lab.images.datasets import load
-from timm_ghn_init.lab.images.split import Split
+from timm_ghn_init.lab.images.datasets import Split, load
 
 RATES = (3e-4, 1e-3, 3e-3)
 TEACHER_RATE = 1e-3

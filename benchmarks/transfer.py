@@ -167,7 +167,8 @@ def plan(args: argparse.Namespace) -> Plan:
 
 
 def widening(group: Group, args: argparse.Namespace) -> Widening:
-    return Widening(trials(group, args.ghn), LEARNING_RATES[optimizer(group.model)], args.seeds)
+    known = [settled(t, args.data_dir) for t in trials(group, args.ghn)]
+    return Widening(known, LEARNING_RATES[optimizer(group.model)], args.seeds)
 
 
 def groups(args: argparse.Namespace) -> list[Group]:

@@ -29,7 +29,7 @@ from timm_ghn_init import init_model, initialize, save_ghn
 from timm_ghn_init.ghn import GHN, Tile
 from timm_ghn_init.graph import Target, unsupported
 from timm_ghn_init.lab.finetune.data import Data
-from timm_ghn_init.lab.finetune.in_memory import InMemory
+from timm_ghn_init.lab.finetune.loaders import InMemory
 from timm_ghn_init.lab.finetune.protocol import Trial
 from timm_ghn_init.lab.finetune.train import _Session
 from timm_ghn_init.lab.training.loop import TrainConfig, Trainer
@@ -299,6 +299,6 @@ def test_an_epoch_of_finetuning(seen: Counter[str]) -> None:
         trial = Trial("test_resnet", "rand", batch_size=batch_size, epochs=1, amp=True)
         session = _Session(trial, model, Data(4, part, part, part))
         seen.clear()
-        session.train(None, False)
+        session.train(False)
         waits.append(seen["looks"])
     assert waits[0] == waits[1]  # of an epoch, however many batches it has

@@ -1,5 +1,6 @@
-"""Few-shot fine-tuning: the protocol's parts, runs that stop and go on, and runs that several processes share."""
+"""Few-shot fine-tuning: the protocol's parts, runs, and runs that several processes share."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -17,25 +18,22 @@ import numpy as np
 import pytest
 import timm
 import torch
-from processes import cli, context, torchrun
+from processes import cli, torchrun
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from timm_ghn_init.cli import main
 from timm_ghn_init.lab.finetune import Each, Runs, Trial, Tuned, plans, run, summary, train, work
-from timm_ghn_init.lab.finetune.build import build
-from timm_ghn_init.lab.finetune.data import load
-from timm_ghn_init.lab.finetune.in_memory import InMemory
-from timm_ghn_init.lab.finetune.presets import GRID, PRESETS
+from timm_ghn_init.lab.finetune.build import adapt_stem, build
+from timm_ghn_init.lab.finetune.data import few, load
+from timm_ghn_init.lab.finetune.loaders import InMemory
 from timm_ghn_init.lab.finetune.protocol import settled
 from timm_ghn_init.lab.finetune.results import read
-from timm_ghn_init.lab.finetune.search import grid, sample
-from timm_ghn_init.lab.finetune.stem import adapt_stem
+from timm_ghn_init.lab.finetune.search import GRID, PRESETS, grid, sample
 from timm_ghn_init.lab.finetune.tuning import Tuning, layers_at
 from timm_ghn_init.lab.images import datasets
 from timm_ghn_init.lab.images.datasets import DatasetError
-from timm_ghn_init.lab.images.split import few, split_off
 from timm_ghn_init.sources import parse_source
 
 pytest.importorskip("sklearn")
@@ -144,12 +142,9 @@ def test_digits_are_cut_without_overlap_and_the_same_for_every_run() -> None:
     assert data.classes == 10
     for part in parts[:2]:
         assert part.classes.bincount().tolist() == [len(part) // 10] * 10
-    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
     digits = datasets.load("digits")
-    chosen = split_off(torch.cat([digits.train.labels, digits.test.labels]), order, 100, 200, False, "digits")
-    assert torch.cat(chosen).sort().values.tolist() == list(range(1797))
-    images = torch.cat([digits.train.images, digits.test.images])
-    assert all(torch.equal(images[which], part.images) for which, part in zip(chosen, parts, strict=True))
+    everything = torch.cat([digits.train.images, digits.test.images]).flatten(1).tolist()
+    assert sorted(torch.cat([part.images for part in parts]).flatten(1).tolist()) == sorted(everything)
     again = load(replace(TINY, labels=1000, validation=200, seed=3))
     assert torch.equal(again.validation.images, data.validation.images)
     assert not torch.equal(load(replace(TINY, validation=200, data_seed=1)).validation.images, data.validation.images)
@@ -297,6 +292,44 @@ def test_what_is_written_anew_is_another_run(folder: Path, ghn_file: Path, tmp_p
         run(Trial(**other["trial"]), device="cpu", workers=0, progress=False)
 
 
+FASHION = Path(__file__).parent / "fashion_mnist"  # 200 images to train on and 400 to test on
+
+
+def test_other_files_of_a_named_data_set_are_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published files, and missing ones, leave keys as they are; other files in --data-dir are part of the key."""
+    data = tmp_path / "data"
+    trial = replace(TINY, data="fashion-mnist", epochs=1)
+    monkeypatch.setattr(datasets, "FASHION_MNIST", tmp_path / "nowhere")
+    assert settled(trial, data).folder == ""  # nothing is there yet
+
+    shutil.copytree(FASHION, data)
+    first = settled(trial, data)
+    assert first.folder and first.key != replace(first, folder="").key
+    packed = data / "t10k-labels-idx1-ubyte.gz"
+    plain = gzip.decompress(packed.read_bytes())
+    packed.unlink()
+    packed.with_suffix("").write_bytes(plain)
+    assert settled(trial, data) == first  # the same contents
+    with monkeypatch.context() as patch:
+        patch.setitem(datasets._USUAL, "fashion-mnist", first.folder)
+        assert settled(trial, data).folder == ""
+
+    command = ["finetune", "test_resnet", "--source", "rand", "--seeds", "1", "-o", str(tmp_path / "r.jsonl"), *OPTIONS]
+    command += ["--data", "fashion-mnist", "--data-dir", str(data)]
+    assert main(command) == 0 and main(command) == 0
+    packed.with_suffix("").write_bytes(plain[:-1] + bytes([(plain[-1] + 1) % 10]))
+    assert main(command) == 0
+    records = read(tmp_path / "r.jsonl")
+    assert [r["trial"]["folder"] == first.folder for r in records] == [True, False]
+    assert records[0]["test_loss"] != records[1]["test_loss"]
+    with pytest.raises(ValueError, match="fashion-mnist has changed"):
+        run(Trial(**records[0]["trial"]), data_dir=data, device="cpu", progress=False)
+    with pytest.raises(ValueError, match="use settled"):
+        work(Each(trial, 1), Runs(tmp_path / "r.jsonl"), data_dir=data)
+
+
 # -- the network -----------------------------------------------------------------------------------------------------
 
 
@@ -440,82 +473,6 @@ def test_unknown_architecture() -> None:
         run(replace(TINY, arch="nope"), device="cpu")
 
 
-# -- stopping and going on -------------------------------------------------------------------------------------------
-
-# with everything that has a state: momentum, moving average, what is random in the network and in its training
-STATEFUL = Trial(
-    "test_convnext", "orth", labels=40, validation=20, epochs=4, batch_size=20, lr=0.002, keep_stem=True,
-    opt="adamw", drop_path=0.3, ema_decay=0.8,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("trial", [STATEFUL, TINY], ids=["adamw", "sgd"])
-@pytest.mark.parametrize("at", [1, 3])
-def test_a_run_that_was_stopped_gives_the_same_bits(
-    trial: Trial, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trial = replace(trial, epochs=4)
-    whole = run(trial, device="cpu", progress=False)
-    epoch = train._Session._epoch
-
-    def stop(self: Any) -> None:
-        if self.epoch == at:
-            raise KeyboardInterrupt
-        epoch(self)
-
-    path = tmp_path / "state.pt"
-    with monkeypatch.context() as patch:
-        patch.setattr(train._Session, "_epoch", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(trial, device="cpu", checkpoint=path, checkpoint_seconds=0, progress=False)
-    result = run(trial, device="cpu", checkpoint=path, checkpoint_seconds=0, progress=False)
-    assert result["resumed_at_epochs"] == [at]
-    assert same(whole, result)
-
-
-def test_a_process_that_was_killed(tmp_path: Path) -> None:
-    trial = replace(TINY, epochs=400)
-    path = tmp_path / "state.pt"
-    options = {"device": "cpu", "checkpoint": path, "checkpoint_seconds": 0, "progress": False}
-    process = context.Process(target=run, args=(trial,), kwargs=options, daemon=True)
-    process.start()
-    while not path.exists():
-        assert process.is_alive()
-        time.sleep(0.05)
-    process.kill()
-    process.join()
-    epochs = torch.load(path, weights_only=True)["epoch"]
-    assert 1 <= epochs < 400
-    # All 400 epochs would take a while: that it goes on from these bits is what is left to see.
-    session_epochs = []
-    original = train._Session._epoch
-
-    def few_epochs(self: Any) -> None:
-        session_epochs.append(self.epoch)
-        original(self)
-        if len(session_epochs) == 2:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train._Session, "_epoch", few_epochs)
-        with pytest.raises(KeyboardInterrupt):
-            run(trial, device="cpu", checkpoint=path, checkpoint_seconds=1e9, progress=False)
-    assert session_epochs == [epochs, epochs + 1]
-    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".tmp")) == ["state.pt"]
-
-
-@pytest.mark.parametrize("damage", ["garbage", "other"])
-def test_a_checkpoint_that_cannot_be_used_is_not(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "state.pt"
-    run(replace(TINY, seed=1) if damage == "other" else TINY, device="cpu", checkpoint=path, checkpoint_seconds=0)
-    if damage == "garbage":
-        path.write_bytes(path.read_bytes()[:1000])
-    result = run(TINY, device="cpu", checkpoint=path, progress=False)
-    assert result["resumed_at_epochs"] == []
-    assert "starts anew" in caplog.text
-    assert same(result, run(TINY, device="cpu", progress=False))
-
-
 # -- results ---------------------------------------------------------------------------------------------------------
 
 
@@ -543,17 +500,9 @@ def test_a_finished_trial_is_not_run_twice(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "r.jsonl.unfinished").exists()
 
 
-def test_a_plan_need_not_spell_out_its_trials(tmp_path: Path, ghn_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[Trial] = []
-
-    def noted(trial: Trial, **options: Any) -> dict[str, Any]:
-        assert not ran
-        ran.append(trial)
-        return run(trial, **options)
-
-    monkeypatch.setattr(plans, "run", noted)
-    work(lambda results: [replace(TINY, init=f"file:{ghn_file}")], Runs(tmp_path / "r.jsonl"))
-    assert ran[0].ghn
+def test_trials_of_a_plan_are_settled(tmp_path: Path, ghn_file: Path) -> None:
+    with pytest.raises(ValueError, match=r"digits: use settled\(trial, data_dir\)"):
+        work(lambda results: [replace(TINY, init=f"file:{ghn_file}")], Runs(tmp_path / "r.jsonl"))
 
 
 def test_a_line_that_was_cut_off_costs_that_line_only(tmp_path: Path) -> None:
@@ -592,7 +541,7 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     runs = Runs(tmp_path / "r.jsonl")
     with runs.claim("x") as ours:
         assert ours
-    path = str(runs._lock("x"))
+    path = str(tmp_path / "r.jsonl.unfinished" / "x.lock")
     code = f"import filelock; lock = filelock.FileLock({path!r}); lock.acquire(); print(flush=True); input()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "\n"
@@ -659,11 +608,11 @@ def play(plan: Any, score: Any) -> tuple[dict[str, Any], list[Trial]]:
 def test_the_best_on_the_validation_images_is_run_with_all_seeds() -> None:
     candidates = [replace(TINY, lr=lr) for lr in (0.1, 0.2, 0.3, 0.4)]
     scores = {0.1: (0.5, 0.9), 0.2: (0.7, 0.8), 0.3: (0.7, 0.6), 0.4: (0.1, 0.1)}
-    plan = Tuned(candidates, 3, epochs=9)  # one round
+    plan = Tuned(candidates, 3)  # one round
     assert plan.final({}) == []
     results, order = play(plan, lambda t: scores[t.lr])
     assert [(t.stage, t.lr) for t in order[:4]] == [("search", lr) for lr in (0.1, 0.2, 0.3, 0.4)]
-    assert [(t.stage, t.lr, t.seed, t.epochs) for t in order[4:]] == [("final", 0.3, s, 9) for s in range(3)]
+    assert [(t.stage, t.lr, t.seed) for t in order[4:]] == [("final", 0.3, s) for s in range(3)]
     assert plan.final(results) == order[4:]
     assert not {t.seed for t in order[:4]} & {0, 1, 2}
     with pytest.raises(ValueError, match="validation images"):

@@ -13,7 +13,7 @@ import pytest
 
 from timm_ghn_init.cli import main
 from timm_ghn_init.lab.finetune import Trial
-from timm_ghn_init.lab.finetune.presets import PRESETS
+from timm_ghn_init.lab.finetune.search import PRESETS
 
 ROOT = Path(__file__).parents[1]
 

@@ -90,8 +90,8 @@ def add_run_options(sub: argparse.ArgumentParser, seeds: int) -> None:
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune an architecture from several initialisations; print mean and deviation over seeds.
 
-    Finished runs are looked up in RUNS.jsonl, an interrupted run continues at its last checkpoint, and processes that
-    write to one file, started by hand or by torchrun, share the runs.
+    Finished runs are looked up in RUNS.jsonl. Processes that write to one file, started by hand or by torchrun, share
+    the runs.
     """
     from ..lab.finetune import Runs, work
     from ..lab.finetune.data import load
@@ -129,13 +129,15 @@ def less_messages(args: argparse.Namespace) -> Iterator[None]:
 def _trials(args: argparse.Namespace) -> "list[Trial]":
     """A trial for each initialisation: options, then the preset, then the defaults of `Trial`."""
     from ..lab.finetune import Trial
-    from ..lab.finetune.presets import PRESETS
+    from ..lab.finetune.protocol import settled
+    from ..lab.finetune.search import PRESETS
 
     if args.preset is not None and args.preset not in PRESETS:
         raise UserError(f"Unknown preset {args.preset!r}; there are {', '.join(PRESETS)}.")
     preset = PRESETS[args.preset] if args.preset else {}
     inits = args.source or ([preset["init"]] if preset else INITS)
-    return [Trial(**{**preset, **given(args), "init": init}) for init in dict.fromkeys(inits)]
+    trials = [Trial(**{**preset, **given(args), "init": init}) for init in dict.fromkeys(inits)]
+    return [settled(trial, args.data_dir) for trial in trials]
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:

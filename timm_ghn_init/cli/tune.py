@@ -69,7 +69,7 @@ def _trial(args: argparse.Namespace, source: str) -> "Trial":
     from ..lab.finetune.protocol import settled
 
     opt = {"opt": "adamw"} if args.arch.startswith("convnext") else {}  # as in the paper
-    return settled(Trial(**{**opt, **given(args), "init": source}))
+    return settled(Trial(**{**opt, **given(args), "init": source}), args.data_dir)
 
 
 def _count_layers(arch: str) -> int:

@@ -11,7 +11,7 @@ from ...initialize import init_model
 from ...sources import is_source, parse_source
 from ...utils.checks import InputError
 from ...utils.own_draws import own_draws
-from ..finetune.pretrained import WeightsUnavailable, with_timms_weights
+from ..finetune.build import WeightsUnavailable, with_timms_weights
 from ..finetune.protocol import PRETRAINED, TIMM
 
 Create = Callable[[bool], nn.Module]

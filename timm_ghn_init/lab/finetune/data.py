@@ -1,40 +1,22 @@
-"""Images to train, validate and test on: few labels, the same ones for all runs that are to be compared."""
+"""Images to train, validate and test on: few labels, the same ones for all runs that are compared."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...utils.checks import InputError
 from ..images import datasets
-from ..images.folder import Files, check_images
-from ..images.split import Chosen, split_off
-from .folder import Folder
-from .in_memory import InMemory
+from ..images.folder import check_images
+from .loaders import Folder, InMemory, Split
 from .protocol import Trial
-
-Batches = Iterator[tuple[Tensor, Tensor]]
-
-
-class Split(Protocol):
-    """Images and their classes."""
-
-    def __len__(self) -> int: ...
-
-    def batches(self, batch_size: int, training: bool) -> Batches:
-        """Normalised images (N, 3, H, W) and classes (N,), shuffled and augmented for training.
-
-        In training all batches have the same size, up to one image: batch norm has no use for a last one of few. What
-        is random comes from the global generators.
-        """
-        ...
 
 
 class Data(NamedTuple):
-    """A data set, cut into what is trained, validated and tested on."""
+    """A data set, split into images to train, validate and test on."""
 
     classes: int
     train: Split
@@ -54,7 +36,7 @@ def load(
 
     Args:
         trial: `data`, `labels`, `validation`, `data_seed` and `image_size` count.
-        data_dir: where CIFAR-10 and Fashion-MNIST are, or are downloaded to. Default: `data`.
+        data_dir: folder of named data sets, see `datasets.load`. Default: `data`.
         device: where images in memory are kept.
         workers: processes that read images of a folder.
         mean, std: of the values that the model expects, for images of a folder and for those that are resized.
@@ -64,82 +46,113 @@ def load(
         DatasetError: the data are not available: no such folder, no network, a package is missing.
     """
     if trial.data not in _KNOWN:
-        parts = _read_folder(trial)
-        return Data(
-            len(parts[0].classes),
-            *(Folder(files, trial.image_size, torch.device(device), workers, mean, std) for files in parts),
-        )
+        return _load_folder(trial, torch.device(device), workers, mean, std)
     known = _KNOWN[trial.data]
-    pool, test, flip = _read(trial.data, str(data_dir or "data"))
+    pool, test, flip = _read(trial.data, str(data_dir or "data"), trial.folder)
     chosen = choose(pool.labels, trial, known)
-    statistics = (known.mean, known.std) if trial.image_size == NATIVE else (mean, std)
-    m, s = (torch.tensor(v, device=device).view(-1, 1, 1) for v in statistics)
-
-    def in_memory(part: datasets.Split) -> InMemory:
-        return InMemory(part.images.to(device), part.labels.to(device), trial.image_size, m, s, _PADDING, flip)
-
-    return Data(
-        int(pool.labels.max()) + 1,
-        in_memory(pool.take(chosen.train)),
-        in_memory(pool.take(chosen.validation)),
-        in_memory(pool.take(chosen.rest) if test is None else test),
-    )
-
-
-def choose(classes: Tensor, trial: Trial, known: "_Known") -> Chosen:
-    """Images of a data set in memory."""
-    n = len(classes)
-    shuffle = known.shuffled or trial.data_seed
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(trial.data_seed)) if shuffle else torch.arange(n)
-    validation = known.validation if trial.validation is None else trial.validation
-    chosen = split_off(classes, order, trial.labels, validation, not known.shuffled, trial.data)
-    if not known.has_test and len(chosen.rest) == 0:
+    if test is None and len(chosen.rest) == 0:
         raise InputError(
             f"{trial.data}: with {trial.labels or 'all'} labels no images are left to test on; ask for less."
         )
-    return chosen
+    statistics = (known.mean, known.std) if trial.image_size == _NATIVE else (mean, std)
+    m, s = (torch.tensor(v, device=device).view(-1, 1, 1) for v in statistics)
+    parts = pool.take(chosen.train), pool.take(chosen.validation), pool.take(chosen.rest) if test is None else test
+    return Data(
+        int(pool.labels.max()) + 1,
+        *(InMemory(p.images.to(device), p.labels.to(device), trial.image_size, m, s, _PADDING, flip) for p in parts),
+    )
 
 
-def _read_folder(trial: Trial) -> tuple[Files, Files, Files]:
-    """Images of a folder to train, to validate and to test on. All of them can be read."""
+def _load_folder(trial: Trial, device: torch.device, workers: int, mean: Sequence[float], std: Sequence[float]) -> Data:
+    """The data of a trial on a folder of images. All of them can be read."""
     pool, test = datasets.open_folder(trial.data)
-    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(trial.data_seed))
-    validation = len(order) // _VALIDATION_SHARE if trial.validation is None else trial.validation
-    chosen = split_off(torch.tensor(pool.labels), order, trial.labels, validation, False, trial.data)
+    chosen = choose(torch.tensor(pool.labels), trial, _Known(len(pool) // _VALIDATION_SHARE))
     parts = pool.take(chosen.train.tolist()), pool.take(chosen.validation.tolist()), test
     for files in parts:
         check_images(files.paths)
-    return parts
+    return Data(len(pool.classes), *(Folder(p, trial.image_size, device, workers, mean, std) for p in parts))
 
 
 @lru_cache(maxsize=2)
-def _read(name: str, folder: str) -> tuple[datasets.Split, datasets.Split | None, bool]:
-    """Images to choose from, those to test on where they are apart, and whether images may be mirrored."""
-    data = datasets.load(name, NATIVE, folder)
+def _read(name: str, folder: str, digest: str) -> tuple[datasets.Split, datasets.Split | None, bool]:
+    """Images to choose from, those to test on where they are apart, and whether images may be mirrored.
+
+    The digest of the files is a part of the cache's key.
+    """
+    data = datasets.load(name, _NATIVE, folder)
     if _KNOWN[name].has_test:
         return data.train, data.test, data.flip
-    parts = data.train, data.test
-    images, labels = (torch.cat([getattr(part, field) for part in parts]) for field in ("images", "labels"))
+    images, labels = (torch.cat([getattr(part, f) for part in (data.train, data.test)]) for f in ("images", "labels"))
     return datasets.Split(images, labels), None, data.flip
 
 
 class _Known(NamedTuple):
-    """How a data set is cut."""
+    """How a data set is split."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
     validation: int
-    has_test: bool
-    shuffled: bool  # or in their own order: the first images of each class, the last ones for validation
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    has_test: bool = True
+    shuffled: bool = True  # or in their own order: the first images of each class, the last ones for validation
 
 
-NATIVE = 32  # pixels
+_NATIVE = 32  # pixels
 _PADDING = 4
 _VALIDATION_SHARE = 10  # of a folder
 _KNOWN = {
-    "digits": _Known((0.305,) * 3, (0.376,) * 3, 200, False, True),  # in their own order they come writer by writer
+    # shuffled, because the images are sorted by writer
+    "digits": _Known(200, (0.305,) * 3, (0.376,) * 3, has_test=False),
     # images, values and augmentation of the authors' code
-    "cifar10": _Known((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 5000, True, False),
-    "fashion-mnist": _Known((0.285,) * 3, (0.338,) * 3, 5000, True, False),
-    "letters": _Known((0.210,) * 3, (0.377,) * 3, 500, True, True),
+    "cifar10": _Known(5000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), shuffled=False),
+    "fashion-mnist": _Known(5000, (0.285,) * 3, (0.338,) * 3, shuffled=False),
+    "letters": _Known(500, (0.210,) * 3, (0.377,) * 3),
 }
+
+
+# The choice of images
+
+
+class Chosen(NamedTuple):
+    """Indices of images."""
+
+    train: Tensor
+    validation: Tensor
+    rest: Tensor
+
+
+def choose(classes: Tensor, trial: Trial, known: _Known) -> Chosen:
+    """Hold out images for validation, then take the trial's number of labels from the others.
+
+    Validation images are balanced over the classes, or simply the last ones of a data set that is not shuffled.
+
+    Raises:
+        ValueError: there are not that many.
+    """
+    n, validation = len(classes), known.validation if trial.validation is None else trial.validation
+    if trial.labels + validation > n or validation >= n:
+        raise InputError(
+            f"{trial.data} has {n} images to choose from: {trial.labels} labels and {validation} for validation are "
+            "too many. Ask for less with labels and validation."
+        )
+    shuffle = known.shuffled or trial.data_seed
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(trial.data_seed)) if shuffle else torch.arange(n)
+    held = few(classes[order], validation) if known.shuffled else torch.arange(n - validation, n)
+    free = _without(order, held)
+    train = few(classes[free], trial.labels or len(free))
+    return Chosen(free[train], order[held], _without(free, train))
+
+
+def few(classes: Tensor, n: int) -> Tensor:
+    """Indices of the first n images, balanced over the classes, in their order."""
+    rank = torch.zeros_like(classes)  # how many images of the same class come before
+    for c in classes.unique():
+        own = classes == c
+        rank[own] = torch.arange(int(own.sum()))
+    by_rank = sorted(zip(rank.tolist(), classes.tolist(), range(len(classes)), strict=True))
+    return torch.tensor(sorted(i for _, _, i in by_rank[:n]), dtype=torch.long)
+
+
+def _without(values: Tensor, positions: Tensor) -> Tensor:
+    kept = torch.ones(len(values), dtype=torch.bool)
+    kept[positions] = False
+    return values[kept]

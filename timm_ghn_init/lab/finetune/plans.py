@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ...utils.checks import InputError
@@ -19,16 +20,18 @@ Plan = Callable[[Results], list[Trial]]
 SEARCH_SEED = 10_000  # of runs that choose hyper-parameters; final runs have seeds from 0 on
 
 
-def work(plan: Plan, runs: Runs, *, poll: float = 1.0, **options: Any) -> None:
+def work(plan: Plan, runs: Runs, *, data_dir: str | Path | None = None, poll: float = 1.0, **options: Any) -> None:
     """Run the trials of a plan that are not finished yet, together with any other process that works on them.
 
     Args:
         plan: returns the trials that can be run, given the finished ones; none at the end.
         runs: where results are looked up and appended.
+        data_dir: folder of named data sets. Default: `data`.
         poll: seconds to wait if other processes are running all remaining trials.
-        **options: `data_dir`, `device`, `workers` ... of `run`.
+        **options: `device`, `workers` and `progress` of `run`.
 
     Raises:
+        ValueError: a trial of the plan is not as `settled(trial, data_dir)` returns it.
         Exception: as `run`; what was finished before is in the file.
 
     Example:
@@ -36,8 +39,11 @@ def work(plan: Plan, runs: Runs, *, poll: float = 1.0, **options: Any) -> None:
         >>> runs = Runs("runs.jsonl")
         >>> work(Each(Trial("resnet18", "orth", labels=100), seeds=3), runs)  # doctest: +SKIP
     """
-    while todo := [t for t in map(settled, plan(runs.finished())) if t.key not in runs.finished()]:
-        if not any(_claimed(trial, runs, options) for trial in todo):
+    while todo := [t for t in plan(runs.finished()) if t.key not in runs.finished()]:
+        for trial in todo:
+            if settled(trial, data_dir) != trial:
+                raise InputError(f"{trial.data}: use settled(trial, data_dir) for the trials of the plan.")
+        if not any(_claimed(trial, runs, {"data_dir": data_dir, **options}) for trial in todo):
             time.sleep(poll)
 
 
@@ -45,11 +51,9 @@ def _claimed(trial: Trial, runs: Runs, options: dict[str, Any]) -> bool:
     """Run a trial unless another process does."""
     with runs.claim(trial.key) as ours:
         if ours:
-            record = run(trial, checkpoint=runs.checkpoint(trial.key), **options)
+            record = run(trial, **options)
             runs.append(record)
             _logger.info("%s", _one_line(record))
-        if ours or trial.key in runs.finished():
-            runs.discard(trial.key)
         return ours
 
 
@@ -93,7 +97,6 @@ class Tuned:
             the most epochs that one of them has.
         seconds: training time of the search, summed over its runs; None for unlimited. Every round has an equal part
             and starts no run after that, but at least one.
-        **changes: fields of the best candidate that are different in the final runs.
 
     Raises:
         ValueError: no candidates, or no validation images.
@@ -101,11 +104,8 @@ class Tuned:
 
     FACTOR = 3
 
-    def __init__(
-        self, candidates: Iterable[Trial], seeds: int, rounds: int = 1, seconds: float | None = None, **changes: Any
-    ) -> None:
+    def __init__(self, candidates: Iterable[Trial], seeds: int, rounds: int = 1, seconds: float | None = None) -> None:
         self.candidates, self.seeds, self.seconds = searched(candidates), seeds, seconds
-        self.changes = {**changes, "stage": "final"}
         epochs = max(t.epochs for t in self.candidates)
         if rounds > 1:
             self.candidates = searched(replace(t, epochs=epochs) for t in self.candidates)
@@ -113,24 +113,25 @@ class Tuned:
         self.parts = [self.FACTOR**i for i in reversed(range(rounds))]  # of the epochs, by round: 9, 3, 1
 
     def __call__(self, results: Results) -> list[Trial]:
-        tried, missing = self._last_round(results)
-        return missing or [t for t in self._final(tried, results) if t.key not in results]
+        missing = self._search(results)[1]
+        return missing or [t for t in self.final(results) if t.key not in results]
 
     def final(self, results: Results) -> list[Trial]:
         """The runs that are reported; none while the search is not finished."""
-        tried, missing = self._last_round(results)
-        return [] if missing else self._final(tried, results)
+        if self._search(results)[1]:
+            return []
+        return [replace(self.best(results), stage="final", seed=seed) for seed in range(self.seeds)]
 
     def best(self, results: Results) -> Trial:
         """The best trial of the last round; the search must be finished."""
-        return ranked(self._last_round(results)[0], results)[0]
+        return ranked(self._search(results)[0], results)[0]
 
     def all_trials(self) -> Iterator[Trial]:
         """Every candidate with the epochs of every round."""
         for part in self.parts:
             yield from (_shortened(t, part) for t in self.candidates)
 
-    def _last_round(self, results: Results) -> tuple[list[Trial], list[Trial]]:
+    def _search(self, results: Results) -> tuple[list[Trial], list[Trial]]:
         """The trials of the last round that has begun, and those of them that are still to be run."""
         trials = pool = self.candidates
         for part in self.parts:
@@ -144,10 +145,6 @@ class Tuned:
             best = {t.key for t in ranked(done, results)[: math.ceil(len(done) / self.FACTOR)]}
             pool = [t for t in pool if _shortened(t, part).key in best]
         return trials, []
-
-    def _final(self, tried: Sequence[Trial], results: Results) -> list[Trial]:
-        chosen = replace(ranked(tried, results)[0], **self.changes)
-        return [replace(chosen, seed=seed) for seed in range(self.seeds)]
 
 
 def _shortened(trial: Trial, part: int) -> Trial:

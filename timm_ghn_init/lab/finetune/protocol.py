@@ -3,10 +3,11 @@
 import hashlib
 import json
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ...checkpoints.load import fetch, resolve_default
+from ...checkpoints.load import fetch, resolve_default, sha256
 from ...sources import Source, is_source, parse_source
 from ...utils.checks import (
     NOT_NEGATIVE,
@@ -21,8 +22,7 @@ from ...utils.checks import (
     shown,
     whole,
 )
-from ..images.datasets import NAMED, open_folder
-from .digest import digest_of_all, file_digest
+from ..images.datasets import NAMED, digest_of_other_files, open_folder
 
 PRETRAINED = "pretrained"
 TIMM = "timm"
@@ -58,7 +58,8 @@ class Trial:
         ema_decay: decay of the moving average of the weights that is evaluated, 0 to 1; 0 for none.
         amp: train in bfloat16 autocast.
         ghn: sha256 of the GHN's file, filled in by `settled`.
-        folder: sha256 of the images of a folder, names and contents, filled in by `settled`.
+        folder: sha256 of the images of a folder, names and contents, or of a named data set whose files are not the
+            usual ones, filled in by `settled`.
         stage: the purpose of the run, "final" or "search"; not part of its key.
 
     Raises:
@@ -125,30 +126,34 @@ _KINDS: dict[str, Kind] = {
 }
 
 
-def settled(trial: Trial) -> Trial:
+def settled(trial: Trial, data_dir: str | Path | None = None) -> Trial:
     """The trial with everything filled in that its key depends on.
 
     "ghn" is resolved, the source has its shortest spelling, `ghn` and `folder` are digests of the files as they are
     now, unless they are given.
 
+    Args:
+        trial: what to run.
+        data_dir: folder of named data sets. Default: `data`.
+
     Raises:
         ValueError: `init` is neither a source nor "pretrained" nor "timm".
         CheckpointError: the GHN is not available.
-        DatasetError: `data` is neither a data set nor a folder of images.
+        DatasetError: `data` is neither a data set nor a folder of images, or a file of it is damaged.
     """
     return replace(
         trial,
         init=str(_source(trial.init)),
         ghn=trial.ghn or _ghn_digest(trial.init),
-        folder=trial.folder or _folder_digest(trial.data),
+        folder=trial.folder or _data_digest(trial.data, data_dir),
     )
 
 
-def check_unchanged(trial: Trial) -> None:
+def check_unchanged(trial: Trial, data_dir: str | Path | None = None) -> None:
     """Raise an InputError if the files of a settled trial are not those that its digests name."""
     for name, now, what in (
         ("ghn", _ghn_digest(trial.init), trial.init),
-        ("folder", _folder_digest(trial.data), trial.data),
+        ("folder", _data_digest(trial.data, data_dir), trial.data),
     ):
         if getattr(trial, name) != now:
             raise InputError(
@@ -170,12 +175,25 @@ def _ghn_digest(init: str) -> str:
     if isinstance(source, str):
         return ""
     rows = [(part, part.initialisation) for part in source.parts]
-    return "+".join(row.digest if row else file_digest(fetch(part)) for part, row in rows)
+    return "+".join(row.digest if row else _file_digest(fetch(part)) for part, row in rows)
 
 
-def _folder_digest(data: str) -> str:
-    """Names and contents of the images that count; "" for a named data set."""
+def _data_digest(data: str, data_dir: str | Path | None) -> str:
     if data in NAMED:
-        return ""
-    files = open_folder(data)
-    return digest_of_all((path for part in files for path in part.paths), Path(data))
+        return digest_of_other_files(data, data_dir)
+    digest = hashlib.sha256()
+    for path in (path for part in open_folder(data) for path in part.paths):
+        line = f"{path.relative_to(data).as_posix()} {_file_digest(path)}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    """The sha256 of a file, in hex; computed again only if the file has changed."""
+    about = path.stat()
+    return _sha256(path, about.st_size, about.st_mtime_ns, about.st_ino)
+
+
+@lru_cache(maxsize=100_000)
+def _sha256(path: Path, size: int, changed: int, inode: int) -> str:
+    return sha256(path)

@@ -22,7 +22,7 @@ class Runs:
     """A file of finished runs that several processes may share.
 
     A line is appended completely or not at all. A process claims a run by a lock in the folder FILE.unfinished, which
-    the operating system releases when the process dies; the folder also holds checkpoints of unfinished runs.
+    the operating system releases when the process dies.
 
     Args:
         path: the .jsonl file, which need not exist. Its folder must exist.
@@ -33,7 +33,7 @@ class Runs:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._folder = self.path.with_name(f"{self.path.name}.unfinished")
+        self._locks = self.path.with_name(f"{self.path.name}.unfinished")
         self._read: tuple[int, dict[str, Record]] = (-1, {})
         self._warned: set[int] = set()  # numbers of lines
 
@@ -64,8 +64,7 @@ class Runs:
         """Whether this process may do a run: it is not finished, and no other process does it."""
         from filelock import FileLock, Timeout
 
-        self._folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._lock(key), timeout=0)
+        lock = FileLock(self._locks / f"{key}.lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
@@ -74,23 +73,10 @@ class Runs:
         try:
             yield key not in self.finished()
         finally:
-            if not self.checkpoint(key).exists():  # it is finished, or failed before its first checkpoint
-                self.discard(key)
+            Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
-
-    def checkpoint(self, key: str) -> Path:
-        """The file of an unfinished run's state."""
-        return self._folder / f"{key}.pt"
-
-    def discard(self, key: str) -> None:
-        """Remove the checkpoint and the lock of a run that is finished or has no checkpoint."""
-        self.checkpoint(key).unlink(missing_ok=True)
-        self._lock(key).unlink(missing_ok=True)
-        with suppress(OSError):  # not empty
-            self._folder.rmdir()
-
-    def _lock(self, key: str) -> Path:
-        return self._folder / f"{key}.lock"
+            with suppress(OSError):  # another run has a lock there
+                self._locks.rmdir()
 
 
 def read(path: Path) -> list[Record]:

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from ...utils.checks import InputError
 from ...utils.progress import Progress
 from .build import build
-from .checkpoint import Checkpoint
-from .data import Data, Split, load
+from .data import Data, load
+from .loaders import Split
 from .protocol import OPTIMIZERS, Trial, check_unchanged, settled
 
 _EVAL_BATCH = 256
@@ -36,23 +36,18 @@ def run(
     data_dir: str | Path | None = None,
     device: str | torch.device | None = None,
     workers: int = 2,
-    checkpoint: str | Path | None = None,
-    checkpoint_seconds: float = 30.0,
     progress: bool | None = None,
 ) -> dict[str, Any]:
     """Initialise, fine-tune and test a network.
 
-    All layers are trained. The random numbers of each epoch depend only on the trial's seed and the epoch's number: a
-    run that continues from its checkpoint gives the same bits as one that was never stopped (on CUDA, as far as its
-    kernels are deterministic). The global random state is left as it was.
+    All layers are trained. Random numbers depend only on the trial: equal trials give equal bits on one machine (on
+    CUDA, as far as its kernels are deterministic). The global random state is left as it was.
 
     Args:
         trial: what to train, and how.
         data_dir: folder of named data sets (CIFAR-10, Fashion-MNIST, letters); downloads go there. Default: `data`.
         device: where to train. Default: CUDA if available, else CPU.
         workers: processes that read images of a folder.
-        checkpoint: file to continue from, if it exists, and to keep up to date; it is not removed. Default: none.
-        checkpoint_seconds: least time between two checkpoints, which are written at the end of an epoch.
         progress: True: a bar; False: nothing. Default: a bar in a terminal if the run takes longer than two seconds,
             elsewhere a line of the log each minute.
 
@@ -75,8 +70,8 @@ def run(
         >>> result["test_accuracy"]  # doctest: +SKIP
         0.857
     """
-    trial = settled(trial)
-    check_unchanged(trial)
+    trial = settled(trial, data_dir)
+    check_unchanged(trial, data_dir)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     start = time.perf_counter()
     with _own_randomness(place):
@@ -85,10 +80,8 @@ def run(
         model, facts = build(trial, data.classes, place)
         model = model.to(place).to(memory_format=torch.channels_last)  # faster by a quarter, on the CPU too
         session = _Session(trial, model, data)
-        saved = Checkpoint(Path(checkpoint), trial.key, checkpoint_seconds) if checkpoint else None
         ready = time.perf_counter()
-        resumed = session.resume(saved)
-        session.train(saved, progress)
+        session.train(progress)
         trained = time.perf_counter()
         scores = session.scores()
     seconds = {"init": ready - start, "train": sum(s or 0 for s in session.curves["seconds"])}
@@ -103,7 +96,6 @@ def run(
         "curves": dict(session.curves),
         **scores,
         "seconds": seconds,
-        "resumed_at_epochs": resumed,
         **_provenance(place),
     }
 
@@ -136,37 +128,19 @@ class _Session:
             updates_per_epoch=self.updates,
         )
         self.ema = ModelEmaV3(model, decay=trial.ema_decay) if trial.ema_decay else None
-        self.epoch = 0
-        self.shown = Progress(trial.init, None, show=False)  # until training begins
         self.curves: Curves = defaultdict(list)
-
-    @property
-    def evaluated(self) -> nn.Module:
-        return self.model if self.ema is None else self.ema.module
 
     @property
     def diverged(self) -> bool:
         return bool(self.curves["train_loss"]) and self.curves["train_loss"][-1] is None
 
-    def resume(self, saved: Checkpoint | None) -> list[int]:
-        """Go on where a checkpoint ends; the epochs at which that has happened so far."""
-        state = saved.read() if saved else None
-        if saved is None or state is None:
-            return []
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.epoch, self.curves = state["epoch"], defaultdict(list, state["curves"])
-        saved.resumed = [*state["resumed"], self.epoch]
-        return saved.resumed
-
-    def train(self, saved: Checkpoint | None, progress: bool | None) -> None:
+    def train(self, progress: bool | None) -> None:
         name = f"{self.trial.arch}, {self.trial.init}, seed {self.trial.seed}"
-        total, done = self.trial.epochs * self.updates, self.epoch * self.updates
-        with Progress(name, total, show=progress, done=done, unit="update") as self.shown:
-            while self.epoch < self.trial.epochs and not self.diverged:
-                self._epoch()
-                if saved is not None:
-                    saved.offer(self._state)
+        with Progress(name, self.trial.epochs * self.updates, show=progress, unit="update") as shown:
+            for epoch in range(self.trial.epochs):
+                self._epoch(epoch, shown)
+                if self.diverged:
+                    break
 
     def scores(self) -> dict[str, Any]:
         """After the last epoch."""
@@ -174,82 +148,63 @@ class _Session:
         last = {n: c[-1] for n, c in self.curves.items() if n.startswith("validation")}
         return {**last, "test_loss": test_loss, "test_accuracy": test_accuracy, "diverged": self.diverged}
 
-    def _epoch(self) -> None:
+    def _epoch(self, epoch: int, shown: Progress) -> None:
         start, t = time.perf_counter(), self.trial
-        _seed(t, self.epoch)
-        self.scheduler.step(self.epoch)
+        _seed(t, epoch)
+        self.scheduler.step(epoch)
         loss_sum, correct, seen = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
 
         def figures() -> dict[str, float | str]:
-            found: dict[str, float | str] = {"epoch": f"{self.epoch + 1}/{t.epochs}", "loss": float(loss_sum) / seen}
-            found["accuracy"] = float(correct) / seen
-            if (last := (self.curves.get("validation_accuracy") or [None])[-1]) is not None:
-                found["validation accuracy"] = last
-            return found
+            means = {"loss": float(loss_sum) / seen, "accuracy": float(correct) / seen}
+            return {"epoch": f"{epoch + 1}/{t.epochs}", **means}
 
         self.model.train()
-        for update, (x, y) in enumerate(
-            self.data.train.batches(t.batch_size, training=True), self.epoch * self.updates
-        ):
+        for update, (x, y) in enumerate(self.data.train.batches(t.batch_size, training=True), epoch * self.updates):
             self.scheduler.step_update(update)
             logits, loss = self._update(x, y)
             loss_sum += loss.detach() * len(y)
             correct += (logits.detach().argmax(1) == y).sum()
             seen += len(y)
-            self.shown.step(1, figures)
+            shown.step(1, figures)
             if self.ema is not None:
                 self.ema.update(self.model, step=update)
         n = len(self.data.train)
-        self._note("lr", self.optimizer.param_groups[0]["lr"])
-        self._note("train_loss", float(loss_sum) / n)
-        self._note("train_accuracy", float(correct) / n)
+        found = {"lr": self.optimizer.param_groups[0]["lr"]}
+        found |= {"train_loss": _finite(float(loss_sum) / n), "train_accuracy": float(correct) / n}
         if len(self.data.validation):
-            for name, value in zip(("loss", "accuracy"), self._evaluate(self.data.validation), strict=True):
-                self._note(f"validation_{name}", value)
-        self._note("seconds", time.perf_counter() - start)
-        self.epoch += 1
+            found["validation_loss"], found["validation_accuracy"] = self._evaluate(self.data.validation)
+        for name, value in {**found, "seconds": time.perf_counter() - start}.items():
+            self.curves[name].append(value)
 
     def _update(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        from timm.utils import dispatch_clip_grad
-
         with self._precision():
             logits = self.model(x.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), y, label_smoothing=self.trial.smoothing)
         self.optimizer.zero_grad()
         loss.backward()
         if self.trial.clip_grad:
-            dispatch_clip_grad(self.model.parameters(), self.trial.clip_grad)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.trial.clip_grad)
         self.optimizer.step()
         return logits, loss
 
     @torch.inference_mode()
     def _evaluate(self, split: Split) -> tuple[float | None, float]:
         """Loss, None if it is not finite, and accuracy."""
-        model, total = self.evaluated.eval(), torch.zeros(2, dtype=torch.float64, device=self.device)
+        model = (self.model if self.ema is None else self.ema.module).eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for x, y in split.batches(_EVAL_BATCH, training=False):
             with self._precision():
                 logits = model(x.contiguous(memory_format=torch.channels_last)).float()
             total += torch.stack((F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()))
-        loss, correct = total.tolist()  # one look at a GPU
+        loss, correct = total.tolist()  # a GPU is waited for once
         return _finite(loss / len(split)), correct / len(split)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.trial.amp)
 
-    def _note(self, curve: str, value: float | None) -> None:
-        self.curves[curve].append(None if value is None else _finite(value))
-
-    def _parts(self) -> dict[str, Any]:
-        parts = {"model": self.model, "optimizer": self.optimizer, "ema": self.ema}
-        return {name: part for name, part in parts.items() if part is not None}
-
-    def _state(self) -> dict[str, Any]:
-        states = {name: part.state_dict() for name, part in self._parts().items()}
-        return {**states, "epoch": self.epoch, "curves": dict(self.curves)}
-
 
 def _finite(value: float) -> float | None:
-    """JSON has no other numbers."""
+    """JSON has no infinity and no NaN."""
     return value if math.isfinite(value) else None
 
 
@@ -285,11 +240,6 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def _program(path: Path) -> str:
-    """The command of a script; `python -m timm_ghn_init` is the command."""
-    return "timm-ghn-init" if path.parts[-2:] == ("timm_ghn_init", "__main__.py") else path.name
-
-
 def _provenance(device: torch.device) -> dict[str, Any]:
     """All else that a repetition of a run needs."""
     from importlib.metadata import PackageNotFoundError, version
@@ -300,9 +250,11 @@ def _provenance(device: torch.device) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
+    program = Path(sys.argv[0])
+    ours = program.parts[-2:] == ("timm_ghn_init", "__main__.py")  # python -m timm_ghn_init
     cuda = device.type == "cuda"
     return {
-        "command": [_program(Path(sys.argv[0])), *sys.argv[1:]],
+        "command": ["timm-ghn-init" if ours else program.name, *sys.argv[1:]],
         "versions": versions,
         "machine": {
             "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),

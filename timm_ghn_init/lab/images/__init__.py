@@ -1,7 +1,7 @@
-"""Labelled images to train and to test on.
+"""Labelled images: a name or a folder goes in, tensors of images and labels come out.
 
-`datasets` and `folder` read them, `formula` makes them up, `split` chooses which ones are held out, `batches` serves
-those that are in memory to the training of a GHN.
+`datasets` reads named data sets, `folder` reads folders, `formula` draws images, `batches` serves them to the training
+of a GHN.
 """
 
 from ...utils.text import Told

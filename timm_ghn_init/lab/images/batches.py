@@ -1,4 +1,4 @@
-"""Batches of images to train a GHN on, each a function of (seed, index), with small shifts and mirrorings."""
+"""Batches of images, with small shifts and mirrorings; for a GHN's training each is a function of (seed, index)."""
 
 from pathlib import Path
 
@@ -10,8 +10,6 @@ from .datasets import NAMED, Dataset, load
 from .formula import FormulaImages
 
 SHIFT = 3  # pixels, at most, to each side
-
-
 NAMES = ("formula", *NAMED)  # see `open_images`
 
 
@@ -57,7 +55,8 @@ class Images:
             return self._normalised(batch.images), batch.labels
         rng = np.random.default_rng((seed, index))
         batch = split.take(torch.from_numpy(rng.integers(0, len(split), size)))
-        images = _shifted(self._normalised(batch.images), rng)
+        corners = torch.from_numpy(rng.integers(0, 2 * SHIFT + 1, (size, 2)))
+        images = shifted(self._normalised(batch.images), corners, SHIFT, "replicate")
         if self.dataset.flip:
             mirrored = torch.from_numpy(rng.random(size) < 0.5)
             images[mirrored] = images[mirrored].flip(-1)
@@ -68,7 +67,7 @@ class Images:
 
 
 def _mean_and_std(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each colour over all pixels, from one part of the images at a time: a copy of all as floats takes memory."""
+    """Of each colour over all pixels, computed in parts, because a copy of all images as floats takes memory."""
     total, squares = torch.zeros(2, 3, dtype=torch.float64, device=images.device).unbind()
     for part in images.split(1000):
         pixels = part.double() / 255
@@ -80,8 +79,16 @@ def _mean_and_std(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean.float(), deviation.float()
 
 
-def _shifted(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    padded = F.pad(images, [SHIFT] * 4, mode="replicate")
-    h, w = images.shape[2:]
-    corners = rng.integers(0, 2 * SHIFT + 1, (len(images), 2)).tolist()
-    return torch.stack([image[:, y : y + h, x : x + w] for image, (y, x) in zip(padded, corners, strict=True)])
+def shifted(images: torch.Tensor, corners: torch.Tensor, padding: int, mode: str = "constant") -> torch.Tensor:
+    """Crop each image at a place of its own from a padded one.
+
+    Args:
+        images: (N, C, H, W).
+        corners: (N, 2), upper left corners of the crops (y, x), 0 to 2 * padding; `padding` is no shift.
+        padding: pixels on each side.
+        mode: of the padding, as `torch.nn.functional.pad` takes it.
+    """
+    height, width = images.shape[2:]
+    windows = F.pad(images, [padding] * 4, mode=mode).unfold(2, height, 1).unfold(3, width, 1)
+    y, x = corners.to(images.device).T
+    return windows[torch.arange(len(images), device=images.device), :, y, x]

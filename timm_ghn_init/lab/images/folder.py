@@ -1,7 +1,6 @@
-"""A folder of images, one subfolder for each class: which files there are, and what picture each of them shows.
+"""A folder of images, one subfolder for each class: its files, and the picture that each of them shows.
 
-A file is read as the picture that it shows, or refused by its name: never as something else, and never left out. What
-people keep next to pictures (hidden files, notes) is no picture.
+A file is read as the picture that it shows, or an error names it. Hidden files and files of other kinds are left out.
 """
 
 import os
@@ -17,15 +16,12 @@ import numpy as np
 
 from ...utils.progress import over
 from . import DatasetError
-from .split import every_fifth
 
 if TYPE_CHECKING:
     from PIL import Image
 
-HELD_OUT = ("test", "validation", "val")  # usual names of the part to test on, next to "train"
-_GROUND = (255, 255, 255)  # transparent pictures lie on white
-_MOVES = "it is animated or has several pages, of which none is the picture"
-_UNREADABLE = (".heic", ".heif", ".jxl")  # pictures that Pillow does not know by itself: refused, not left out
+_HELD_OUT = ("test", "validation", "val")  # usual names of the part to test on, next to "train"
+_UNREADABLE = (".heic", ".heif", ".jxl")  # images that Pillow does not read: an error names them
 
 
 @dataclass(frozen=True)
@@ -60,12 +56,11 @@ def find_images(folder: str | Path) -> tuple[Files, Files]:
         DatasetError: there are no images, a class has none to train on, or the parts have different classes.
     """
     root = Path(folder)
-    parts = [root / name for name in HELD_OUT]
-    held_out = next((p for p in parts if p.is_dir()), None) if (root / "train").is_dir() else None
-    if held_out is None:
+    held_out = next((root / name for name in _HELD_OUT if (root / name).is_dir()), None)
+    if held_out is None or not (root / "train").is_dir():
         everything = _list(root)
-        fifth = every_fifth(len(everything))
-        return everything.take((~fifth).nonzero()[:, 0].tolist()), everything.take(fifth.nonzero()[:, 0].tolist())
+        fifth = range(4, len(everything), 5)
+        return everything.take(sorted({*range(len(everything))} - {*fifth})), everything.take(fifth)
     train, test = _list(root / "train"), _list(held_out)
     if train.classes != test.classes:
         differing = ", ".join(sorted({*train.classes} ^ {*test.classes}))
@@ -75,26 +70,27 @@ def find_images(folder: str | Path) -> tuple[Files, Files]:
 
 def _list(folder: Path) -> Files:
     try:
-        classes = tuple(sorted((e.name for e in os.scandir(folder) if _shown(e.name) and e.is_dir()), key=_natural))
-        found = [(path, i) for i, name in enumerate(classes) for path in _walk(folder / name)]
+        classes = sorted((e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != "."), key=_natural)
+        found = {name: _walk(folder / name) for name in classes}
     except OSError as error:
         raise DatasetError(f"{folder} cannot be read: {error}.") from error
-    if len(classes) < 2 or not found:
+    if len(classes) < 2 or not any(found.values()):
         raise DatasetError(f"{folder} holds no folders of images, two or more, one for each class: no images to read.")
-    missing = [name for i, name in enumerate(classes) if i not in {label for _, label in found}]
-    if missing:
-        raise DatasetError(f"{folder / missing[0]} holds no images. Put some there, or remove it.")
-    return Files(tuple(path for path, _ in found), tuple(label for _, label in found), classes)
+    for name, paths in found.items():
+        if not paths:
+            raise DatasetError(f"{folder / name} holds no images. Put some there, or remove it.")
+    labels = tuple(i for i, paths in enumerate(found.values()) for _ in paths)
+    return Files(tuple(path for paths in found.values() for path in paths), labels, tuple(classes))
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Images below a folder, through links as well."""
+    """Images below a folder. Links are followed, each folder once, because they can form a circle."""
     suffixes, found, seen = _suffixes(), [], set()
     for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         real = os.path.realpath(place)
-        folders[:] = [] if real in seen else [name for name in folders if _shown(name)]  # links can go in circles
+        folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
         if real not in seen:
-            found += [Path(place, name) for name in names if _shown(name) and Path(name).suffix.lower() in suffixes]
+            found += [Path(place, name) for name in names if name[0] != "." and Path(name).suffix.lower() in suffixes]
         seen.add(real)
     return sorted(found, key=lambda path: _natural(str(path)))
 
@@ -103,11 +99,8 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _shown(name: str) -> bool:
-    return not name.startswith(".")
-
-
 def _natural(text: str) -> tuple[Any, ...]:
+    """Sorts 2.png before 10.png."""
     return [int(part) if i % 2 else part.lower() for i, part in enumerate(re.split(r"(\d+)", text))], text
 
 
@@ -125,8 +118,8 @@ def _suffixes() -> frozenset[str]:
 def read_image(path: str | Path) -> "Image.Image":
     """The picture that a file shows, RGB with 8 bits, upright.
 
-    16-bit grey is reduced to 8 bits; transparency lies on white; a camera's note which side is up is
-    followed. Whether a file is one of the kind that its suffix names does not matter.
+    16-bit grey is reduced to 8 bits, transparent pixels get a white ground, and the camera's note about the orientation
+    is followed. The suffix does not matter.
 
     Raises:
         DatasetError: it cannot be read (damaged, cut off, empty, too large) or is not one picture with known colours
@@ -135,12 +128,12 @@ def read_image(path: str | Path) -> "Image.Image":
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        if not os.path.isfile(path):  # opening a pipe waits for ever
+        if not os.path.isfile(path):  # opening a pipe would wait for ever
             raise OSError("it is a broken link or no file" if os.path.lexists(path) else "it is not there")
         # Pillow maps a TIFF that it is given by name into memory, and 13.0 then mistakes height for width in some
         with open(path, "rb") as file, Image.open(file) as opened:
             if getattr(opened, "n_frames", 1) > 1 and opened.format != "MPO":  # that is a photo with a second view
-                raise ValueError(_MOVES)
+                raise ValueError("it is animated or has several pages, of which none is the picture")
             white = _sixteen_bits(opened)
             upright = ImageOps.exif_transpose(opened)
             return _rgb(upright if white is None else _grey(upright, white))
@@ -158,7 +151,7 @@ def _rgb(image: "Image.Image") -> "Image.Image":
         raise ValueError(f"its values (mode {image.mode}) have no known range; save it with 8 or 16 bits")
     if not image.has_transparency_data:
         return image.convert("RGB")
-    ground = Image.new("RGBA", image.size, (*_GROUND, 255))
+    ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
 
 
@@ -183,19 +176,14 @@ def _grey(image: "Image.Image", white: int) -> "Image.Image":
 
 @lru_cache(maxsize=8)
 def check_images(paths: tuple[Path, ...]) -> None:
-    """Read all once, so that a damaged one ends the work before it begins.
+    """Read all images once, so that a damaged one is reported before the work begins.
 
     Raises:
         DatasetError: as `read_image`, of the first that cannot be read.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reading = pool.map(_check, paths)
-        try:
-            for _ in over(reading, "Checking images", len(paths), unit="image", stays=True):
-                pass
-        except DatasetError:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for _ in over(pool.map(_check, paths), "Checking images", len(paths), unit="image", stays=True):
+            pass
 
 
 def _check(path: Path) -> None:

@@ -1,22 +1,16 @@
-"""Images made by formula: unlimited, labelled, without a download and without anybody's rights.
+"""Images made by formula: unlimited, labelled, free of rights, without a download.
 
 Formula-driven supervised learning, "Pre-training without Natural Images" (Kataoka et al., 2020, arXiv 2101.08515), at
-32 x 32: a class is a set of parameters of formulas, an image one drawing of them. A class has
-
-* a shape: the attractor of an iterated function system, as in the paper, or, every other class, a closed curve by the
-  superformula (Gielis, 2003), filled or as a ring;
-* a texture behind it: two gratings, added, multiplied or the larger of both;
-* two hues, of the shape and of the texture.
-
-Each drawing has its own pose, light and noise. Some go without the texture, or with other hues, or in grey, so that no
-single cue will do: easy ones to begin with, and the shape for those who learn more.
+32 x 32: a class is a set of parameters of formulas, an image one drawing of them. A class has a shape (the attractor of
+an iterated function system, as in the paper), a texture behind it (two gratings, added, multiplied or the larger of
+both), and two hues. Each drawing has its own pose, light and noise. Some have no texture, other hues or no colour, so
+that no single cue is enough.
 """
 
 import colorsys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +20,6 @@ SIZE = 32
 POINTS = 3000  # of a fractal; a drawing takes some of them
 
 _AXIS = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE * 2 - 1
-_TURN = np.linspace(-np.pi, np.pi, 64, dtype=np.float32)
 _Y, _X = np.meshgrid(_AXIS, _AXIS, indexing="ij")
 
 
@@ -55,11 +48,7 @@ class FormulaImages:
         rng = np.random.default_rng((int(train), seed, index))
         labels = rng.integers(0, self.num_classes, size)
         formulas = [self._formulas[label] for label in labels]
-        shapes = np.empty((size, SIZE, SIZE), dtype=np.float32)
-        for i, (_, draw) in enumerate(_SHAPES):
-            chosen = np.flatnonzero(labels % len(_SHAPES) == i)
-            if len(chosen):
-                shapes[chosen] = draw(np.stack([formulas[j].shape for j in chosen]), rng)
+        shapes = _draw_fractals(np.stack([f.shape for f in formulas]), rng)
         textures = _draw_textures(np.stack([f.texture for f in formulas]), rng)
         images = _colour(shapes, textures, np.stack([f.hues for f in formulas]), rng)
         return torch.from_numpy(images), torch.from_numpy(labels)
@@ -79,8 +68,7 @@ class _Formula(NamedTuple):
 
 def _formula(label: int) -> _Formula:
     rng = np.random.default_rng((2, label))
-    make, _ = _SHAPES[label % len(_SHAPES)]
-    return _Formula(make(rng), _make_texture(rng), rng.random(2))
+    return _Formula(_make_fractal(rng), _make_texture(rng), rng.random(2))
 
 
 def _pose(n: int, rng: np.random.Generator, turn: float) -> tuple[np.ndarray, ...]:
@@ -89,14 +77,7 @@ def _pose(n: int, rng: np.random.Generator, turn: float) -> tuple[np.ndarray, ..
     return tuple(draws.T[:, :, None, None])
 
 
-def _plane(n: int, rng: np.random.Generator, turn: float) -> tuple[np.ndarray, np.ndarray]:
-    """The coordinates of every pixel in the drawing's own frame, each (n, SIZE, SIZE)."""
-    angle, scale, dx, dy = _pose(n, rng, turn)
-    x, y = (_X - dx) / scale, (_Y - dy) / scale
-    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-
-
-# -- fractals ----------------------------------------------------------------------------------------------------------
+# Fractals
 
 
 def _make_fractal(rng: np.random.Generator) -> np.ndarray:
@@ -140,35 +121,7 @@ def _draw_fractals(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.minimum(_raster(turned.transpose(0, 2, 1)), 2) / 2
 
 
-# -- outlines ----------------------------------------------------------------------------------------------------------
-
-
-def _make_outline(rng: np.random.Generator) -> np.ndarray:
-    """A curve that is not just another circle."""
-    while True:
-        exponents = rng.uniform(0.3, (3, 6, 6))
-        ring = rng.uniform(0.15, 0.35) if rng.random() < 0.5 else 2.0  # thickness; 2 is filled
-        values = np.array([rng.integers(2, 10), *exponents, ring], dtype=np.float32)
-        radius = _superformula(_TURN, *values[:4])
-        if radius.min() < 0.75 * radius.max():
-            return values
-
-
-def _superformula(angle: np.ndarray, m: Any, n1: Any, n2: Any, n3: Any) -> np.ndarray:
-    a, b = np.abs(np.cos(m * angle / 4)), np.abs(np.sin(m * angle / 4))
-    return (a**n2 + b**n3 + 1e-6) ** (-1 / n1)
-
-
-def _draw_outlines(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    m, n1, n2, n3, ring = values.T[:, :, None, None]
-    x, y = _plane(len(values), rng, 0.3)
-    radius = np.hypot(x, y)
-    largest = _superformula(_TURN, m, n1, n2, n3).max(2, keepdims=True)
-    edge = 0.9 * _superformula(np.arctan2(y, x), m, n1, n2, n3) / largest
-    return np.clip((edge - radius) * 12, 0, 1) * np.clip((radius - edge + ring) * 12, 0, 1)
-
-
-# -- textures ----------------------------------------------------------------------------------------------------------
+# Textures
 
 
 def _make_texture(rng: np.random.Generator) -> np.ndarray:
@@ -180,7 +133,10 @@ def _make_texture(rng: np.random.Generator) -> np.ndarray:
 def _draw_textures(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     n = len(values)
     angle0, angle1, frequency0, frequency1, mix, sharp = values.T[:, :, None, None]
-    x, y = _plane(n, rng, 0.12)
+    turn, scale, dx, dy = _pose(n, rng, 0.12)
+    shifted_x, shifted_y = (_X - dx) / scale, (_Y - dy) / scale
+    x = shifted_x * np.cos(turn) + shifted_y * np.sin(turn)
+    y = shifted_y * np.cos(turn) - shifted_x * np.sin(turn)
     phase0, phase1 = rng.uniform(0, 2 * np.pi, (2, n, 1, 1)).astype(np.float32)
     a = np.sin(frequency0 * (x * np.cos(angle0) + y * np.sin(angle0)) + phase0)
     b = np.sin(frequency1 * (x * np.cos(angle1) + y * np.sin(angle1)) + phase1)
@@ -188,7 +144,7 @@ def _draw_textures(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return 1 / (1 + np.exp(-sharp * both / 2))
 
 
-# -- colours -----------------------------------------------------------------------------------------------------------
+# Colours
 
 
 def _colour(shapes: np.ndarray, textures: np.ndarray, hues: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -216,10 +172,3 @@ def _rgb(hue: np.ndarray, values: tuple[float, float], rng: np.random.Generator)
     """Colours (n, 3) of the given hues, with saturations and values at random."""
     hsv = np.stack((hue, rng.uniform(0.4, 1, len(hue)), rng.uniform(*values, len(hue))), 1)
     return np.array([colorsys.hsv_to_rgb(*colour) for colour in hsv], dtype=np.float32)
-
-
-# How the parameters of a shape are drawn, and how the shape is; classes take turns.
-_SHAPES: tuple[tuple[Callable[[np.random.Generator], np.ndarray], Callable[..., np.ndarray]], ...] = (
-    (_make_fractal, _draw_fractals),
-    (_make_outline, _draw_outlines),
-)
