@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +21,9 @@ from timm_ghn_init.ghn import GHN
 from timm_ghn_init.lab.images.batches import _mean_and_std, open_images
 from timm_ghn_init.lab.images.datasets import DatasetError, load
 from timm_ghn_init.lab.training import evaluate as evaluation
+from timm_ghn_init.lab.training import loop
 from timm_ghn_init.lab.training.evaluate import Score, evaluate, summary
-from timm_ghn_init.lab.training.loop import TrainConfig, Trainer, TrainingError, _adamw
+from timm_ghn_init.lab.training.loop import TrainConfig, Trainer, TrainingError
 from timm_ghn_init.lab.training.networks import FAMILIES, MAX_MACS, Network, as_network, macs, network, sample
 
 TINY = {"max_shape": [8, 8, 3, 3], "weight_norm": True, "ve": True, "layernorm": True, "hid": 8}
@@ -147,16 +147,18 @@ def test_a_gradient_agrees_with_differences() -> None:
     def loss() -> torch.Tensor:
         return sum_of_sines(ghn.predict_many(graphs))
 
-    for p in ghn.parameters():
-        (gradient,) = torch.autograd.grad(loss(), [p])
-        direction = torch.randn_like(p)
-        with torch.no_grad():
-            p += 1e-6 * direction
-            above = loss()
-            p -= 2e-6 * direction
-            below = loss()
-            p += 1e-6 * direction
-        assert (gradient * direction).sum().item() == pytest.approx(((above - below) / 2e-6).item(), rel=1e-4)
+    parameters = list(ghn.parameters())
+    for group in (parameters[i::5] for i in range(5)):
+        gradients = torch.autograd.grad(loss(), group)
+        directions = [torch.randn_like(p) for p in group]
+        values = []
+        for step in (1e-6, -2e-6):
+            with torch.no_grad():
+                for p, direction in zip(group, directions, strict=True):
+                    p += step * direction
+                values.append(loss().item())
+        expected = sum((g * d).sum().item() for g, d in zip(gradients, directions, strict=True))
+        assert expected == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
@@ -220,13 +222,14 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def test_training_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One network and one batch of images over and over: the loss falls well below that of guessing."""
-    config = replace(CONFIG, steps=100, networks=1, pool=1, batch_size=16, lr=1e-2, label_smoothing=0.0)
+    monkeypatch.setattr(loop, "_LOGGED", 20)
+    config = replace(CONFIG, steps=60, networks=1, pool=1, batch_size=16, lr=1e-2, label_smoothing=0.0)
     trainer = Trainer(config, tmp_path)
     batch = next(trainer._batches())
-    monkeypatch.setattr(trainer, "_batches", lambda: iter([batch] * 100))
+    monkeypatch.setattr(trainer, "_batches", lambda: iter([batch] * 60))
     trainer.run()
     log = rows(tmp_path)
-    assert [int(r["step"]) for r in log] == [50, 100]
+    assert [int(r["step"]) for r in log] == [20, 40, 60]
     assert float(log[-1]["loss"]) < 0.7 * np.log(10)
     assert load_ghn(tmp_path / "ghn.safetensors").num_classes == 10
 
@@ -298,9 +301,9 @@ def test_a_ghn_says_nothing_of_the_machine_it_was_trained_on(tmp_path: Path) -> 
 
 def test_time_budget_stops_and_the_learning_rate_falls(tmp_path: Path) -> None:
     trainer = Trainer(replace(CONFIG, steps=10_000), tmp_path)
-    trainer.run(time_budget=2.0)
+    trainer.run(time_budget=0.5)
     assert 1 <= trainer.state.step < 10_000
-    assert trainer._lr(2.0) == pytest.approx(0, abs=1e-9)
+    assert trainer._lr(0.5) == pytest.approx(0, abs=1e-9)
     assert trainer._lr(None) > 0
 
 
@@ -411,30 +414,6 @@ def test_train_and_evaluate_from_the_command_line(
     assert main(["eval-ghn", ghn, "--networks", "8", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["chance"] == 0.1 and len(result["scores"]) == 8 + 2
-
-
-def test_where_there_is_no_fused_optimiser_the_plain_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on the CPU before PyTorch 2.4; one step has the same result, but for rounding."""
-
-    def step() -> torch.Tensor:
-        p = torch.nn.Parameter(torch.arange(4.0))
-        p.grad = torch.ones(4)
-        optimizer = _adamw([p], 0.1, 0.01)
-        optimizer.step()
-        fused.append(bool(optimizer.defaults["fused"]))
-        return p.detach()
-
-    class Unfused(torch.optim.AdamW):
-        def __init__(self, *args: Any, fused: bool | None = None, **kwargs: Any) -> None:
-            if fused:
-                raise RuntimeError("`fused=True` requires all the params to be on another device")
-            super().__init__(*args, **kwargs)
-
-    fused: list[bool] = []
-    expected = step()
-    monkeypatch.setattr(torch.optim, "AdamW", Unfused)
-    torch.testing.assert_close(step(), expected)
-    assert fused == [True, False]
 
 
 @pytest.mark.parametrize(

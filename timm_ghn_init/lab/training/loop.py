@@ -2,8 +2,7 @@
 
 Section 3 of "Parameter Prediction for Unseen Deep Architectures" (arXiv 2110.13100), on networks of `networks.py`.
 
-Everything that is random is a function of (seed, step, network), so that a run that was interrupted and goes on ends
-where an uninterrupted one does.
+Everything random is a function of (seed, step, network), so a resumed run ends where an uninterrupted one does.
 """
 
 import csv
@@ -12,7 +11,6 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,18 +25,17 @@ from torch.utils.data import DataLoader, Dataset
 from ...checkpoints.load import load_ghn, save_ghn
 from ...ghn import GHN
 from ...utils.checks import CLASSES, NOT_NEGATIVE, PART, POSITIVE, SEED, WIDTH, Kind, check_all, whole
-from ...utils.files import append, replace_by_torch, replacing
+from ...utils.files import replace_by_torch, replacing
 from ...utils.progress import Progress, clock
-from ...utils.text import Told, logger
+from ...utils.text import Told
 from ...version import __version__
 from ..images.batches import Images, open_images
 from ..images.formula import FormulaImages
 from .networks import MACS, MAX_MACS, Network, network
 
-_logger = logger(__name__)
-
 CHECKPOINT, LOG, RESULT = "checkpoint.pt", "log.csv", "ghn.safetensors"
 COLUMNS = ("step", "seconds", "lr", "loss", "accuracy", "grad_norm", "skipped_steps")
+_LOGGED = 50  # steps between two lines of the log
 
 
 class TrainingError(Told, RuntimeError):
@@ -120,7 +117,7 @@ class State:
 
 
 class Trainer:
-    """A training run in a folder, which holds `checkpoint.pt`, `log.csv` and, from the first checkpoint on, the GHN.
+    """A training run in a folder, which holds `checkpoint.pt`, `log.csv` and the GHN from the first checkpoint on.
 
     Args:
         config: see `TrainConfig`.
@@ -151,15 +148,18 @@ class Trainer:
         with torch.random.fork_rng(devices=()):  # the program's own random numbers are as without a trainer
             torch.default_generator.manual_seed(config.seed)
             self.ghn = GHN(num_classes=self.images.num_classes, **config.ghn).to(self.device).train()
-        self.optimizer = _adamw(list(self.ghn.parameters()), config.lr, config.weight_decay)
+        fused = self.device.type in ("cpu", "cuda")  # one kernel for all parameters
+        self.optimizer = torch.optim.AdamW(
+            self.ghn.parameters(), config.lr, weight_decay=config.weight_decay, fused=fused
+        )
         self.state = State()
+        self.log: list[dict[str, float]] = []  # a row for every 50 steps
         if (self.folder / CHECKPOINT).exists():
             if not resume:
                 raise TrainingError(f"{self.folder} holds a run already: go on with --resume, or name another folder.")
             self._load()
         elif config.start is not None:
             self._begin_from(config.start)
-        self._made = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, time_budget: float | None = None, save_every: float = 300.0, progress: bool | None = None) -> None:
@@ -174,29 +174,25 @@ class Trainer:
         Raises:
             TrainingError: the loss was not finite for 50 steps on end.
         """
-        try:
-            self._run(time_budget, save_every, progress)
-        finally:
-            with suppress(OSError):  # there is something in it
-                if self._made:
-                    self.folder.rmdir()
-
-    def _run(self, time_budget: float | None, save_every: float, progress: bool | None) -> None:
         begun, before, saved, bad = time.monotonic(), self.state.seconds, time.monotonic(), 0
-        meter = _Meter(self.folder / LOG, self.state.step, self.rank == 0)
         steps, show = self.config.steps, False if self.rank else progress
+        recent: list[dict[str, float]] = []  # figures of the steps since the last line of the log
         with Progress("Training", steps, show=show, done=self.state.step, delay=0, stays=True) as shown:
             for batch in self._batches():
+                lr = self._lr(time_budget)
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self._lr(time_budget)
+                    group["lr"] = lr
                 figures = self._step(batch)
                 bad = bad + 1 if figures is None else 0
                 if bad == 50:
                     raise TrainingError("The loss was not finite for 50 steps on end. Try a lower --lr.")
+                recent += [figures] if figures else []
                 self.state.step += 1
                 self.state.seconds = self._agreed(before + time.monotonic() - begun)
-                meter.add(self.state, self.optimizer.param_groups[0]["lr"], figures)
-                shown.step(1, partial(self._figures, meter, time_budget))
+                shown.step(1, partial(self._figures, recent, lr, time_budget))
+                if self.state.step % _LOGGED == 0:
+                    self.log.append({**asdict(self.state), "lr": lr, **_means(recent)})
+                    recent.clear()
                 over = time_budget is not None and self.state.seconds >= time_budget
                 if over or self.state.step == steps or self._agreed(time.monotonic() - saved) > save_every:
                     self.save()
@@ -204,15 +200,15 @@ class Trainer:
                 if over:
                     break
 
-    def _figures(self, meter: "_Meter", time_budget: float | None) -> dict[str, float | str]:
-        figures: dict[str, float | str] = {**meter.means, "lr": self.optimizer.param_groups[0]["lr"]}
+    def _figures(self, recent: list[dict[str, float]], lr: float, time_budget: float | None) -> dict[str, float | str]:
+        figures: dict[str, float | str] = {**_means(recent), "lr": lr}
         if time_budget is not None:
             steps = (self.config.steps - self.state.step) * self.state.seconds / self.state.step
             figures["left"] = clock(min(steps, max(0.0, time_budget - self.state.seconds)))
         return figures
 
     def save(self) -> None:
-        """Write the checkpoint, and the GHN as a file that `load_ghn` reads; each replaces its predecessor whole."""
+        """Write the checkpoint, the log, and the GHN as a file that `load_ghn` reads; each completely or not at all."""
         if self.rank:
             return
         replace_by_torch(
@@ -223,12 +219,17 @@ class Trainer:
                 "ghn": self.ghn.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "world": self.world,
+                "log": self.log,
             },
         )
+        with replacing(self.folder / LOG) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.log)
         save_ghn(self.ghn, self.folder / RESULT, self.metadata())
 
     def metadata(self) -> dict[str, str]:
-        """How this GHN came about, for its file, which people share: of folders it has the names only."""
+        """How this GHN was trained, for its file. People share it, so it has only the names of folders."""
         config = asdict(self.config) | {"data": self.images.name}
         if self.config.start is not None:
             config["start"] = Path(self.config.start).name
@@ -253,7 +254,7 @@ class Trainer:
             self._check_same(path, json.loads(saved["config"]), saved["world"])
             self.ghn.load_state_dict(saved["ghn"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.state = State(**saved["state"])
+            self.state, self.log = State(**saved["state"]), saved["log"]
         except (TrainingError, OSError):
             raise
         except Exception as error:  # whatever torch makes of bytes that are not its own
@@ -299,8 +300,8 @@ class Trainer:
         loss.mean().backward()
         self._average_gradients()
         norm = nn.utils.clip_grad_norm_(self.ghn.parameters(), self.config.clip)
-        values = torch.stack((loss.detach().mean(), right, norm)).tolist()  # one look at a GPU
-        if not math.isfinite(values[2]):  # an unlucky network: its gradient would spoil all that was learnt
+        values = torch.stack((loss.detach().mean(), right, norm)).tolist()  # a GPU is waited for once
+        if not math.isfinite(values[2]):  # one network's gradient would spoil the GHN
             self.state.skipped_steps += 1
             return None
         self.optimizer.step()
@@ -314,12 +315,9 @@ class Trainer:
         """Over the processes, which see different networks. Parameters that no network uses have a gradient of 0."""
         for p in self.ghn.parameters():
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        if self.world > 1:
-            gradients = [p.grad for p in self.ghn.parameters() if p.grad is not None]
-            flat = torch.cat([g.flatten() for g in gradients])
-            dist.all_reduce(flat)
-            for g, mean in zip(gradients, (flat / self.world).split([g.numel() for g in gradients]), strict=True):
-                g.copy_(mean.view_as(g))
+            if self.world > 1:
+                dist.all_reduce(p.grad)
+                p.grad /= self.world
 
     def _agreed(self, seconds: float) -> float:
         """The first process' clock, so that all stop and save at the same step."""
@@ -351,41 +349,8 @@ class _Steps(Dataset[Any]):
         return batches
 
 
-class _Meter:
-    """Running means, and a line in the log for every 50 steps."""
-
-    def __init__(self, path: Path, step: int, writes: bool) -> None:
-        self.path, self.step, self.writes = path, step, writes
-        self.means: dict[str, float] = {}
-        self.sums: dict[str, float] = {}
-        self.count = 0
-
-    def add(self, state: State, lr: float, figures: dict[str, float] | None) -> None:
-        if self.writes and state.step == self.step + 1:  # not before a step has succeeded
-            _truncate(self.path, self.step)
-        if figures:
-            self.count += 1
-            for name, value in figures.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
-            self.means = {name: value / self.count for name, value in self.sums.items()}
-        if state.step % 50 or not self.writes:
-            return
-        means = self.means if self.count else {}
-        row = {"step": state.step, "seconds": state.seconds, "lr": lr, "skipped_steps": state.skipped_steps} | means
-        append(self.path, ",".join(f"{row[c]:.6g}" if c in row else "" for c in COLUMNS).encode())
-        self.sums, self.count = {}, 0
-
-
-def _truncate(path: Path, step: int) -> None:
-    """Keep what the log says of the steps up to the checkpoint."""
-    rows = []
-    if step and path.exists():
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def _means(figures: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]} if figures else {}
 
 
 def _ranks() -> tuple[int, int]:
@@ -395,11 +360,3 @@ def _ranks() -> tuple[int, int]:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def _adamw(parameters: list[torch.nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """In one kernel for all parameters, where this PyTorch has one for their device."""
-    try:
-        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
-    except RuntimeError:
-        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
