@@ -34,7 +34,7 @@ from timm_ghn_init.lab.finetune.protocol import Trial
 from timm_ghn_init.lab.finetune.train import _Session
 from timm_ghn_init.lab.training.loop import TrainConfig, Trainer
 from timm_ghn_init.recipe import assign, baselines, finished, noise
-from timm_ghn_init.recipe import whole as recipe_whole
+from timm_ghn_init.recipe import place as recipe_place
 from timm_ghn_init.recipe.plan import Plan
 from timm_ghn_init.recipe.postprocessing import _compute_device
 from timm_ghn_init.sharded.meeting import Meeting
@@ -113,7 +113,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     monkeypatch.setattr(baselines, "seeded_generator", generator)
     for place in ("timm_ghn_init.initialize", "timm_ghn_init.graph.trace"):  # fake tensors are refused otherwise
         monkeypatch.setattr(sys.modules[place], "refuse_unsupported", lambda *_: None)
-    for kind in (recipe_whole.Whole, Sharded):  # and have no values in which a purpose could be seen
+    for kind in (recipe_place.Place, Sharded):  # and have no values in which a purpose could be seen
         monkeypatch.setattr(kind, "values", lambda *_: {})
     with FakeTensorMode(allow_non_fake_inputs=True), _Watch(seen):
         yield seen
@@ -168,7 +168,7 @@ def test_other_devices_get_what_the_cpu_has_computed(device: str, seen: Counter[
     """As far as this mode knows these devices: it can bring tensors there, and nothing more."""
     model = nn.Linear(16, 16)
     model.weight = nn.Parameter(torch.empty(16, 16, device=device))
-    assert str(recipe_whole._device(model, None)) == str(_compute_device(model.weight, None)) == "cpu"
+    assert str(recipe_place._device(model, None)) == str(_compute_device(model.weight, None)) == "cpu"
     tile = Tile(torch.zeros(16, 16), Target("weight", (16, 16), 0, "weight"))
     assert assign.brought({"weight": model.weight.device}, {"weight": tile})["weight"].block.device.type == device
 
@@ -191,7 +191,7 @@ def test_create_model_predicts_on_a_gpu_for_a_model_on_the_cpu(
     seen: Counter[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(recipe_whole, "_device", lambda model, device: CUDA)
+    monkeypatch.setattr(recipe_place, "_device", lambda model, device: CUDA)
     asked = []
 
     def load_ghn(source: Any, device: torch.device) -> GHN:  # a file has values, which this mode cannot read
@@ -237,7 +237,9 @@ def mesh(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceMesh]:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(Meeting, "__call__", lambda meeting, topic, work: [json.loads(json.dumps(work()))] * 2)
-    monkeypatch.setattr(Meeting, "wait_for", lambda meeting, transfer: transfer.wait())  # fake ones are never completed
+    monkeypatch.setattr(
+        Meeting, "wait_for", lambda meeting, transfer, about: transfer.wait()
+    )  # fake ones are never completed
     dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=2)
     mesh = DeviceMesh("cuda", [0, 1])
     monkeypatch.setattr(DeviceMesh, "mesh", np.array([0, 1]))  # a tensor would have no values here

@@ -20,8 +20,8 @@ from timm_ghn_init import init_model
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.graph import PRIMITIVES, Graph, trace
 from timm_ghn_init.recipe import assign, postprocessing
+from timm_ghn_init.recipe.place import Place
 from timm_ghn_init.recipe.postprocessing import list_layers
-from timm_ghn_init.recipe.whole import Whole
 
 # Module -> its architecture with the fewest parameters in timm 1.0.31, as counted by benchmarks/coverage.py.
 SMALLEST: dict[str, str] = json.loads((Path(__file__).parent / "smallest_models.json").read_text())
@@ -145,7 +145,7 @@ def test_from_the_meta_device(case: Case, tiny_ghn: GHN, monkeypatch: pytest.Mon
     if not any(t.is_meta for t in on_meta.parameters()):
         pytest.skip("its constructor needs values")
     model = copy.deepcopy(on_meta)
-    monkeypatch.setattr(Whole, "trace", lambda *args: graph)
+    monkeypatch.setattr(Place, "trace", lambda *args: graph)
     monkeypatch.setattr(assign, "write", lambda *args: None)  # what is predicted takes no memory then
     report = init_model(model, "ghn2", ghn=tiny_ghn, device="cpu")
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -163,7 +163,7 @@ def test_the_report_is_true(case: Case, tiny_ghn: GHN, monkeypatch: pytest.Monke
     with torch.no_grad():
         for p in parameters.values():
             p.fill_(7)
-    monkeypatch.setattr(Whole, "trace", lambda *args: graph)
+    monkeypatch.setattr(Place, "trace", lambda *args: graph)
     monkeypatch.setattr(postprocessing, "process_weight", lambda weight, *args: float(weight.fill_(3).numel() > 0))
     report = init_model(model, "ghn2-orth?layer=auto", ghn=tiny_ghn)
 

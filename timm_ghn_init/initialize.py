@@ -14,9 +14,8 @@ from .ghn import GHN
 from .graph import model_name, refuse_unsupported
 from .recipe import finished, recipe
 from .recipe.options import Options
-from .recipe.place import Place
+from .recipe.place import Place, Settle
 from .recipe.resolved import Resolved
-from .recipe.whole import Settle, Whole
 from .recipe.wrappers import bare
 from .report import InitReport
 from .sources import Source, parse_source
@@ -128,9 +127,8 @@ def initialise(
     options = options or Options()
     with _meeting(model) if meeting is None else nullcontext(meeting) as meeting, bare(model) as (inner, names):
         seed, name = source.seed_or(options.seed), model_name(inner)
-        place: Place
         if meeting is None:
-            place = Whole(inner, name, seed, options, settle)
+            place = Place(inner, name, seed, options, settle)
         else:
             from .sharded.place import Sharded  # needs PyTorch's distributed engine
 

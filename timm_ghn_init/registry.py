@@ -51,6 +51,7 @@ class Initialisation:
         paper: title.
         arxiv: identifier of the paper.
         orthogonal: whether its weights are made orthogonal afterwards, from the layer on that its key `layer` names.
+        effective: whether its values are those that layers compute with.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Initialisation:
     paper: str = ""
     arxiv: str = ""
     orthogonal: bool = False
+    effective: bool = False
 
     @property
     def shared(self) -> tuple[str, ...]:
@@ -98,6 +100,7 @@ def register_source(
     paper: str = "",
     arxiv: str = "",
     orthogonal: bool = False,
+    effective: bool = False,
     replace: bool = False,
 ) -> Any:
     """Add an initialisation, which has a name in source strings and tags from then on. Also a decorator.
@@ -114,6 +117,8 @@ def register_source(
         paper, arxiv: title and identifier of a paper.
         orthogonal: have the weights made orthogonal afterwards, as in arXiv 2207.10049, Eq. (2), but for the last
             layer; the source then has the key `layer`.
+        effective: the values are those that layers compute with: a parameter that its layer multiplies by a constant
+            (equalised learning rate) gets its value divided by that.
         replace: take the place of an earlier registration of this name, in a notebook for instance.
 
     Returns:
@@ -142,7 +147,7 @@ def register_source(
         kinds = {key: _kind(name, key, value) for key, value in own.items()}
         passed = {key: value for key, value in (keys or {}).items() if not isinstance(value, (type, Kind))}
         about = description or (inspect.getdoc(given) or "").partition("\n")[0] * callable(given)
-        _table[name] = Initialisation(name, given, kinds, passed, about, paper, arxiv, orthogonal)
+        _table[name] = Initialisation(name, given, kinds, passed, about, paper, arxiv, orthogonal, effective)
         return given
 
     return add if function is None else add(function)

@@ -159,37 +159,27 @@ _HE = "Delving Deep into Rectifiers: Surpassing Human-Level Performance on Image
 _SAXE = "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks"
 _MIMETIC = "Mimetic Initialization of Self-Attention Layers"
 _SELECT = "Initializing Models with Larger Ones"
-_MODULES = "timm_ghn_init.recipe"
 
 register_source(DEFAULT, PREDICTION, description="the default: TIMM_GHN_DEFAULT, else ghn2, else the GHN that ships")
 for ghn in KNOWN.values():
     register_source(ghn.name, PREDICTION, description=ghn.description, paper=ghn.paper, arxiv=ghn.arxiv)
+_RAND = "timm_ghn_init.recipe.baselines:rand"
+register_source("rand", _RAND, description="He initialisation, no GHN", paper=_HE, arxiv="1502.01852", effective=True)
 register_source(
-    "rand",
-    f"{_MODULES}.baselines:rand",
-    description="He initialisation, no GHN",
-    paper=_HE,
-    arxiv="1502.01852",
-)
-register_source(
-    "orth",
-    f"{_MODULES}.baselines:rand",
-    description="Orthogonal initialisation, no GHN",
-    paper=_SAXE,
-    arxiv="1312.6120",
-    orthogonal=True,
+    "orth", _RAND, description="Orthogonal initialisation, no GHN", paper=_SAXE, arxiv="1312.6120", orthogonal=True
 )
 register_source(
     "mimetic",
-    f"{_MODULES}.mimetic:mimetic",
+    "timm_ghn_init.recipe.mimetic:mimetic",
     keys={"pos": False},
     description="Attention that resembles a trained one, no GHN; the rest stays",
     paper=_MIMETIC,
     arxiv="2305.09828",
+    effective=True,
 )
 register_source(
     "select",
-    f"{_MODULES}.select:select",
+    "timm_ghn_init.recipe.select:select",
     keys={"from": str, "weights": str},
     description="Entries of a larger network of the same family, no GHN: select?from=ARCH",
     paper=_SELECT,

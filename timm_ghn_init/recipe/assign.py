@@ -18,7 +18,6 @@ from ..own_init.stand_ins import named_tensors
 from ..utils.text import Told, logger
 from ..utils.threads import one_thread
 from .parametrised import Computed, parametrised
-from .pending import Pending
 
 _logger = logger(__name__)
 T = TypeVar("T")
@@ -152,21 +151,21 @@ def brought(where: Mapping[str, torch.device], tiles: Mapping[str, Tile]) -> dic
 
 
 @torch.no_grad()
-def write_results(model: nn.Module, results: Pending) -> None:
+def write_results(model: nn.Module, results: dict[str, Tensor]) -> None:
     """Write what has waited for it into parameters and buffers of a model, as `write` does."""
-    names = results.names()
-    if not names:
+    if not results:
         return
     tensors = named_tensors(model)
     with one_thread():
-        for name in names:
-            tensors[name].copy_(results.get(name))
-            results.drop(name)
+        for name in list(results):
+            tensors[name].copy_(results.pop(name))
         for weight in parametrised(model):
             weight.refresh()
 
 
-def invert(computed: Mapping[str, Computed], done: Collection[str], tiles: dict[str, Tile], results: Pending) -> None:
+def invert(
+    computed: Mapping[str, Computed], done: Collection[str], tiles: dict[str, Tile], results: dict[str, Tensor]
+) -> None:
     """Put what to write, for weights that are computed from other tensors, into `results` in place of their values.
 
     Args:
@@ -183,9 +182,8 @@ def invert(computed: Mapping[str, Computed], done: Collection[str], tiles: dict[
             if name in tiles:
                 tiles.pop(name).to(value.device).write_(value)
             else:
-                value.copy_(results.get(name))
-            for written, tensor in by.inverse(value).items():
-                results.put(written, tensor)
+                value.copy_(results[name])
+            results |= by.inverse(value)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from ..weights import cache, hub
 from ..weights.key import arithmetic
 from . import assign
 from .offer import predicted
-from .pending import Pending
 from .place import Place
 from .plan import Plan, kept_parameters, make_plan
 from .purpose import find_purpose
@@ -44,7 +43,7 @@ class Finished:
         if resolved.org:
             self.repo = f"{resolved.org}/{hub.repo_name(place.name, resolved.source, resolved.digest)}"
 
-    def fill(self, predict: Callable[[], object], results: Pending) -> None:
+    def fill(self, predict: Callable[[], object], results: dict[str, Tensor]) -> None:
         """Fill the predicted parts of the parameters: from the cache, else from the Hub, else by `predict`.
 
         Args:

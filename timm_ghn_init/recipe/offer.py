@@ -1,6 +1,6 @@
 """The values that a source has for a model, before anything is written: predictions of a GHN, or a function's values.
 
-A prediction is known by its graph and computed later. A function is run at once, and its values wait in a `Pending`.
+A prediction is known by its graph and computed later. A function is run at once; its values wait until all are there.
 """
 
 import hashlib
@@ -23,7 +23,6 @@ from ..version import __version__
 from ..weights.cache import remember
 from ..weights.files import digest
 from ..weights.key import arithmetic
-from .pending import Pending
 
 # (model, seed, its own keys) -> pairs of a parameter's name and its value, or why it has none.
 Function = Callable[..., Iterable[tuple[str, Tensor | str]]]
@@ -73,7 +72,7 @@ def given(
     function: Function,
     seed: int,
     kept: Collection[str],
-    results: Pending,
+    results: dict[str, Tensor],
     cache: bool = False,
 ) -> Offer:
     """Run the function of a source, and check each value that it gives.
@@ -113,7 +112,7 @@ def given(
             else:
                 offer.roles[own] = ""
                 if own not in kept:
-                    results.put(own, value.detach().cpu().clone())
+                    results[own] = value.detach().cpu().clone()
             seen.add(own)
     changed = [n for n, p in parameters.items() if _version(p) != versions[n]]
     if changed:

@@ -129,6 +129,7 @@ def make_plan(
     seed: int | None,
     kept: Mapping[str, str] = _NONE,
     notes: tuple[str, ...] = (),
+    graph: Graph | None = None,
 ) -> Plan:
     """Work out what a source does to a model, whose values do not matter: it may be on the meta device.
 
@@ -138,6 +139,7 @@ def make_plan(
         seed: as in `init_model`.
         kept: parameters that are neither written nor post-processed -> why not.
         notes: as in `InitReport`.
+        graph: of the model, for constants by which layers multiply their weights. Default: the offer's.
 
     Raises:
         TraceError: nothing would be written.
@@ -147,7 +149,7 @@ def make_plan(
     skipped = {n: reason for n, reason in {**offer.skipped, **kept}.items() if n not in names}
     if not names:
         raise TraceError(f"{name}: {source} has values for none of its parameters: {skipped}")
-    computed = _computed(model, names, offer.graph)
+    computed = _computed(model, names, offer.graph or graph)
     plan = Plan(resolved, offer, names, skipped, 0, source.seed_or(seed), [], computed, notes=notes)
     plan = plan._replace(skipped={n: reason for n, reason in skipped.items() if n not in plan.companions})
     if plan.layer_scale is not None:

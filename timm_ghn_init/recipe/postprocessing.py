@@ -26,7 +26,6 @@ from .many import batches, orthogonal_alone, process_batch, write_back
 from .noise import add_noise_, correlation_std
 from .orthogonal import orthogonalize_
 from .parametrised import Computed, Parametrised, parametrised
-from .pending import Pending
 from .wrappers import bare, name_inside
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -156,8 +155,8 @@ def postprocess(
     not touched. On the CPU every layer is computed by one thread, several layers at once, so that the result does not
     depend on the number of threads. On CUDA the noise is another draw, from the GPU's own generator.
 
-    Nothing is written before all layers have been computed: until then the results wait in a temporary file, in
-    TMPDIR, as large as the weights concerned (on CUDA in the GPU's memory). So whatever fails, the model is as it was.
+    Nothing is written before all layers have been computed: until then the results wait in memory, as large as the
+    weights concerned. So whatever fails, the model is as it was.
 
     Args:
         model: Any module. Parameters keep their identity, dtype, device and `requires_grad`.
@@ -190,7 +189,8 @@ def postprocess(
     _MODULE.check("model", model)
     FLAG.check("orthogonal", orthogonal)
     whole(-(2**63)).check("seed", seed)
-    with bare(model) as (inner, given), Pending() as results:
+    with bare(model) as (inner, given):
+        results: dict[str, Tensor] = {}
         check(inner, layer, beta)
         unknown = set(names or ()) - {n for n, _ in model.named_parameters(remove_duplicate=False)}
         if unknown:
@@ -215,7 +215,7 @@ def process(
     equations: Equations,
     where: Mapping[str, torch.device],
     read: Callable[[Layer, Tensor], object],
-    results: Pending,
+    results: dict[str, Tensor],
     progress: bool | None,
 ) -> dict[str, float]:
     """Eq. (1) and (2) on several weights, none of which is written to.
@@ -249,7 +249,7 @@ def _process_alone(
     equations: Equations,
     device: torch.device,
     read: Callable[[Layer, Tensor], object],
-    results: Pending,
+    results: dict[str, Tensor],
 ) -> float:
     """`process` for one layer."""
     whole = _begin(layer, device, read)
@@ -264,10 +264,8 @@ def _begin(layer: Layer, device: torch.device, read: Callable[[Layer, Tensor], o
     return whole
 
 
-def _end(layer: Layer, whole: Tensor, results: Pending) -> None:
-    written = {layer.name: whole} if layer.by is None else layer.by.inverse(whole.to(layer.weight.device))
-    for name, tensor in written.items():
-        results.put(name, tensor)
+def _end(layer: Layer, whole: Tensor, results: dict[str, Tensor]) -> None:
+    results |= {layer.name: whole} if layer.by is None else layer.by.inverse(whole.to(layer.weight.device))
 
 
 def _process_at_once(
@@ -275,7 +273,7 @@ def _process_at_once(
     equations: Equations,
     where: Mapping[str, torch.device],
     read: Callable[[Layer, Tensor], object],
-    results: Pending,
+    results: dict[str, Tensor],
     progress: bool | None,
 ) -> dict[str, float]:
     """`process` on GPUs: layers of one shape together, all of them launched before anything is looked at."""

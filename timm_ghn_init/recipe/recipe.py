@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ..ghn import Tile
 from ..graph import Dialect, Graph, TraceError
@@ -18,7 +19,6 @@ from .exact import exact
 from .finished import Finished
 from .offer import Offer, given, predicted
 from .options import Options
-from .pending import Pending
 from .place import Place
 from .plan import Plan, kept_parameters, make_plan
 from .postprocessing import unprocessable
@@ -34,93 +34,110 @@ def initialise(place: Place, resolved: Sequence[Resolved], options: Options) -> 
     Args:
         resolved: the parts of the source, of which only the first may have a GHN. Values of a later one count.
     """
-    clock = place.clock
+    run = _Run(place, options)
+    try:
+        plans = place.together("plan and checks", lambda: run.plan(resolved), lambda plans: _in_common(place, plans[0]))
+        finished = Finished(place, plans)
+        place.together("memory", lambda: place.give_memory([n for plan in plans for n in plan.whole]))
+        run.set_scales(plans)
+        finished.fill(lambda: run.compute_and_write(plans), run.results)
+    except BaseException:
+        place.take_back()
+        raise
+    return _report(place, plans, finished)
 
-    graphs: dict[Dialect, Graph] = {}
 
-    def plan_and_check() -> list[Plan]:
+class _Run:
+    """One initialisation: the graphs and values that its steps share.
+
+    Attributes:
+        results: values that wait until all of them are there, by the names of parameters and buffers.
+    """
+
+    def __init__(self, place: Place, options: Options) -> None:
+        self._place, self._options = place, options
+        self._graphs: dict[Dialect, Graph] = {}
+        self.results: dict[str, Tensor] = {}
+
+    def plan(self, resolved: Sequence[Resolved]) -> list[Plan]:
+        """A plan for each part of the source, all of them checked."""
         plans: list[Plan] = []
         for part in resolved:
-            new = plan(part)
+            new = self._plan_part(part)
             plans = [*(earlier.without(new.written) for earlier in plans), new]
         for each in plans:
-            _check(place, each)
-        _warn_of_fixed_norms(place)
+            _check(self._place, each)
+        _warn_of_fixed_norms(self._place)
         return plans
 
-    def plan(part: Resolved) -> Plan:
+    def _plan_part(self, part: Resolved) -> Plan:
+        place, options = self._place, self._options
         only, skip = options.only or part.source.only, options.skip or part.source.skip
         kept = kept_parameters(place.model, place.name, only, skip, place.given_names)
-        offered = offer(part, kept)
-        roles = {n: role for n, role in offered.roles.items() if n not in kept}
-        purpose = find_purpose(place.model, roles, place.values(list(roles)), head_graph, only)
+        offer = self._offer(part, kept)
+        roles = {n: role for n, role in offer.roles.items() if n not in kept}
+        purpose = find_purpose(place.model, roles, place.values(list(roles)), self._graph_if_any, only)
         for name in purpose.kept:
-            results.drop(name)
-        return make_plan(place.model, place.name, offered, part, options.seed, kept | purpose.kept, purpose.notes)
+            self.results.pop(name, None)
+        graph = self._graph_if_any() if part.effective else None
+        return make_plan(place.model, place.name, offer, part, options.seed, kept | purpose.kept, purpose.notes, graph)
 
-    def head_graph() -> Graph | None:
-        """The graph in which a head is looked for; None of a model that cannot be traced, as few sources need that."""
+    def _offer(self, part: Resolved, kept: Mapping[str, str]) -> Offer:
+        place = self._place
+        if part.ghn is not None:
+            return predicted(self._graph(part.ghn.dialect), part.ghn.num_classes, part.source)
+        place.clock("own", place.give_values)
+        function, seed = part.function, part.source.seed_or(self._options.seed)
+        if part.needs_graph:
+            function = partial(function, graph=self._graph("ghn2"))
+        draw = partial(given, place.model, place.name, part.source, function, seed, kept, self.results, part.cache)
+        with exact(place.device):
+            return place.clock("draw", draw)
+
+    def _graph(self, dialect: Dialect) -> Graph:
+        if dialect not in self._graphs:
+            place, options = self._place, self._options
+            trace = partial(place.trace, dialect, options.input_size, options.example_inputs)
+            self._graphs[dialect] = place.clock("trace", trace)
+        return self._graphs[dialect]
+
+    def _graph_if_any(self) -> Graph | None:
+        """The graph of a source that can do without; None of a model that cannot be traced."""
         try:
-            return next(iter(graphs.values()), None) or graph("ghn2")
+            return next(iter(self._graphs.values()), None) or self._graph("ghn2")
         except TraceError:
             return None
 
-    def offer(part: Resolved, kept: Mapping[str, str]) -> Offer:
-        if part.ghn is not None:
-            return predicted(graph(part.ghn.dialect), part.ghn.num_classes, part.source)
-        clock("own", place.give_values)
-        function, seed = part.function, part.source.seed_or(options.seed)
-        if part.needs_graph:
-            function = partial(function, graph=graph("ghn2"))
-        with exact(place.device):
-            return clock(
-                "draw", lambda: given(place.model, place.name, part.source, function, seed, kept, results, part.cache)
-            )
+    def set_scales(self, plans: Sequence[Plan]) -> None:
+        """The values of layer scales."""
+        for plan in plans:
+            for name in plan.scaled:
+                part = self._place.part(self._place.model.get_parameter(name))
+                self.results[name] = torch.full(part.shape, plan.layer_scale or 0.0, dtype=part.dtype)
 
-    def graph(dialect: Dialect) -> Graph:
-        if dialect not in graphs:
-            found = clock("trace", lambda: place.trace(dialect, options.input_size, options.example_inputs))
-            graphs[dialect] = found
-        return graphs[dialect]
-
-    def predict() -> dict[str, Tile]:
-        """Section 2 of the paper. The values of functions are there already."""
-        ghn, plan = resolved[0].ghn, plans[0]
-        if ghn is None or not plan.names:
-            return {}
-        with exact(place.device):
-            z = clock("embed", lambda: ghn.embed(plan.graph))
-            tiles = clock("decode", lambda: ghn.decode(plan.graph, z, plan.names))
-            assign.check_finite(tiles, f"{place.name}, {plan.source}")
-        return tiles
-
-    def compute_and_write() -> None:
-        tiles = place.together("prediction", predict)
+    def compute_and_write(self, plans: Sequence[Plan]) -> None:
+        """Predict (the values of functions are there already), post-process, write."""
+        place, results = self._place, self.results
+        tiles = place.together("prediction", lambda: self._predict(plans[0]))
         with exact(place.device):
             for plan in plans:
                 if plan.changed:  # Section 3 of the paper
-                    clock("postprocess", partial(place.postprocess, plan, tiles, results, options.progress))
+                    post = partial(place.postprocess, plan, tiles, results, self._options.progress)
+                    place.clock("postprocess", post)
                 assign.invert(plan.computed, {layer.name for layer in plan.changed}, tiles, results)
         with assign.uninterrupted():
-            clock("write", lambda: place.write(tiles, results))
+            place.clock("write", lambda: place.write(tiles, results))
 
-    def set_scales() -> None:
-        for plan in plans:
-            for name in plan.scaled:
-                part = place.part(place.model.get_parameter(name))
-                results.put(name, torch.full(part.shape, plan.layer_scale or 0.0, dtype=part.dtype))
-
-    with Pending() as results:
-        try:
-            plans = place.together("plan and checks", plan_and_check, lambda plans: _in_common(place, plans[0]))
-            finished = Finished(place, plans)
-            place.together("memory", lambda: place.give_memory([n for plan in plans for n in plan.whole]))
-            set_scales()
-            finished.fill(compute_and_write, results)
-        except BaseException:
-            place.take_back()
-            raise
-    return _report(place, plans, finished)
+    def _predict(self, plan: Plan) -> dict[str, Tile]:
+        """Section 2 of the paper."""
+        ghn, place = plan.resolved.ghn, self._place
+        if ghn is None or not plan.names:
+            return {}
+        with exact(place.device):
+            z = place.clock("embed", lambda: ghn.embed(plan.graph))
+            tiles = place.clock("decode", lambda: ghn.decode(plan.graph, z, plan.names))
+            assign.check_finite(tiles, f"{place.name}, {plan.source}")
+        return tiles
 
 
 def _warn_of_fixed_norms(place: Place) -> None:

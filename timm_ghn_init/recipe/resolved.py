@@ -42,6 +42,12 @@ class Resolved:
         """Whether that function wants the model's graph."""
         return "graph" in inspect.signature(self.function).parameters
 
+    @property
+    def effective(self) -> bool:
+        """Whether values are meant for the weights that layers compute with (see `register_source`)."""
+        row = self.source.initialisation
+        return row is None or row.effective or row.orthogonal
+
     @cached_property
     def digest(self) -> str:
         """As `ghn_digest`."""

@@ -122,3 +122,8 @@ def _unsupported(placements: Sequence[Any]) -> str | None:
                 "it is sharded, or place its parameters as Shard or Replicate."
             )
     return None
+
+
+def local(parameter: Tensor) -> Tensor:
+    """The part of a parameter that this process holds, to read and write."""
+    return parameter.detach().to_local()  # type: ignore[attr-defined,no-any-return]

@@ -81,13 +81,24 @@ class Meeting:
             )
         return [json.loads(self._store.get(key)) for key in keys.values()]
 
-    def wait_for(self, transfer: dist.Work) -> None:
-        """Wait for a collective operation, unless another rank fails or the time is over."""
-        if not self._wait_until(transfer.is_completed):
-            raise RuntimeError(
-                f"{self._model}: {self._topic} took longer than {self.timeout:g} s: another rank is gone, or too slow."
-            )
-        transfer.wait()  # raises what went wrong
+    def wait_for(self, transfer: dist.Work, about: str) -> None:
+        """Wait for a collective operation, unless another rank fails or the time is over.
+
+        Args:
+            transfer: the operation.
+            about: what is sent and by whom, in words for messages.
+        """
+        problem: object = f"it took longer than {self.timeout:g} s"
+        if self._wait_until(transfer.is_completed):
+            try:
+                transfer.wait()
+                return
+            except RuntimeError as error:  # of the communication library
+                problem = error
+        others = " or ".join(str(member) for member in self.members if member != dist.get_rank())
+        raise RuntimeError(
+            f"{self._model}: {about}: not transferred: rank {others} is gone, or too slow ({problem})."
+        ) from None
 
     def _wait_until(self, done: Callable[[], bool]) -> bool:
         """Whether something was done in time. Raises if another rank has failed."""

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,19 +17,16 @@ from torch import Tensor, nn
 from ..ghn import GHN, Facts, Tile
 from ..graph import Graph, TraceError, trace
 from ..own_init.stand_ins import meta_parameter, named_tensors, replaced
-from ..own_init.values import forget, materialise, on_meta, own_values, set_values, warn_unset
+from ..own_init.values import materialise, on_meta, own_values, set_values, warn_unset
 from ..recipe.assign import brought
-from ..recipe.clock import Clock
 from ..recipe.options import Options
-from ..recipe.pending import Pending
-from ..recipe.place import Place, T
+from ..recipe.place import Clock, Place, T
 from ..recipe.plan import Plan
 from ..sources import Source
 from ..utils.threads import one_thread
-from .exchange import Exchange, local
-from .layout import layout_of
+from .layout import layout_of, local
 from .meeting import Meeting
-from .post import PostProcessing
+from .post import postprocess_parts
 from .share import communication_device, share_ghn
 
 
@@ -63,7 +61,7 @@ class Sharded(Place):
         _bring_back_shards(model)
         self.layout = layout_of(model, name)
         self._meeting, self._members = meeting, meeting.members
-        self._timeout = meeting.timeout = meeting.timeout if options.timeout is None else options.timeout
+        meeting.timeout = meeting.timeout if options.timeout is None else options.timeout
         self.first = meeting.rank == 0
         home = communication_device(self.layout.mesh)
         self.device = home if options.device is None else torch.device(options.device)
@@ -152,13 +150,16 @@ class Sharded(Place):
             self._own[name] = self.layout.own_box(tensors[name]).of(value).clone() if sharded else value
         self.own = tuple(n for n in values if n not in self.unset)
 
-    def postprocess(self, plan: Plan, tiles: dict[str, Tile], results: Pending, progress: bool | None) -> None:
-        post = PostProcessing(plan, tiles, results, self.layout, self.device)
-        exchange = Exchange(self.layout, self.name, self._timeout)
-        self._meeting("post-processing", lambda: post.run(exchange, progress))
+    def postprocess(
+        self, plan: Plan, tiles: dict[str, Tile], results: dict[str, Tensor], progress: bool | None
+    ) -> None:
+        run = partial(postprocess_parts, plan, tiles, results, self.layout, self._meeting, self.device, progress)
+        self._meeting("post-processing", run)
 
     @torch.no_grad()
-    def write(self, tiles: Mapping[str, Tile], results: Pending, found: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
+    def write(
+        self, tiles: Mapping[str, Tile], results: dict[str, Tensor], found: Iterable[tuple[Tensor, Tensor]] = ()
+    ) -> None:
         tensors = named_tensors(self.model)
         parts = {name: local(tensors[name]) for name in tiles}
         tiles = brought({name: part.device for name, part in parts.items()}, tiles)
@@ -167,14 +168,10 @@ class Sharded(Place):
         with one_thread():
             for name, tile in tiles.items():
                 tile.write_part_(parts[name], self.layout.own_box(tensors[name]).offset)
-        for name in results.names():
-            local(tensors[name]).copy_(results.get(name))
-            results.drop(name)
+        for name in list(results):
+            local(tensors[name]).copy_(results.pop(name))
         if self.first:
             warn_unset(self.name, self.unset)
-
-    def take_back(self) -> None:
-        forget(self.model, self._without_memory)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from ..utils.files import own_folder
 from ..utils.safetensors_files import as_bytes, header
 from ..utils.safetensors_files import layout as file_layout
 from ..weights.files import add_to_digest, metadata_of, provenance
-from .exchange import Exchange
 from .layout import layout_of, mesh_of
 from .meeting import Meeting
 
@@ -33,9 +32,9 @@ def save_sharded(
 ) -> None:
     """Write a sharded model's state dict to one safetensors file, tensor by tensor. All ranks of the mesh must call it.
 
-    The first rank of the mesh writes; it holds one whole tensor at a time. The file is what `timm-ghn-init predict`
-    writes, and timm's `--initial-checkpoint` or `load_state_dict` reads it. For checkpoints of a training run use
-    `torch.distributed.checkpoint`.
+    The first rank of the mesh writes. Each rank holds one whole tensor at a time. The file is what
+    `timm-ghn-init predict` writes, and timm's `--initial-checkpoint` or `load_state_dict` reads it. For checkpoints of
+    a training run use `torch.distributed.checkpoint`.
 
     Args:
         model: with DTensors for parameters.
@@ -43,7 +42,7 @@ def save_sharded(
         report: what `init_model` returned, for the provenance in the file's metadata.
         options: what `timm.create_model` was given, for the same.
         seed: of timm's own initialisation, for the same.
-        timeout: seconds to wait for another rank. Default: 1800.
+        timeout: seconds to wait for another rank before the first tensor and after the last. Default: 1800.
 
     Raises:
         OSError: the file cannot be written; then no part of it is left.
@@ -68,12 +67,10 @@ def save_sharded(
                 writer.begin({} if report is None else provenance(name, model, report, options or {}, seed))
 
         meeting(f"opening {path}", begin)
-        exchange = Exchange(layout, name, meeting.timeout)
         for key in sorted(tensors):
             tensor = tensors[key]
-            whole = exchange.gather({key: (tensor, 0)}) if isinstance(tensor, DTensor) else tensor
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if writer is not None:
-                assert whole is not None
                 writer.add(key, whole)
             del whole
         meeting(f"writing {path}", lambda: None if writer is None else writer.finish())

@@ -1,12 +1,38 @@
-"""One rank's GHN for all ranks: its facts as JSON and its tensors by broadcast, nothing pickled."""
+"""What one rank has, for all ranks: by broadcast, nothing pickled."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..ghn import GHN, Facts
 from .layout import Layout
 from .meeting import Meeting
+
+
+def broadcast(tensors: Sequence[Tensor], owner: int, layout: Layout, meeting: Meeting, about: str) -> None:
+    """Fill tensors on all ranks with the values that one rank has. All ranks must call it.
+
+    Args:
+        tensors: contiguous, on the `communication_device`.
+        owner: the rank within the mesh that has the values.
+        meeting: of the ranks.
+        about: what is sent, in words for messages.
+
+    Raises:
+        RuntimeError: a rank is gone, has failed, or is too slow.
+    """
+    own, source = (np.unravel_index(rank, tuple(layout.mesh.shape)) for rank in (layout.rank, owner))
+    for dim in range(layout.mesh.ndim):  # along one dimension after the other, each time from those that have it
+        if own[dim + 1 :] == source[dim + 1 :]:
+            group = layout.mesh.get_group(dim)
+            first = dist.get_global_rank(group, int(source[dim]))
+            transfers = [dist.broadcast(tensor, first, group, async_op=True) for tensor in tensors]
+            for transfer in filter(None, transfers):
+                meeting.wait_for(transfer, f"{about} from rank {layout.global_rank(owner)}")
 
 
 def share_ghn(ghn: GHN | None, facts: Facts, layout: Layout, device: torch.device, meeting: Meeting) -> GHN:
@@ -22,15 +48,7 @@ def share_ghn(ghn: GHN | None, facts: Facts, layout: Layout, device: torch.devic
     meeting("memory for the GHN", lambda: shared.append(ghn or _empty(facts, device)))
     tensors = list(shared[0].state_dict().values())
     passed = [tensor.to(communication_device(layout.mesh)).contiguous() for tensor in tensors]
-    coordinate = layout.mesh.get_coordinate()
-    assert coordinate is not None
-    for dim in range(layout.mesh.ndim):  # along one dimension after the other, each time from those that have it
-        if not any(coordinate[dim + 1 :]):
-            group = layout.mesh.get_group(dim)
-            first = dist.get_global_rank(group, 0)
-            transfers = [dist.broadcast(tensor, first, group, async_op=True) for tensor in passed]
-            for transfer in filter(None, transfers):
-                meeting.wait_for(transfer)
+    broadcast(passed, 0, layout, meeting, "the GHN")
     for tensor, values in zip(tensors, passed, strict=True):
         if values is not tensor:
             tensor.copy_(values)
