@@ -4,19 +4,15 @@ import collections
 import copy
 import json
 import logging
-import os
 import pickle
 import random
 import re
 import resource
-import subprocess
-import sys
 import threading
 import time
 import traceback
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +22,10 @@ import pytest
 import timm
 import torch
 from conftest import GHN2_CONFIG, seed_weights
-from fetching import fetch_and_say
+from fetching import fetch_from, peaks_of_memory
 from file_server import FileServer, serving
 from filelock import FileLock
-from processes import context
+from processes import aside, context
 from safetensors.torch import load_file, safe_open, save_file
 
 from timm_ghn_init import init_model, sources, trace
@@ -871,32 +867,6 @@ def test_progress_bars(server: FileServer, tmp_path: Path, capsys: pytest.Captur
     assert "ghn2_imagenet.pt: 100%" in capsys.readouterr().err
 
 
-@contextmanager
-def fetchers(server: FileServer, tmp_path: Path, n: int) -> Iterator[tuple[list[Any], Any]]:
-    """n processes that fetch ghn2 at the same moment, and the queue of their answers."""
-    ready, answers = context.Event(), context.Queue()
-    arguments = (server.url, str(tmp_path / "home"), KNOWN["ghn2"].blob, ready, answers)
-    started = [context.Process(target=fetch_and_say, args=arguments, daemon=True) for _ in range(n)]
-    for process in started:
-        process.start()
-    ready.set()
-    yield started, answers
-    for process in started:
-        process.kill()
-        process.join(30)
-
-
-def test_eight_processes_fetch_one_file(server: FileServer, tmp_path: Path) -> None:
-    with fetchers(server, tmp_path, 8) as (started, answers):
-        paths = {answers.get(timeout=60) for _ in started}
-        for process in started:
-            process.join(30)
-            assert process.exitcode == 0
-    assert len(server.gets()) == 1
-    assert kept(tmp_path) == [Path(paths.pop()).name]
-    assert not paths
-
-
 def test_eight_threads_fetch_one_file(server: FileServer, tmp_path: Path) -> None:
     paths: list[Path] = []
     threads = [threading.Thread(target=lambda: paths.append(fetch("ghn2"))) for _ in range(8)]
@@ -923,10 +893,14 @@ def test_killed_in_the_middle_of_a_download(server: FileServer, tmp_path: Path, 
     def arrived() -> int:
         return sum(p.stat().st_size for p in (tmp_path / "home").rglob("*.pt"))
 
-    with fetchers(server, tmp_path, 1) as ((process,), _):
-        deadline = time.monotonic() + 60
-        while not arrived() and time.monotonic() < deadline:
-            time.sleep(0.01)
+    arguments = (server.url, str(tmp_path / "home"), KNOWN["ghn2"].blob)
+    process = context.Process(target=fetch_from, args=arguments, daemon=True)
+    process.start()
+    deadline = time.monotonic() + 60
+    while not arrived() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.join(30)
     assert process.exitcode == -9 and 0 < arrived() <= len(content) // 2
     server.gate.set()
     server.gate = None
@@ -1020,32 +994,6 @@ def test_a_wrong_file_from_the_hub(tmp_path: Path, hub: dict[str, Any], wrong: s
     assert not (tmp_path / "ran").exists()
 
 
-def test_through_the_real_hub_client(tmp_path: Path) -> None:
-    """huggingface_hub against a server of ours: once over the network, then from its cache without one."""
-    file = joblib_file(tmp_path / "hub.pt", released(small("ghn3")))
-    with serving(file.read_bytes()) as server:
-        server.headers = {"ETag": '"abc123"', "X-Repo-Commit": "a" * 40}
-        code = (
-            "import sys, types\n"
-            "package = types.ModuleType('timm_ghn_init')\n"  # without what importing the package registers
-            f"package.__path__ = [{str(Path(sources.__file__).parent)!r}]\n"
-            "sys.modules['timm_ghn_init'] = package\n"
-            "from timm_ghn_init.checkpoints.load import fetch\n"
-            "fetch('ghn3-t').unlink()\n"
-            "import huggingface_hub.constants\n"
-            "huggingface_hub.constants.HF_HUB_OFFLINE = True\n"
-            "assert 'joblib' not in sys.modules\n"
-            "print(fetch('ghn3-t'))\n"
-        )
-        env = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-        env.pop("HF_HUB_OFFLINE", None)
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    downloads = [path for method, path, _ in server.requests if method == "GET" and path.endswith(".pt")]
-    assert downloads == ["/SamsungSAILMontreal/ghn3/resolve/main/ghn3tm8.pt"]
-    assert same(load_ghn(done.stdout.strip()), small("ghn3"))
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads peak memory from /proc")
 def test_converting_and_loading_take_one_copy_at_most(tmp_path: Path) -> None:
     """Beside the file, whose pages the system may drop. Of 53 MB, 34 are in the largest tensor."""
@@ -1055,31 +1003,7 @@ def test_converting_and_loading_take_one_copy_at_most(tmp_path: Path) -> None:
     file = joblib_file(tmp_path / "hub.pt", {name: torch.full(shape, 0.5) for name, shape in shapes.items()})
     largest = max(torch.Size(shape).numel() for shape in shapes.values()) * 4
     assert largest > 2**25 - 1
-    code = f"""
-import sys, types
-package = types.ModuleType('timm_ghn_init')
-package.__path__ = [{str(Path(sources.__file__).parent)!r}]
-sys.modules['timm_ghn_init'] = package
-from timm_ghn_init.checkpoints import load as checkpoints
-checkpoints.download_from_hub = lambda *_: checkpoints.Path({str(file)!r})
-checkpoints.load_ghn({str(saved(tmp_path / "small.safetensors"))!r})  # so that all is imported
-
-def memory(key):
-    return next(int(line.split()[1]) << 10 for line in open('/proc/self/status') if line.startswith(key))
-
-def peak(do):
-    open('/proc/self/clear_refs', 'w').write('5')  # VmHWM starts again
-    before = memory('VmRSS')
-    kept.append(do())
-    return memory('VmHWM') - before
-
-kept = []
-print(peak(lambda: checkpoints.fetch('ghn3-xl')), peak(lambda: checkpoints.load_ghn('ghn3-xl')))
-"""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    convert, load = map(int, done.stdout.split())
+    convert, load = aside(peaks_of_memory, file, saved(tmp_path / "small.safetensors"), tmp_path / "home")
     size, slack = file.stat().st_size, 2**23
     assert convert < 2 * size + largest + slack
     assert load < 2 * size + slack

@@ -21,7 +21,8 @@ from hub_server import Fault, HubServer, Repo, set_constants
 from huggingface_hub import constants
 from torch import Tensor, nn
 
-from timm_ghn_init import init_model
+from timm_ghn_init import GHN, init_model
+from timm_ghn_init.checkpoints.load import fetch
 from timm_ghn_init.weights.files import digest, read, save
 from timm_ghn_init.weights.hub import CONFIG, WEIGHTS, HubError
 from timm_ghn_init.weights.push import push_finished, push_model
@@ -691,3 +692,19 @@ def test_offline(hub: HubServer, source: str, monkeypatch: pytest.MonkeyPatch, c
     assert init_model(timm.create_model(ARCH), f"{source}?hub=me").downloaded
     assert not init_model(timm.create_model(ARCH), f"{source}?hub=me&seed=7").downloaded
     assert len(hub.requests) == asked and not warnings_in(caplog)
+
+
+def test_a_released_ghn3_is_fetched_once(
+    hub: HubServer, seeded_ghn3: GHN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the network, then from the Hub's cache on this machine without one."""
+    file = tmp_path / "ghn3.pt"
+    torch.save(seeded_ghn3.state_dict(), file)
+    hub.put("SamsungSAILMontreal/ghn3", {"ghn3tm8.pt": file.read_bytes()})
+    monkeypatch.setattr("timm_ghn_init.checkpoints.download.hub_unreachable", lambda: "")
+    for home in ("one", "other"):
+        monkeypatch.setenv("TIMM_GHN_HOME", str(tmp_path / home))
+        assert fetch("ghn3-t").parent == tmp_path / home
+        unplug(monkeypatch)
+        monkeypatch.setattr("timm_ghn_init.checkpoints.download.hub_unreachable", lambda: "no network")
+    assert hub.count("GET /cdn") == 1

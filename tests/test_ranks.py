@@ -109,7 +109,7 @@ def test_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_torchrun_that_is_gone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Its variables may outlive it."""
-    monkeypatch.setattr(ranks, "_PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr(ranks, "_PATIENCE", timedelta(seconds=0.3))
     variables = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9", "RANK": "1"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
