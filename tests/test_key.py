@@ -20,11 +20,11 @@ def name_of(monkeypatch: pytest.MonkeyPatch, seeded_ghn2: GHN) -> Callable[..., 
     """The name under which `init_model` asks the cache for a model's weights."""
     asked: list[str] = []
 
-    def fill(name: str, *_: object) -> bool:
+    def remember(name: str, make: object, like: Any) -> tuple[Any, dict[str, Any], bool]:
         asked.append(name)
-        return True
+        return {n: t.clone() for n, t in like.items()}, {}, True
 
-    monkeypatch.setattr(cache, "fill", fill)
+    monkeypatch.setattr(cache, "remember", remember)
 
     def name_of(model: nn.Module | None = None, source: str = "ghn2-orth?layer=3", **options: Any) -> str:
         init_model(model or resnet(), source, **{"ghn": seeded_ghn2, "cache": True, "device": "cpu", **options})

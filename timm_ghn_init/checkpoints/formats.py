@@ -59,7 +59,7 @@ def read_ghn(path: Path, device: Any = "cpu") -> "GHN":
         what = "is a folder, not a file" if path.is_dir() else "no such file"
         raise CheckpointError(f"{path}: {what}. Give the path of a GHN's checkpoint.")
     with _errors_name(path, "damaged"):
-        contents = _READERS[_format(path)](path)
+        contents = _read(path)
         tensors = _named(contents.tensors)
         ghn = _empty_ghn(contents, tensors)
         shapes = {name: tuple(t.shape) for name, t in ghn.state_dict().items()}
@@ -100,17 +100,28 @@ class _Contents(NamedTuple):
     metadata: dict[str, str]
 
 
-def _format(path: Path) -> str:
-    """A file's format by its first bytes; the suffix does not tell (GHN-3's joblib pickles are called .pt)."""
+def _read(path: Path) -> _Contents:
+    """By the first bytes; the suffix does not tell (GHN-3's joblib pickles are called .pt)."""
     with open(path, "rb") as f:
         head = f.read(16)
-    for name, pattern in _MAGIC.items():
-        if re.match(pattern, head, re.DOTALL):
-            return name
-    raise InputError(
-        f"neither a safetensors file nor a checkpoint of PyTorch or joblib (it begins with {head!r}). If it was "
-        "downloaded, it may be an error page or a Git LFS pointer: download it again."
-    )
+    if re.match(rb".{4}\0{4}\{", head, re.DOTALL):
+        return _read_safetensors(path)
+    reader = next((reader for magic, reader in _PICKLED.items() if re.match(magic, head)), None)
+    if reader is None:
+        raise InputError(
+            f"neither a safetensors file nor a checkpoint of PyTorch or joblib (it begins with {head!r}). If it was "
+            "downloaded, it may be an error page or a Git LFS pointer: download it again."
+        )
+    loaded = reader(path)
+    if isinstance(loaded, dict) and "state_dict" in loaded:
+        return _Contents(loaded.get("config"), loaded["state_dict"], {})
+    return _Contents(None, loaded, {})
+
+
+_PICKLED: dict[bytes, Callable[[Path], Any]] = {
+    rb"PK\x03\x04|\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9": read_torch,
+    rb"\x80[\x02-\x05]|\x78[\x01\x5e\x9c\xda]|\x1f\x8b": read_joblib,
+}
 
 
 def _read_safetensors(path: Path) -> _Contents:
@@ -124,29 +135,6 @@ def _read_safetensors(path: Path) -> _Contents:
         return _Contents(None if text is None else json.loads(text), tensors, metadata)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the config in its metadata is no JSON: {error}.") from None
-
-
-def _read_pickled(read: Callable[[Path], Any]) -> Callable[[Path], _Contents]:
-    def read_pickled(path: Path) -> _Contents:
-        loaded = read(path)
-        if isinstance(loaded, dict) and "state_dict" in loaded:
-            return _Contents(loaded.get("config"), loaded["state_dict"], {})
-        return _Contents(None, loaded, {})
-
-    return read_pickled
-
-
-_MAGIC: dict[str, bytes] = {
-    "safetensors": rb".{4}\0{4}\{",
-    "torch": rb"PK\x03\x04|\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9",
-    "joblib": rb"\x80[\x02-\x05]|\x78[\x01\x5e\x9c\xda]|\x1f\x8b",
-}
-
-_READERS: dict[str, Callable[[Path], _Contents]] = {
-    "safetensors": _read_safetensors,
-    "torch": _read_pickled(read_torch),
-    "joblib": _read_pickled(read_joblib),
-}
 
 
 # Checking

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..sources import DEFAULT, KNOWN, SHIPPED, SUFFIXES, KnownGHN, Source, parse_source
 from ..utils.checks import InputError, check_device, instance
@@ -86,7 +86,7 @@ def shared_ghn(source: Source, device: "torch.device") -> "GHN":
     """
     path = _path(source)
     with _loading:
-        return _shared(_stamp(path), str(device))
+        return _shared(*_stamp(path), str(device))
 
 
 def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -249,26 +249,18 @@ def _official_or_shipped(progress: bool | None) -> str:
 _loading = threading.Lock()
 
 
-class _Stamp(NamedTuple):
-    """Identifies the content of a file without reading it."""
-
-    path: Path
-    size: int
-    modified: int
-    inode: int
-
-
-def _stamp(path: Path) -> _Stamp:
+def _stamp(path: Path) -> tuple[Path, object]:
+    """A file, and what tells its content from another one without reading it."""
     try:
         stat = path.stat()
     except (OSError, ValueError):  # opening it will say what is wrong
-        return _Stamp(path, 0, 0, 0)
-    return _Stamp(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        return path, None
+    return path.resolve(), (stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
 @lru_cache(maxsize=2)
-def _shared(stamp: _Stamp, device: str) -> "GHN":
-    return read_ghn(stamp.path, device)
+def _shared(path: Path, version: object, device: str) -> "GHN":
+    return read_ghn(path, device)
 
 
 def _path(name_or_path: str | Path | Source) -> Path:
@@ -289,8 +281,8 @@ def _prefix(ghn: KnownGHN) -> str:
 
 
 @lru_cache(maxsize=64)
-def _digest(stamp: _Stamp) -> str:
-    return sha256(stamp.path)[:16]
+def _digest(path: Path, version: object) -> str:
+    return sha256(path)[:16]
 
 
 def _candidates(ghn: KnownGHN) -> list[Path]:
@@ -308,7 +300,7 @@ def _home() -> Path | None:
 def _find(ghn: KnownGHN) -> Path | None:
     """The fetched file, if its bytes are what they were when it was written."""
     for path in _candidates(ghn):
-        if path.stem == _prefix(ghn) + _digest(_stamp(path)):
+        if path.stem == _prefix(ghn) + _digest(*_stamp(path)):
             return path
     return None
 

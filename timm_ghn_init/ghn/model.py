@@ -21,6 +21,14 @@ from .tiles import Tile, normalise
 _INDEX = {primitive: i for i, primitive in enumerate(PRIMITIVES)}
 
 
+def _fact(name: str) -> Any:
+    """A property that is an entry of `GHN.facts`."""
+    return property(
+        lambda ghn: getattr(ghn.facts, name),
+        lambda ghn, value: setattr(ghn, "facts", replace(ghn.facts, **{name: value})),
+    )
+
+
 class GHN(nn.Module):
     """A Graph HyperNetwork: GHN-1 and GHN-2 (arXiv 2110.13100), GHN-3 (arXiv 2303.04143).
 
@@ -120,29 +128,9 @@ class GHN(nn.Module):
     def config(self) -> dict[str, Any]:
         return self.facts.config
 
-    @property
-    def depth(self) -> Depth | None:
-        return self.facts.depth
-
-    @depth.setter
-    def depth(self, depth: Depth | None) -> None:
-        self.facts = replace(self.facts, depth=depth)
-
-    @property
-    def layer_scale(self) -> float | None:
-        return self.facts.layer_scale
-
-    @layer_scale.setter
-    def layer_scale(self, value: float | None) -> None:
-        self.facts = replace(self.facts, layer_scale=value)
-
-    @property
-    def trained_on(self) -> str | None:
-        return self.facts.trained_on
-
-    @trained_on.setter
-    def trained_on(self, name: str | None) -> None:
-        self.facts = replace(self.facts, trained_on=name)
+    depth: Depth | None = _fact("depth")
+    layer_scale: float | None = _fact("layer_scale")
+    trained_on: str | None = _fact("trained_on")
 
     @property
     def device(self) -> torch.device:

@@ -7,6 +7,7 @@ the header (8 bytes), the header as JSON, the values.
 import json
 import math
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,27 +16,6 @@ from .checks import InputError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-_CODES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ",
-    "complex64": "C64",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
 
 
 def header(
@@ -53,7 +33,7 @@ def header(
     described: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
     end = 0
     for name, (shape, dtype) in entries.items():
-        code = _CODES.get(str(dtype).removeprefix("torch."))
+        code = _code(dtype)
         if code is None:
             raise InputError(f"{name} is {dtype}, which safetensors files cannot hold.")
         start, end = end, end + dtype.itemsize * math.prod(shape)
@@ -63,6 +43,18 @@ def header(
     size = 8 + len(text)
     starts = {name: size + described[name]["data_offsets"][0] for name in entries}
     return len(text).to_bytes(8, "little") + text, starts
+
+
+@cache
+def _code(dtype: "torch.dtype") -> str | None:
+    """What the library itself calls a dtype in a header; None if it does not know it."""
+    import torch
+    from safetensors.torch import save
+
+    try:
+        return json.loads(save({"x": torch.empty(0, dtype=dtype)})[8:])["x"]["dtype"]
+    except (KeyError, ValueError):
+        return None
 
 
 def layout(tensors: "Mapping[str, Tensor]") -> "dict[str, tuple[tuple[int, ...], torch.dtype]]":

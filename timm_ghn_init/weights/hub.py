@@ -189,18 +189,19 @@ def _fetch(repo: str, file: str, revision: str, most: int) -> Path | None:
 
     clean_logs_of("huggingface_hub")
     unreachable = _unreachable.get(constants.ENDPOINT)
-    try:
-        # Asked beforehand, because where there is no network `hf_hub_download` keeps trying for half a minute.
-        if unreachable is None and not _is_there(repo, file, revision, most):
-            return None
-    except HubError:
-        raise
-    except Exception as error:  # they have no common base
-        if not _is_unreachable(error):
-            raise hub_error(f"{repo} cannot be looked up", error) from None
-        unreachable = error
-        if status_of(error) is None and not (isinstance(error, ValueError) or constants.HF_HUB_OFFLINE):
-            _unreachable[constants.ENDPOINT] = error.with_traceback(None)
+    if unreachable is None:
+        try:  # asked beforehand: without a network, `hf_hub_download` keeps trying for half a minute
+            if not _is_there(repo, file, revision, most):
+                return None
+        except HubError:
+            raise
+        except Exception as error:  # they have no common base
+            status = status_of(error)
+            if status is not None and status != 429 and status < 500:
+                raise hub_error(f"{repo} cannot be looked up", error) from None
+            unreachable = error
+            if status is None and not (isinstance(error, ValueError) or constants.HF_HUB_OFFLINE):
+                _unreachable[constants.ENDPOINT] = error.with_traceback(None)
     try:
         return Path(hf_hub_download(repo, file, revision=revision, local_files_only=unreachable is not None))
     except Exception as error:
@@ -211,35 +212,20 @@ def _fetch(repo: str, file: str, revision: str, most: int) -> Path | None:
 
 def _is_there(repo: str, file: str, revision: str, most: int) -> bool:
     """Whether the Hub has a file. Raises as `_fetch` does, and whatever huggingface_hub raises if it cannot tell."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
     try:
         found = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
-    except Exception as error:
-        if _is_missing(error):
-            return False
+    except errors.GatedRepoError:  # also a RepositoryNotFoundError
         raise
-    if not (_is_plain(found.etag) and _is_plain(found.commit_hash)):  # it names files after them
-        raise HubError(f"{repo}@{revision}: what answered for {file} is not the Hub.")
+    except (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        return False
+    for name in (found.etag, found.commit_hash):  # it names files after them
+        if not re.fullmatch(r"\w[\w.-]*", name or ""):
+            raise HubError(f"{repo}@{revision}: what answered for {file} is not the Hub.")
     if (found.size or 0) > most:
         raise HubError(f"{repo}@{revision}: {file} has {found.size} bytes, more than the {most} that it can need.")
     return True
-
-
-def _is_plain(name: str | None) -> bool:
-    return re.fullmatch(r"\w[\w.-]*", name or "") is not None
-
-
-def _is_missing(error: Exception) -> bool:
-    from huggingface_hub import errors
-
-    missing = (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
-    return isinstance(error, missing) and not isinstance(error, errors.GatedRepoError)
-
-
-def _is_unreachable(error: Exception) -> bool:
-    status = status_of(error)
-    return status is None or status == 429 or status >= 500
 
 
 def status_of(error: Exception) -> int | None:
