@@ -48,7 +48,10 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
     def run(*argv: object) -> tuple[int, str, str]:
         capsys.readouterr()
-        status = main([str(a) for a in argv])
+        try:
+            status = main([str(a) for a in argv])
+        except SystemExit as error:  # argparse
+            status = int(error.code or 0)
         return status, *capsys.readouterr()
 
     return run
@@ -193,7 +196,7 @@ def test_command_correlations(run: Callable[..., tuple[int, str, str]], tmp_path
     [
         (["--source", "rand", "he"], "Unknown initialisation 'he'"),
         (["--source", "rand", "pretrained"], "pretrained: timm's weights are not available"),
-        (["--source", "rand", "--layers", "1,x"], "--layers 1,x"),
+        (["--source", "rand", "--layers", "1,x"], "--layers: '1,x' is not a list of whole numbers"),
         (["--source", "rand", "--layers", "999"], "no layer 999"),
         (["--source", "rand", "-o", "missing/c.json"], "no folder missing"),
     ],

@@ -2,44 +2,32 @@
 
 Exit status: 0; 1 if a check finds a difference; 2 with one line on stderr for a mistake of the user or a fault of
 disk, memory or network; 130 after an interrupt. Results go to stdout, messages to stderr; with `--json` the results are
-one JSON value. Each command or family of commands is one module here. Its `add` declares options only: what is slow to
-import is imported when a command runs.
+one JSON value. Each module declares a command or a family of commands; what is slow to import is imported when a
+command runs.
 """
 
 import argparse
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import (
-    analyze,
-    bake,
-    cache,
-    compare,
-    completion,
-    doctor,
-    enabling,
-    finetune,
-    ghns,
-    graph,
-    inspect,
-    predict,
-    push,
-    report,
-    training,
-    tune,
-)
-from .arguments import ArgumentParser, Run
+from . import analyze, bake, cache, compare, doctor, finetune, ghns, graph, predict, report, setup, training, tune
+from .arguments import ArgumentParser, flag, opt
 from .errors import exit_status
 from .messages import PROG, logging_to_stderr
 from .results import results
 
 GROUPS = {  # as in docs/guides/command-line.md
-    "Initialise": (predict, bake, push),
-    "Inspect": (inspect, graph, compare),
-    "Measure": (finetune, report, tune, analyze),
-    "GHNs": (ghns, training),
-    "Set up": (enabling, cache, doctor, completion),
+    "Initialise": (predict.predict, bake.bake, predict.push),
+    "Inspect": (graph.inspect, graph.graph, compare.compare),
+    "Measure": (finetune.finetune, report.report, tune.tune, analyze.correlations, analyze.signal, analyze.embed),
+    "GHNs": (ghns.list_known, ghns.fetch, training.train_ghn, training.eval_ghn),
+    "Set up": (setup.enable, setup.disable, cache.cache, doctor.doctor, setup.completion),
 }
+_ALL_HAVE = (
+    opt("-v --verbose", "more messages; repeatable", default=0, action="count"),
+    opt("-q --quiet", "fewer messages; repeatable", default=0, action="count"),
+    flag("--json", "print the results as JSON on stdout, for programs"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def commands() -> list[str]:
     """The names of all commands, in the order of `--help`."""
-    return list(dict.fromkeys(name.partition(" ")[0] for name in _parser()[1]))
+    return list(dict.fromkeys(command.name.partition(" ")[0] for group in GROUPS.values() for command in group))
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -81,34 +69,22 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     root.add_argument("--version", action="version", version=f"{PROG} {__version__}")
     levels = {"": root.add_subparsers(metavar="COMMAND", required=True, parser_class=ArgumentParser)}
     parsers: dict[str, argparse.ArgumentParser] = {}
-
-    def command(name: str, run: Run, example: str, resume_hint: str = "") -> argparse.ArgumentParser:
-        group, _, last = name.rpartition(" ")
-        if group not in levels:
-            parent = levels[""].add_parser(group, help=f"see {PROG} {group} --help")
-            levels[group] = parent.add_subparsers(metavar="COMMAND", required=True)
-        text = run.__doc__ or ""
-        parsers[name] = sub = levels[group].add_parser(last, help=_summary(text), description=text)
-        sub.more = f"\nexample:\n  {PROG} {example}\n"
-        sub.set_defaults(run=run, resume_hint=resume_hint, parser=root)
-        return sub
-
-    for title, families in GROUPS.items():
-        first = len(parsers)
-        for family in families:
-            family.add(command)
+    for title, family in GROUPS.items():
         root.listing += f"\n{title}:\n"
-        for name, sub in list(parsers.items())[first:]:
-            root.listing += f"  {name:21} {_summary(sub.description or '')}\n"
-            sub.add_argument("-v", "--verbose", action="count", default=0, help="more messages; repeatable")
-            sub.add_argument("-q", "--quiet", action="count", default=0, help="fewer messages; repeatable")
-            sub.add_argument("--json", action="store_true", help="print the results as JSON on stdout, for programs")
+        for name, run, example, options, resume_hint in family:
+            level, _, last = name.rpartition(" ")
+            if level not in levels:
+                parent = levels[""].add_parser(level, help=f"see {PROG} {level} --help")
+                levels[level] = parent.add_subparsers(metavar="COMMAND", required=True)
+            text = run.__doc__ or ""
+            summary = " ".join(text.split(".\n")[0].split()).rstrip(".")  # the first sentence
+            parsers[name] = sub = levels[level].add_parser(last, help=summary, description=text)
+            for declare in (*options, *_ALL_HAVE):
+                declare(sub)
+            sub.more = f"\nexample:\n  {PROG} {example}\n"
+            sub.set_defaults(run=run, resume_hint=resume_hint, parser=root)
+            root.listing += f"  {name:21} {summary}\n"
     return root, parsers
-
-
-def _summary(text: str) -> str:
-    """The first sentence of a docstring."""
-    return " ".join(text.split(".\n")[0].split()).rstrip(".")
 
 
 class _Root(ArgumentParser):

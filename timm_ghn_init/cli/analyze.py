@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sources import DEFAULT, parse_source
+from ..utils.checks import whole
 from ..utils.text import logger
 from ..version import __version__
-from .arguments import Command, add_architecture, add_data, add_source, add_sources, whole
+from .arguments import ARCHITECTURE, RANDOM, command, image_options, one_source, opt, sources
 from .files import output_path, writing
 from .finetune import INITS
-from .messages import UserError, mistakes, one_line, table
+from .messages import UserError, one_line, table
 from .models import with_weights
 from .results import plain, show
 
@@ -26,58 +27,37 @@ if TYPE_CHECKING:
 _logger = logger(__name__)
 
 
-def add(command: Command) -> None:
-    sub = command("analyze correlations", correlations, "analyze correlations resnet50 --source rand ghn -o c.svg")
-    _add_sources(sub)
-    sub.add_argument(
-        "--layers", default="", metavar="1,20,...", help="layers whose distribution is shown, from 1 (default: four)"
-    )
-    _add_seed_and_output(sub)
-
-    sub = command("analyze signal", signal, "analyze signal resnet50 --source rand orth ghn-orth -o signal.svg")
-    _add_sources(sub)
-    add_data(sub, "noise")
-    sub.add_argument(
-        "-b", "--batch-size", type=whole(2), default=8, metavar="N", help="number of images (default: %(default)s)"
-    )
-    _add_seed_and_output(sub)
-
-    sub = command("analyze embed", embed, "analyze embed resnet50 convnext_base --size 200 -o embed.svg")
-    sub.add_argument("arch", nargs="+", metavar="ARCH", help="timm architectures to highlight")
-    add_source(sub, DEFAULT, "the GHN that embeds, see `list`")
-    sub.add_argument(
-        "--reference", default="timm", metavar="SET",
-        help="other architectures: timm, timm:PATTERN,... or networks (those that train-ghn holds out) "
-        "(default: %(default)s)",
-    )  # fmt: skip
-    sub.add_argument("--size", type=whole(2), default=100, metavar="N", help="how many others (default: %(default)s)")
-    sub.add_argument("--values", metavar="FILE.csv", help="colour by a number from this table (default: by module)")
-    sub.add_argument("--column", metavar="NAME", help="column of the table (default: the first with numbers)")
-    _add_seed_and_output(sub)
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,20,37") from None
 
 
-def _add_sources(sub: argparse.ArgumentParser) -> None:
-    add_architecture(sub)
-    add_sources(sub, INITS, f"sources to compare; also pretrained, timm (default: {' '.join(INITS)})")
+_OUTPUT = opt(
+    "-o --output", "a picture, with its numbers in FILE.json; or FILE.json alone (required without --json)",
+    metavar="FILE.svg|png|json",
+)  # fmt: skip
+_SOURCES = sources(INITS, "sources to compare; also pretrained, timm")
 
 
-def _add_seed_and_output(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--seed", type=whole(0), default=0, help="seed of everything random (default: %(default)s)")
-    sub.add_argument(
-        "-o", "--output", metavar="FILE.svg|png|json",
-        help="a picture, with its numbers in FILE.json; or FILE.json alone (required without --json)",
-    )  # fmt: skip
-
-
+@command(
+    "analyze correlations resnet50 --source rand ghn -o c.svg",
+    *ARCHITECTURE,
+    _SOURCES,
+    opt("--layers", "layers whose distribution is shown, from 1 (default: four)", _numbers, (), metavar="1,20,..."),
+    RANDOM,
+    _OUTPUT,
+    name="analyze correlations",
+)
 def correlations(args: argparse.Namespace) -> int:
     """Measure how strongly the channels of each layer correlate (the paper's Figure 2)."""
     from ..lab.analysis import compare, correlation_figure
 
-    output, layers = picture_path(args), _numbers(args.layers)
+    output = picture_path(args)
     create, sources, status = _available(args)
-    with mistakes(ValueError):
-        data = compare(create, sources, name=args.arch, seed=args.seed, layers=layers, input_size=args.img_size)
-    present(args, output, data, lambda: correlation_figure(data), lambda: _correlations_as_text(data))
+    data = compare(create, sources, name=args.arch, seed=args.seed, layers=args.layers, input_size=args.img_size)
+    present(args, output, data, correlation_figure, _correlations_as_text)
     return status
 
 
@@ -85,23 +65,26 @@ def _correlations_as_text(data: dict[str, Any]) -> str:
     rows = []
     for row in data["inits"]:
         known = [std for std in row["std"] if std is not None]
-        mean = sum(known) / len(known) if known else None
-        rows.append((row["init"], *(_cell(row["std"][layer - 1]) for layer in data["selected"]), _cell(mean)))
+        selected = [row["std"][layer - 1] for layer in data["selected"]]
+        rows.append((row["init"], *map(_rounded, [*selected, sum(known) / len(known) if known else None])))
     header = ("initialisation", *(f"layer {layer}" for layer in data["selected"]), "mean of all")
     return f"Standard deviation of the correlations between channels\n\n{table(header, rows)}"
 
 
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _rounded(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")] if text else []
-    except ValueError:
-        raise UserError(f"--layers {text}: is not a list of whole numbers such as 1,20,37.") from None
-
-
+@command(
+    "analyze signal resnet50 --source rand orth ghn-orth -o signal.svg",
+    *ARCHITECTURE,
+    _SOURCES,
+    *image_options("noise"),
+    opt("-b --batch-size", "number of images", whole(2), 8, metavar="N"),
+    RANDOM,
+    _OUTPUT,
+    name="analyze signal",
+)
 def signal(args: argparse.Namespace) -> int:
     """Follow activations and gradients through an untrained network: where they vanish or explode."""
     from ..lab.analysis import signal_figure, signals
@@ -109,12 +92,10 @@ def signal(args: argparse.Namespace) -> int:
     output = picture_path(args)
     create, sources, status = _available(args)
     images, labels = _images(args, create(False))
-    with mistakes(ValueError):
-        data = signals(create, sources, images, labels, name=args.arch, seed=args.seed)
-    data["data"] = args.data
+    data = signals(create, sources, images, labels, name=args.arch, seed=args.seed) | {"data": args.data}
     header = ("initialisation", "std of logits", "between images", "")
-    rows = [(r["init"], _cell(r["logits"]), _cell(r["between"]), r["verdict"]) for r in data["inits"]]
-    present(args, output, data, lambda: signal_figure(data), lambda: table(header, rows))
+    rows = [(r["init"], _rounded(r["logits"]), _rounded(r["between"]), r["verdict"]) for r in data["inits"]]
+    present(args, output, data, signal_figure, lambda data: table(header, rows))
     return status
 
 
@@ -122,7 +103,6 @@ def _images(args: argparse.Namespace, model: "nn.Module") -> "tuple[Tensor, Tens
     """Images, normalised for the network, and their classes."""
     import torch
 
-    from ..lab.images import DatasetError
     from ..lab.images.datasets import some_images
 
     config: Any = model.pretrained_cfg  # every timm model has one
@@ -135,12 +115,26 @@ def _images(args: argparse.Namespace, model: "nn.Module") -> "tuple[Tensor, Tens
         return torch.randn(args.batch_size, channels, height, width, generator=generator), None
     if channels != 3 or height != width:
         raise UserError(f"--data {args.data}: {args.arch} takes {channels}x{height}x{width}; use --data noise.")
-    with mistakes(DatasetError):
-        some = some_images(args.data, args.batch_size, height, args.data_dir)
+    some = some_images(args.data, args.batch_size, height, args.data_dir)
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
     return (some.images / 255 - mean) / std, some.labels
 
 
+@command(
+    "analyze embed resnet50 convnext_base --size 200 -o embed.svg",
+    opt("arch", "timm architectures to highlight", nargs="+", metavar="ARCH"),
+    one_source(DEFAULT, "the GHN that embeds, see `list`"),
+    opt(
+        "--reference", "other architectures: timm, timm:PATTERN,... or networks (those that train-ghn holds out)",
+        default="timm", metavar="SET",
+    ),
+    opt("--size", "how many others", whole(2), 100, metavar="N"),
+    opt("--values", "colour by a number from this table (default: by module)", metavar="FILE.csv"),
+    opt("--column", "column of the table (default: the first with numbers)", metavar="NAME"),
+    RANDOM,
+    _OUTPUT,
+    name="analyze embed",
+)  # fmt: skip
 def embed(args: argparse.Namespace) -> int:
     """Project graph embeddings of architectures on two principal components (the paper's Figure 5)."""
     from ..checkpoints.load import load_ghn, resolve_default
@@ -152,14 +146,12 @@ def embed(args: argparse.Namespace) -> int:
         raise UserError(f"{source} is an initialisation without a GHN and embeds nothing. Name a GHN, e.g. ghn2.")
     if args.column and not args.values:
         raise UserError("--column needs --values.")
-    with mistakes(ValueError, OSError):
-        column, values = read_values(args.values, args.column) if args.values else (None, {})
-        given, reference = _architectures(args)
+    column, values = read_values(args.values, args.column) if args.values else (None, {})
+    given, reference = _architectures(args)
     source = resolve_default(source)
-    with mistakes(ValueError):
-        data = place(load_ghn(source), given, reference, values=values)
+    data = place(load_ghn(source), given, reference, values=values)
     data |= {"ghn": source.name, "reference": args.reference, "column": column}
-    present(args, output, data, lambda: embedding_figure(data, column), lambda: _embedded_as_text(data))
+    present(args, output, data, lambda data: embedding_figure(data, column), _embedded_as_text)
     return 0
 
 
@@ -191,8 +183,7 @@ def _available(args: argparse.Namespace) -> "tuple[Create, list[str], int]":
     def create(pretrained: bool) -> "nn.Module":
         return with_weights(args, pretrained)
 
-    with mistakes(ValueError):
-        found, missing = obtainable(create, args.source)
+    found, missing = obtainable(create, args.source)
     if not found:
         raise UserError(next(iter(missing.values())))
     for init, reason in missing.items():
@@ -202,7 +193,7 @@ def _available(args: argparse.Namespace) -> "tuple[Create, list[str], int]":
 
 def picture_path(args: argparse.Namespace) -> Path | None:
     """The output file, checked before the work; None for --json alone."""
-    from ..lab.analysis import style
+    from ..lab.pictures import style
 
     if args.output is None:
         if args.json:
@@ -210,7 +201,7 @@ def picture_path(args: argparse.Namespace) -> Path | None:
         raise UserError("-o FILE.svg (or .png, .json) is missing: name an output file, or add --json.")
     output = output_path(args.output, (".svg", ".png", ".json"))
     if output.suffix.lower() != ".json":
-        with mistakes(ImportError), style():  # matplotlib is there
+        with style():  # matplotlib is there
             pass
     return output
 
@@ -219,25 +210,24 @@ def present(
     args: argparse.Namespace,
     output: Path | None,
     data: dict[str, Any],
-    figure: "Callable[[], Figure]",
-    text: Callable[[], str],
+    figure: "Callable[[dict[str, Any]], Figure]",
+    text: Callable[[dict[str, Any]], str],
 ) -> None:
     """Write the numbers and a picture of them, and show which files were written."""
     import timm
     import torch
 
-    from ..lab.analysis import rendered, style
+    from ..lab.pictures import rendered, style
 
     data |= {"versions": {"timm_ghn_init": __version__, "timm": timm.__version__, "torch": torch.__version__}}
-    files = []
+    contents: dict[Path, bytes] = {}
     if output is not None:
-        files.append(output.with_suffix(".json"))
-        with writing(files[0]) as temporary:
-            temporary.write_text(json.dumps(plain(data), allow_nan=False) + "\n", encoding="utf-8")
-    if output is not None and output.suffix.lower() != ".json":
-        files.append(output)
-        with style():
-            picture = rendered(figure(), output.suffix.lower())
-        with writing(output) as temporary:
-            temporary.write_bytes(picture)
-    show(args, {**data, "files": files}, lambda: "\n".join((*map(str, files), "", text())))
+        contents[output.with_suffix(".json")] = json.dumps(plain(data), allow_nan=False).encode() + b"\n"
+        if output.suffix.lower() != ".json":
+            with style():
+                contents[output] = rendered(figure(data), output.suffix.lower())
+    for path, content in contents.items():
+        with writing(path) as temporary:
+            temporary.write_bytes(content)
+    files = list(contents)
+    show(args, {**data, "files": files}, lambda: "\n".join((*map(str, files), "", text(data))))

@@ -1,4 +1,4 @@
-"""Options that several commands share, named as in timm's scripts."""
+"""How commands declare their options, and the options that several of them share, named as in timm's scripts."""
 
 import argparse
 import ast
@@ -7,26 +7,33 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 from ..sources import SUFFIXES, Source, is_source, parse_source
-from ..utils.checks import FINITE, POSITIVE, Kind
-from ..utils.checks import whole as whole_number
+from ..utils.checks import FINITE, POSITIVE, SEED, Kind, whole
 from ..utils.text import did_you_mean
 from .messages import PROG, one_line
 from .results import write_out
 
 Run = Callable[[argparse.Namespace], int]
+Read = Callable[[str], Any]  # the value of an option from its text
+Declare = Callable[[Any], object]  # adds an option, or several, to a parser
 AGAIN = "run the same command again to continue"
 
 
-class Command(Protocol):
-    """Declares a command. Its help is the docstring of `run`; `example` is what follows the program's name.
+class Command(NamedTuple):
+    """A command: its name, function, example of arguments and options, and how to continue after an interrupt."""
 
-    `resume_hint` says how to continue after an interrupt.
-    """
+    name: str
+    run: Run
+    example: str
+    options: tuple[Declare, ...]
+    resume_hint: str
 
-    def __call__(self, name: str, run: Run, example: str, resume_hint: str = "") -> argparse.ArgumentParser: ...
+
+def command(example: str, *options: Declare, name: str = "", resume_hint: str = "") -> Callable[[Run], Command]:
+    """Make a function a command. Its docstring is the help; the name is the first word of the example."""
+    return lambda run: Command(name or example.split()[0], run, example, options, resume_hint)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -56,9 +63,31 @@ class ArgumentParser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
-def option(kind: Kind) -> Callable[[str], Any]:
-    """The type of an option whose value is of a kind."""
+# -- kinds of options --------------------------------------------------------------------------------------------------
 
+
+def opt(
+    names: str, text: str, kind: Kind | Callable[[str], Any] = str, default: Any = None, **settings: Any
+) -> Declare:
+    """An option or argument; its help ends with the default, or says that it is required.
+
+    Args:
+        names: "-o --output", or "arch" for an argument without a name.
+        text: the help. It names the default itself if that is None.
+        kind: of the value, or a function that reads it.
+        default: if the option is not given.
+        settings: others of `add_argument`.
+    """
+    if settings.get("required"):
+        text += " (required)"
+    elif "action" not in settings and default not in (None, (), [], argparse.SUPPRESS):
+        text += f" (default: {' '.join(default) if isinstance(default, list) else default})"
+    if "action" not in settings:
+        settings["type"] = _reader(kind) if isinstance(kind, Kind) else kind
+    return lambda parser: parser.add_argument(*names.split(), help=text, default=default, **settings)
+
+
+def _reader(kind: Kind) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             return kind.read(text)
@@ -68,21 +97,36 @@ def option(kind: Kind) -> Callable[[str], Any]:
     return read
 
 
-def whole(low: int = 0, high: int | None = None) -> Callable[[str], int]:
-    """The type of an option that takes a whole number, at least `low` and at most `high`."""
-    return option(whole_number(low) if high is None else whole_number(low, high))
+def flag(names: str, text: str, **settings: Any) -> Declare:
+    """An option without a value."""
+    return opt(names, text, **{"default": False, "action": "store_true", **settings})
+
+
+def group(title: str, *options: Declare) -> Declare:
+    """Options below a title in the help."""
+    return lambda parser: _declare(parser.add_argument_group(title), options)
+
+
+def either(*options: Declare, required: bool = False) -> Declare:
+    """Options that exclude each other."""
+    return lambda parser: _declare(parser.add_mutually_exclusive_group(required=required), options)
+
+
+def _declare(parser: Any, options: Sequence[Declare]) -> None:
+    for declare in options:
+        declare(parser)
 
 
 def seconds(text: str) -> float:
-    """The type of an option that takes a time: "90m", "1.5h", "20s" or a number of seconds."""
+    """A time: "90m", "1.5h", "20s" or a number of seconds."""
     match = re.fullmatch(r"([0-9]+\.?[0-9]*)([smh]?)", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90m, 1.5h or 600")
-    return option(POSITIVE)(str(float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]))
+    return _reader(POSITIVE)(str(float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]))
 
 
 def key_value(text: str) -> tuple[str, Any]:
-    """The type of key=value options; a value is a Python literal if it can be read as one, else text."""
+    """KEY=VALUE; the value is a Python literal if it can be read as one, else text."""
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not key=value")
@@ -97,87 +141,78 @@ def literal(text: str) -> Any:
         return text
 
 
-number = option(FINITE)
-
-
-def add_architecture(parser: argparse.ArgumentParser) -> None:
-    """An architecture and its options."""
-    parser.add_argument("arch", metavar="ARCH", help="a timm architecture")
-    add_model_options(parser)
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `timm.create_model`."""
-    parser.add_argument(
-        "--num-classes", type=whole(0), metavar="N", help="classes of the last layer (default: the architecture's)"
-    )
-    parser.add_argument("--in-chans", type=whole(1), metavar="C", help="input channels (default: the architecture's)")
-    parser.add_argument(
-        "--img-size", type=whole(1), metavar="H", help="input height and width, pixels (default: the architecture's)"
-    )
-    parser.add_argument(
-        "--model-kwargs", nargs="*", default=(), type=key_value, metavar="KEY=VALUE",
-        help="other arguments of timm.create_model (default: none)",
-    )  # fmt: skip
-
-
-def add_data(sub: argparse.ArgumentParser, first: str, default: str = "") -> None:
-    """Images by name or folder.
-
-    Args:
-        first: the default, also if only this command has it ("noise").
-        default: says how the command chooses images if none are named; then the option's default is None.
-    """
-    names = dict.fromkeys((first, "digits", "cifar10", "fashion-mnist", "letters"))
-    text = f"images: {', '.join(names)} or a folder (default: {default or first})"
-    sub.add_argument("--data", default=None if default else first, help=text)
-    sub.add_argument("--data-dir", metavar="DIR", help="folder of named data sets, for downloads too (default: data)")
-
-
-def add_source(parser: argparse.ArgumentParser, default: str, what: str = "a source, see `list`") -> None:
-    """One source."""
-    parser.add_argument("--source", type=as_source, default=default, help=f"{what} (default: %(default)s)")
-
-
-def add_needed_source(parser: argparse.ArgumentParser, what: str) -> None:
-    """One source without a default, with or without the word --source."""
-    either = parser.add_mutually_exclusive_group(required=True)
-    either.add_argument("--source", type=as_source, help=f"{what} (required)")
-    either.add_argument("source", type=as_source, nargs="?", default=argparse.SUPPRESS, help="the same")
-
-
-def add_sources(parser: argparse.ArgumentParser, default: Sequence[str], what: str) -> None:
-    """Several sources, or "pretrained" and "timm"."""
-    parser.add_argument("--source", nargs="+", type=as_source, default=list(default), help=what)
-
-
 def as_source(text: str) -> str:
     """A source; a path stands for file:PATH, also if there is no such file, which its reader reports."""
     is_path = any(suffix in text for suffix in SUFFIXES) or len(Path(text).parts) > 1
     return f"file:{text}" if is_path and (Path(text).is_file() or not is_source(text)) else text
 
 
-def add_prediction(parser: argparse.ArgumentParser) -> None:
-    """The source, the seed and the device of a prediction."""
-    add_source(parser, "ghn-orth")
-    parser.add_argument("--seed", type=whole(0), help="seed of everything random (default: the source's, else 0)")
-    parser.add_argument("--device", help="where to predict, e.g. cuda:0 (default: CUDA if available, else CPU)")
-    add_patterns(parser)
+# -- options of several commands ---------------------------------------------------------------------------------------
+
+number = FINITE
+ARCH = opt("arch", "a timm architecture", metavar="ARCH")
+MODEL_OPTIONS = (  # arguments of `timm.create_model`
+    opt("--num-classes", "classes of the last layer (default: the architecture's)", whole(0), metavar="N"),
+    opt("--in-chans", "input channels (default: the architecture's)", whole(1), metavar="C"),
+    opt("--img-size", "input height and width, pixels (default: the architecture's)", whole(1), metavar="H"),
+    opt(
+        "--model-kwargs", "other arguments of timm.create_model (default: none)", key_value, (), nargs="*",
+        metavar="KEY=VALUE",
+    ),
+)  # fmt: skip
+ARCHITECTURE = (ARCH, *MODEL_OPTIONS)
+RANDOM = opt("--seed", "seed of everything random", SEED, 0)
+PATTERNS = tuple(
+    opt(
+        f"--{name}", f"{what} parameters of these names, e.g. 'blocks.*' (default: no restriction)", nargs="+",
+        metavar="PATTERN",
+    )
+    for name, what in (("only", "initialise only"), ("skip", "leave"))
+)  # fmt: skip
 
 
-def add_patterns(parser: argparse.ArgumentParser) -> None:
-    """Which parameters a source initialises."""
-    for name, what in (("only", "initialise only"), ("skip", "leave")):
-        parser.add_argument(
-            f"--{name}",
-            nargs="+",
-            metavar="PATTERN",
-            help=f"{what} parameters of these names, e.g. 'blocks.*' (default: no restriction)",
-        )
+def image_options(first: str, default: str = "") -> tuple[Declare, Declare]:
+    """Images by name or folder.
+
+    Args:
+        first: the default, also if only this command has it ("noise").
+        default: says how the command chooses images if none are named; then the option's default is None.
+    """
+    names = ", ".join(dict.fromkeys((first, "digits", "cifar10", "fashion-mnist", "letters")))
+    note = f" (default: {default})" if default else ""
+    return (
+        opt("--data", f"images: {names} or a folder{note}", default=None if default else first),
+        opt("--data-dir", "folder of named data sets, for downloads too (default: data)", metavar="DIR"),
+    )
+
+
+def one_source(default: str, what: str = "a source, see `list`") -> Declare:
+    """One source."""
+    return opt("--source", what, as_source, default)
+
+
+def needed_source(what: str) -> Declare:
+    """One source without a default, with or without the word --source."""
+    argument = opt("source", "the same", as_source, argparse.SUPPRESS, nargs="?")
+    return either(opt("--source", f"{what} (required)", as_source), argument, required=True)
+
+
+def sources(default: Sequence[str], what: str) -> Declare:
+    """Several sources, or "pretrained" and "timm"."""
+    return opt("--source", what, as_source, list(default), nargs="+")
+
+
+# The source, the seed and the device of a prediction.
+PREDICTION = (
+    one_source("ghn-orth"),
+    opt("--seed", "seed of everything random (default: the source's, else 0)", SEED),
+    opt("--device", "where to predict, e.g. cuda:0 (default: CUDA if available, else CPU)"),
+    *PATTERNS,
+)
 
 
 def read_source(args: argparse.Namespace) -> Source:
-    """The source of a command that has `add_patterns`, its parts with these patterns."""
+    """The source of a command that has `PATTERNS`, its parts with these patterns."""
     chosen = {name: value for name in ("only", "skip") if (value := getattr(args, name))}
     parts = [replace(part, **chosen) for part in parse_source(args.source).parts]
     return parse_source("+".join(map(str, parts)))

@@ -9,11 +9,11 @@ from ..sources import Source
 from ..utils.checks import NAMESPACE
 from ..utils.progress import over
 from ..utils.text import did_you_mean, logger
-from .arguments import AGAIN, Command, add_model_options, add_prediction, option, read_source
+from .arguments import AGAIN, MODEL_OPTIONS, PREDICTION, command, either, opt, read_source
 from .files import writing_folder
 from .messages import UserError, one_line, table
 from .models import build_initialised, device_of_rank, model_key, read_predicting
-from .push import need_hub
+from .predict import need_hub
 from .results import show
 
 _logger = logger(__name__)
@@ -21,23 +21,26 @@ _logger = logger(__name__)
 FAILED = "failed"
 
 
-def add(command: Command) -> None:
-    sub = command("bake", bake, "bake --models 'convnext*,resnet50' --source ghn2-orth --out baked", AGAIN)
-    sub.add_argument("--models", required=True, metavar="'A*,B'", help="timm architectures; * and ? match (required)")
-    add_model_options(sub)
-    add_prediction(sub)
-    where = sub.add_mutually_exclusive_group(required=True)
-    where.add_argument(
-        "--out", type=Path, metavar="DIR", help="write a folder for each model (--out or --hub is required)"
-    )
-    where.add_argument(
-        "--hub", type=option(NAMESPACE), metavar="ORG", help="push a repository for each model (or --out; required)"
-    )
-    sub.add_argument(
-        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="only part I of N, 1/N to N/N (default: 1/1)"
-    )
+def _shard(text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N")
+    return int(part) - 1, int(parts)
 
 
+@command(
+    "bake --models 'convnext*,resnet50' --source ghn2-orth --out baked",
+    opt("--models", "timm architectures; * and ? match", required=True, metavar="'A*,B'"),
+    *MODEL_OPTIONS,
+    *PREDICTION,
+    either(
+        opt("--out", "write a folder for each model (--out or --hub is required)", Path, metavar="DIR"),
+        opt("--hub", "push a repository for each model (or --out; required)", NAMESPACE, metavar="ORG"),
+        required=True,
+    ),
+    opt("--shard", "only part I of N, 1/N to N/N", _shard, "1/1", metavar="I/N"),
+    resume_hint=AGAIN,
+)
 def bake(args: argparse.Namespace) -> int:
     """Predict the weights of many architectures; continues where it was stopped."""
     from ..utils.ranks import gather, share
@@ -60,7 +63,7 @@ def bake(args: argparse.Namespace) -> int:
     # A rank that ended with an error while others are at work would make torchrun end them all.
     everything = sorted(row for text in gather("bake", json.dumps(rows)) for row in json.loads(text))
     if rank == 0:
-        data = [{"architecture": arch, "state": state, "where": where} for arch, state, where in everything]
+        data = [dict(zip(("architecture", "state", "where"), row, strict=True)) for row in everything]
         show(args, data, lambda: table(("architecture", "", "where, or why not"), everything))
     return 1 if any(state == FAILED for _, state, _ in everything) else 0
 
@@ -125,10 +128,3 @@ def _architectures(patterns: str) -> list[str]:
     if not names:
         raise UserError("--models names no architecture.")
     return list(dict.fromkeys(names))
-
-
-def _shard(text: str) -> tuple[int, int]:
-    part, slash, parts = text.partition("/")
-    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N")
-    return int(part) - 1, int(parts)

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .arguments import Command, add_model_options, whole
-from .messages import UserError, mistakes, one_line, table
+from .arguments import MODEL_OPTIONS, RANDOM, command, opt
+from .messages import UserError, one_line, table
 from .results import show
 
 if TYPE_CHECKING:
@@ -23,15 +23,14 @@ class _Weights(NamedTuple):
     predicted: frozenset[str] | None
 
 
-def add(command: Command) -> None:
-    sub = command("compare", compare, "compare ghn2 ghn2-orth --arch resnet50")
-    for name, which in (("first", "A"), ("second", "B")):
-        sub.add_argument(name, metavar=which, help="a file or folder of weights, a source, pretrained or timm")
-    sub.add_argument("--arch", metavar="ARCH", help="architecture, for sources (default: that of a file of predict)")
-    add_model_options(sub)
-    sub.add_argument("--seed", type=whole(0), default=0, help="seed of everything random (default: %(default)s)")
-
-
+@command(
+    "compare ghn2 ghn2-orth --arch resnet50",
+    opt("first", "a file or folder of weights, a source, pretrained or timm", metavar="A"),
+    opt("second", "the same", metavar="B"),
+    opt("--arch", "architecture, for sources (default: that of a file of predict)", metavar="ARCH"),
+    *MODEL_OPTIONS,
+    RANDOM,
+)
 def compare(args: argparse.Namespace) -> int:
     """Compare two files of weights or sources, tensor by tensor; exit status 1 if they differ."""
     from ..lab.analysis.difference import differences, summary
@@ -106,8 +105,7 @@ def _initialised(init: str, args: argparse.Namespace, about: dict[str, Any]) -> 
     if args.arch is None and args.num_classes is None:
         args.num_classes = about.get("num_classes")
     args.arch = arch
-    with mistakes(ValueError):
-        made = initialised(lambda pretrained: with_weights(args, pretrained), init, seed=args.seed)
+    made = initialised(lambda pretrained: with_weights(args, pretrained), init, seed=args.seed)
     return _Weights(made.model.state_dict(), made.predicted)
 
 

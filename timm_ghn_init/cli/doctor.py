@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from ..sources import KNOWN, SHIPPED, parse_source
 from ..version import __version__
-from .arguments import Command
+from .arguments import command
 from .messages import PROG, one_line, table
 from .results import show
 
@@ -27,10 +27,7 @@ _VARIABLES = re.compile(r"(TIMM_GHN|HF|HUGGING_?FACE|TORCH|CUDA|OMP|XDG_CACHE|(H
 _SECRET = re.compile(r"TOKEN|PASS|SECRET|KEY|PROXY", re.IGNORECASE)
 
 
-def add(command: Command) -> None:
-    command("doctor", doctor, "doctor")
-
-
+@command("doctor")
 def doctor(args: argparse.Namespace) -> int:
     """Print versions, devices, cache and default GHN, and what is broken; for bug reports.
 
@@ -48,20 +45,9 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def _as_text(found: dict[str, Facts], broken: list[str]) -> str:
-    sections = {
-        section: table(("", ""), ((name, _cell(value)) for name, value in facts.items())).splitlines()[1:]
-        for section, facts in found.items()
-    }
+    sections = {section: table(("", ""), facts.items()).splitlines()[1:] for section, facts in found.items()}
     sections["broken"] = broken or ["nothing"]
     return "\n\n".join("\n  ".join((section, *lines)) for section, lines in sections.items())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _reason(error: BaseException) -> str:
@@ -145,16 +131,15 @@ def _cache(broken: list[str]) -> Facts:
     from ..checkpoints.load import home, is_cached
     from ..weights import cache
 
-    folder = existing = home()
-    while not existing.exists() and existing != existing.parent:  # it is made when it is needed
-        existing = existing.parent
+    folder = home()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())  # the others are made when needed
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         broken.append(f"cache: {folder} is not writable; set TIMM_GHN_HOME to another folder")
     kept = cache.entries()
     return {
         "folder": str(folder),
         "exists": folder.is_dir(),
-        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0,
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "GHNs": [name for name in KNOWN if is_cached(name)],
         "finished weights": len(kept),
         "bytes of these": sum(entry.size for entry in kept),

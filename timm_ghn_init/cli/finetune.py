@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from ..utils.checks import PROCESSES
-from .arguments import AGAIN, Command, add_data, add_sources, literal, number, option, seconds, whole
+from ..utils.checks import FINITE, PROCESSES, whole
+from .arguments import AGAIN, ARCH, Declare, command, flag, group, image_options, literal, opt, seconds, sources
 from .files import output_path
-from .messages import UserError, mistakes, one_line, table
+from .messages import UserError, one_line, table
 from .models import device_of_rank, read_device
 from .results import show
 
@@ -22,71 +22,62 @@ if TYPE_CHECKING:
 INITS = ("rand", "orth", "ghn", "ghn-orth")
 
 
-def add(command: Command) -> None:
-    example = "finetune resnet18 --source rand orth ghn-orth --labels 100 --epochs 30 -o runs.jsonl"
-    sub = command("finetune", finetune, example, AGAIN)
-    sub.add_argument("arch", metavar="ARCH", help="a timm architecture")
-    add_sources(sub, (), f"sources to compare; also pretrained, timm (default: {' '.join(INITS)}, or the preset's)")
-    sub.add_argument(
-        "--preset", metavar="ARCH/INIT", help="hyper-parameters of the paper's Table 2; options replace them "
-        "(default: none)",
-    )  # fmt: skip
-    sub.add_argument("-o", "--output", required=True, metavar="RUNS.jsonl", help="results are appended (required)")
-    add_run_options(sub, seeds=5)
-    search = sub.add_argument_group("choose hyper-parameters on the validation images, for each initialisation")
-    search.add_argument(
-        "--search", choices=("grid", "random", "halving"),
-        help="try the whole grid, random points of it, or successively fewer of them for longer (default: no search)",
-    )  # fmt: skip
-    search.add_argument(
-        "--grid", nargs="*", default=[], metavar="NAME=A,B",
-        help="values to try; options above fix one (default: the paper's grid)",
-    )  # fmt: skip
-    search.add_argument("--trials", type=whole(1), metavar="N", help="at most so many points (default: all)")
-    search.add_argument(
-        "--time-budget", type=seconds, metavar="TIME", help="training time, for halving, e.g. 90m (default: unlimited)"
-    )
-
-
-def add_run_options(sub: argparse.ArgumentParser, seeds: int) -> None:
+def run_options(seeds: int) -> tuple[Declare, ...]:
     """Data, machine and hyper-parameters; what is not given is left to the preset or to `Trial`."""
-    add_data(sub, "digits")
-    sub.add_argument("--seeds", type=whole(1), default=seeds, metavar="K", help="final runs (default: %(default)s)")
-    sub.add_argument("--device", help="where to train (default: CUDA if available, else CPU)")
-    sub.add_argument(
-        "--workers", type=option(PROCESSES), default=2, metavar="N",
-        help="processes that read a folder of images (default: %(default)s)",
-    )  # fmt: skip
-    group = sub.add_argument_group("one run (options of timm_ghn_init.lab.finetune.Trial)")
-    group.add_argument("--labels", type=whole(0), metavar="N", help="training images; 0 for all (default: 1000)")
-    group.add_argument(
-        "--validation", type=whole(0), metavar="N", help="validation images (default: 200 to 5000, by data set)"
+    return (
+        *image_options("digits"),
+        opt("--seeds", "final runs", whole(1), seeds, metavar="K"),
+        opt("--device", "where to train (default: CUDA if available, else CPU)"),
+        opt("--workers", "processes that read a folder of images", PROCESSES, 2, metavar="N"),
+        group("one run (options of timm_ghn_init.lab.finetune.Trial)", *_TRIAL),
     )
-    group.add_argument("--data-seed", type=whole(0), metavar="N", help="seed of the choice of images (default: 0)")
-    group.add_argument(
-        "--img-size", type=whole(1), dest="image_size", metavar="H", help="height and width, pixels (default: 32)"
-    )
-    group.add_argument(
-        "--keep-stem", action="store_true", default=None, help="leave the first layers as they are at 32 x 32 pixels"
-    )
-    group.add_argument("--epochs", type=whole(1), metavar="N", help="passes over the training images (default: 50)")
-    group.add_argument("--opt", choices=("sgd", "adamw"), help="optimiser (default: sgd)")
-    group.add_argument("--lr", type=number, help="initial learning rate (default: 0.01)")
-    group.add_argument("--weight-decay", type=number, help="of all parameters (default: 1e-4)")
-    group.add_argument("-b", "--batch-size", type=whole(1), metavar="N", help="images per update (default: 96)")
-    group.add_argument("--momentum", type=number, help="of sgd (default: 0.9)")
-    group.add_argument(
-        "--sched-on-updates", action="store_true", default=None, help="step the schedule after updates, not epochs"
-    )
-    group.add_argument("--clip-grad", type=number, help="largest gradient norm; 0 for any (default: 5)")
-    group.add_argument("--smoothing", type=number, help="label smoothing, 0 to 1 (default: 0)")
-    group.add_argument("--drop-path", type=number, help="rate of stochastic depth, 0 to 1 (default: 0)")
-    group.add_argument(
-        "--model-ema-decay", type=number, dest="ema_decay", help="decay of averaged weights; 0 for none (default: 0)"
-    )
-    group.add_argument("--amp", action="store_true", default=None, help="train in bfloat16 autocast")
 
 
+_TRIAL = (
+    opt("--labels", "training images; 0 for all (default: 1000)", whole(0), metavar="N"),
+    opt("--validation", "validation images (default: 200 to 5000, by data set)", whole(0), metavar="N"),
+    opt("--data-seed", "seed of the choice of images (default: 0)", whole(0), metavar="N"),
+    opt("--img-size", "height and width, pixels (default: 32)", whole(1), dest="image_size", metavar="H"),
+    flag("--keep-stem", "leave the first layers as they are at 32 x 32 pixels", default=None),
+    opt("--epochs", "passes over the training images (default: 50)", whole(1), metavar="N"),
+    opt("--opt", "optimiser (default: sgd)", choices=("sgd", "adamw")),
+    opt("--lr", "initial learning rate (default: 0.01)", FINITE),
+    opt("--weight-decay", "of all parameters (default: 1e-4)", FINITE),
+    opt("-b --batch-size", "images per update (default: 96)", whole(1), metavar="N"),
+    opt("--momentum", "of sgd (default: 0.9)", FINITE),
+    flag("--sched-on-updates", "step the schedule after updates, not epochs", default=None),
+    opt("--clip-grad", "largest gradient norm; 0 for any (default: 5)", FINITE),
+    opt("--smoothing", "label smoothing, 0 to 1 (default: 0)", FINITE),
+    opt("--drop-path", "rate of stochastic depth, 0 to 1 (default: 0)", FINITE),
+    opt("--model-ema-decay", "decay of averaged weights; 0 for none (default: 0)", FINITE, dest="ema_decay"),
+    flag("--amp", "train in bfloat16 autocast", default=None),
+)
+_SEARCH = (
+    opt(
+        "--search", "try the whole grid, random points of it, or successively fewer of them for longer "
+        "(default: no search)", choices=("grid", "random", "halving"),
+    ),
+    opt(
+        "--grid", "values to try; options above fix one (default: the paper's grid)", default=(), nargs="*",
+        metavar="NAME=A,B",
+    ),
+    opt("--trials", "at most so many points (default: all)", whole(1), metavar="N"),
+    opt(
+        "--time-budget", "training time, for halving, e.g. 90m (default: unlimited)", seconds, metavar="TIME",
+    ),
+)  # fmt: skip
+
+
+@command(
+    "finetune resnet18 --source rand orth ghn-orth --labels 100 --epochs 30 -o runs.jsonl",
+    ARCH,
+    sources((), f"sources to compare; also pretrained, timm (default: {' '.join(INITS)}, or the preset's)"),
+    opt("--preset", "the paper's Table 2; options replace its values (default: none)", metavar="ARCH/INIT"),
+    opt("-o --output", "results are appended", required=True, metavar="RUNS.jsonl"),
+    *run_options(seeds=5),
+    group("choose hyper-parameters on the validation images, for each initialisation", *_SEARCH),
+    resume_hint=AGAIN,
+)
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune an architecture from several initialisations; print mean and deviation over seeds.
 
@@ -100,7 +91,7 @@ def finetune(args: argparse.Namespace) -> int:
     output = output_path(args.output, (".jsonl",))
     device = read_device(args.device or device_of_rank())
     runs = Runs(output)
-    with mistakes(ValueError), less_messages(args):  # e.g. a layer that the model does not have
+    with less_messages(args):
         trials = _trials(args)
         plans = [_plan(trial, args) for trial in trials]
         load(trials[0], args.data_dir)  # before the work

@@ -4,17 +4,12 @@ import argparse
 from typing import Any
 
 from ..sources import DEFAULT, KNOWN, SUFFIXES, list_sources
-from .arguments import AGAIN, Command, add_needed_source
+from .arguments import AGAIN, command, needed_source
 from .messages import table
 from .results import show
 
 
-def add(command: Command) -> None:
-    command("list", list_known, "list")
-    sub = command("fetch", fetch, "fetch --source ghn2", AGAIN)
-    add_needed_source(sub, "a GHN, see `list`")
-
-
+@command("list")
 def list_known(args: argparse.Namespace) -> int:
     """List the sources, and which GHNs are on this machine."""
     from ..checkpoints.load import is_cached
@@ -39,14 +34,14 @@ def list_known(args: argparse.Namespace) -> int:
 
 def _as_text(rows: list[dict[str, Any]]) -> str:
     columns = ("source", "cached", "licence", "paper", "description")
-    cells = [[{True: "yes", False: "no", None: ""}.get(row[c], row[c]) for c in columns] for row in rows]
     return (
-        f"{table(columns, cells)}\n\n"
+        f"{table(columns, [[row[c] for c in columns] for row in rows])}\n\n"
         "Each GHN also with post-processing (ghn2-orth); all with options (ghn2-orth?layer=94&seed=1, orth?layer=37)\n"
         "and composed (ghn2-orth+mimetic: values of the right one replace those of the left one)."
     )
 
 
+@command("fetch --source ghn2", needed_source("a GHN, see `list`"), resume_hint=AGAIN)
 def fetch(args: argparse.Namespace) -> int:
     """Download the checkpoint of a GHN unless it is on this machine, and print its path."""
     from ..checkpoints import load as checkpoints

@@ -20,12 +20,20 @@ def one_line(text: object) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns of text."""
-    lines = [header, *(tuple(map(one_line, row)) for row in rows)]
+    """Columns of text; None is a dash, and True is yes."""
+    lines = [header, *(tuple(map(_cell, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def _cell(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    if isinstance(value, list):
+        return ", ".join(map(one_line, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else one_line(value)
 
 
 @contextmanager

@@ -88,8 +88,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         if name in named:
             raise UserError(f"--model-kwargs {name}=...: there is --{name.replace('_', '-')} already.")
         if name in _OPTIONS and isinstance(value, (int, float)):  # some models take two numbers, or None
-            with mistakes(ValueError):
-                _OPTIONS[name].check(f"--model-kwargs {name}", value)
+            _OPTIONS[name].check(f"--model-kwargs {name}", value)
     return named | others
 
 
@@ -164,8 +163,7 @@ def model_key(args: argparse.Namespace, source: Source) -> tuple[str, str]:
     """As `finished_key`, for an architecture on the meta device if its code allows."""
     from ..initialize import finished_key
 
-    with mistakes(ValueError):
-        return _on_meta(args, lambda model: finished_key(model, source, args.img_size, args.seed))
+    return _on_meta(args, lambda model: finished_key(model, source, args.img_size, args.seed))
 
 
 def read_device(name: str | None) -> "torch.device | None":

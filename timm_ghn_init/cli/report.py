@@ -5,22 +5,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .arguments import Command
+from .arguments import command, opt
 from .files import output_path, writing
-from .messages import UserError, mistakes
+from .messages import UserError
 from .results import show
 
 
-def add(command: Command) -> None:
-    sub = command("report", report, "report runs.jsonl --correlations correlations.json -o report.html")
-    sub.add_argument("runs", metavar="RUNS.jsonl", help="results of finetune")
-    sub.add_argument(
-        "--correlations", action="append", default=[], metavar="FILE.json",
-        help="also show this output of analyze correlations; repeatable (default: none)",
-    )  # fmt: skip
-    sub.add_argument("-o", "--output", required=True, metavar="REPORT.html", help="the page (required)")
-
-
+@command(
+    "report runs.jsonl --correlations correlations.json -o report.html",
+    opt("runs", "results of finetune", metavar="RUNS.jsonl"),
+    opt(
+        "--correlations", "also show this output of analyze correlations; repeatable (default: none)", default=[],
+        action="append", metavar="FILE.json",
+    ),
+    opt("-o --output", "the page", required=True, metavar="REPORT.html"),
+)  # fmt: skip
 def report(args: argparse.Namespace) -> int:
     """Write the results of finetune as one HTML page: table, curves, correlations, commands."""
     from ..lab.analysis import experiments, page
@@ -34,8 +33,7 @@ def report(args: argparse.Namespace) -> int:
     if not found:
         raise UserError(f"{runs} holds no finished run of finetune.")
     measured = [_read_correlations(Path(path)) for path in args.correlations]
-    with mistakes(ImportError):
-        text = page(found, measured, left_out)
+    text = page(found, measured, left_out)
     with writing(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
     show(args, {"output": output}, str(output))

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.checks import CLASSES, PROCESSES, WIDTH
-from .arguments import Command, add_data, add_needed_source, as_source, number, option, seconds, whole
-from .messages import UserError, mistakes, table
+from ..utils.checks import CLASSES, FINITE, PROCESSES, WIDTH, whole
+from .arguments import RANDOM, as_source, command, flag, image_options, needed_source, opt, seconds
+from .messages import UserError, table
 from .models import read_device
 from .results import show
 
@@ -15,49 +15,28 @@ if TYPE_CHECKING:
     from ..ghn import GHN
 
 
-def add(command: Command) -> None:
-    hint = "run the same command with --resume to continue"
-    sub = command("train-ghn", train_ghn, "train-ghn --data path/to/images --time-budget 4h -o runs/mine", hint)
-    sub.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="folder of the run: checkpoint, log, GHN (required)"
-    )
-    add_data(sub, "formula", default="fashion-mnist")
-    sub.add_argument(
-        "--classes", type=option(CLASSES), default=100, metavar="N", help="classes of formula (default: %(default)s)"
-    )
-    sub.add_argument("--steps", type=whole(1), default=10_000, help="optimiser updates (default: %(default)s)")
-    sub.add_argument(
-        "--time-budget", type=seconds, metavar="TIME", help="stop after, e.g., 90m; --resume continues (default: none)"
-    )
-    sub.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
-    sub.add_argument(
-        "--begin-from", type=as_source, dest="start", metavar="SOURCE", help="start from a GHN (default: random)"
-    )
-    sub.add_argument("--networks", type=whole(1), default=8, help="networks per step and rank (default: %(default)s)")
-    sub.add_argument("--batch-size", type=whole(2), default=32, help="images per network (default: %(default)s)")
-    sub.add_argument("--pool", type=whole(1), default=4000, help="different networks in all (default: %(default)s)")
-    sub.add_argument("--max-macs", type=number, help="largest network, multiplications per image (default: 2.5e7)")
-    sub.add_argument("--lr", type=number, default=1e-3, help="learning rate (default: %(default)s)")
-    sub.add_argument("--clip", type=number, default=0.3, help="largest gradient norm (default: %(default)s)")
-    sub.add_argument("--hid", type=option(WIDTH), default=32, help="width of node embeddings (default: %(default)s)")
-    _add_machine(sub, "CUDA if available, else CPU")
-    sub.add_argument(
-        "--workers", type=option(PROCESSES), default=0, help="processes that prepare images (default: %(default)s)"
-    )
-    sub.add_argument("--threads", type=whole(1, 1024), help="PyTorch's CPU threads (default: PyTorch's)")
-
-    sub = command("eval-ghn", eval_ghn, "eval-ghn --source runs/mine/ghn.safetensors")
-    add_needed_source(sub, "a GHN: its name or file")
-    add_data(sub, "formula", "those that it was trained on")
-    sub.add_argument("--networks", type=whole(8), default=40, help="held-out networks (default: %(default)s)")
-    _add_machine(sub, "CPU")
-
-
-def _add_machine(sub: argparse.ArgumentParser, device: str) -> None:
-    sub.add_argument("--seed", type=whole(0), default=0, help="seed of everything random (default: %(default)s)")
-    sub.add_argument("--device", help=f"where to compute (default: {device})")
-
-
+@command(
+    "train-ghn --data path/to/images --time-budget 4h -o runs/mine",
+    opt("-o --output", "folder of the run: checkpoint, log, GHN", required=True, metavar="DIR"),
+    *image_options("formula", "fashion-mnist"),
+    opt("--classes", "classes of formula", CLASSES, 100, metavar="N"),
+    opt("--steps", "optimiser updates", whole(1), 10_000),
+    opt("--time-budget", "stop after, e.g., 90m; --resume continues (default: none)", seconds, metavar="TIME"),
+    flag("--resume", "continue from the folder's checkpoint"),
+    opt("--begin-from", "start from a GHN (default: random)", as_source, dest="start", metavar="SOURCE"),
+    opt("--networks", "networks per step and rank", whole(1), 8),
+    opt("--batch-size", "images per network", whole(2), 32),
+    opt("--pool", "different networks in all", whole(1), 4000),
+    opt("--max-macs", "largest network, multiplications per image (default: 2.5e7)", FINITE),
+    opt("--lr", "learning rate", FINITE, 1e-3),
+    opt("--clip", "largest gradient norm", FINITE, 0.3),
+    opt("--hid", "width of node embeddings", WIDTH, 32),
+    RANDOM,
+    opt("--device", "where to compute (default: CUDA if available, else CPU)"),
+    opt("--workers", "processes that prepare images", PROCESSES, 0),
+    opt("--threads", "PyTorch's CPU threads (default: PyTorch's)", whole(1, 1024)),
+    resume_hint="run the same command with --resume to continue",
+)
 def train_ghn(args: argparse.Namespace) -> int:
     """Train a GHN on networks of timm's classes at random small sizes."""
     import torch
@@ -67,21 +46,14 @@ def train_ghn(args: argparse.Namespace) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    with mistakes(ValueError):
-        config = TrainConfig(
-            data=args.data or "fashion-mnist",
-            num_classes=args.classes,
-            steps=args.steps,
-            networks=args.networks,
-            batch_size=args.batch_size,
-            pool=args.pool,
-            max_macs=MAX_MACS if args.max_macs is None else args.max_macs,
-            lr=args.lr,
-            clip=args.clip,
-            seed=args.seed,
-            start=args.start,
-            ghn=TrainConfig().ghn | {"hid": args.hid},
-        )
+    same = ("steps", "networks", "batch_size", "pool", "lr", "clip", "seed", "start")
+    config = TrainConfig(
+        data=args.data or "fashion-mnist",
+        num_classes=args.classes,
+        max_macs=MAX_MACS if args.max_macs is None else args.max_macs,
+        ghn=TrainConfig().ghn | {"hid": args.hid},
+        **{name: getattr(args, name) for name in same},
+    )
     device = read_device(args.device)
     trainer = Trainer(
         config, args.output, resume=args.resume, device=device, data_dir=args.data_dir, workers=args.workers
@@ -93,6 +65,14 @@ def train_ghn(args: argparse.Namespace) -> int:
     return 0
 
 
+@command(
+    "eval-ghn --source runs/mine/ghn.safetensors",
+    needed_source("a GHN: its name or file"),
+    *image_options("formula", "those that it was trained on"),
+    opt("--networks", "held-out networks", whole(8), 40),
+    RANDOM,
+    opt("--device", "where to compute (default: CPU)"),
+)
 def eval_ghn(args: argparse.Namespace) -> int:
     """Measure the accuracy of held-out networks with predicted parameters and no training."""
     from ..checkpoints.load import load_ghn
@@ -100,9 +80,8 @@ def eval_ghn(args: argparse.Namespace) -> int:
     from ..lab.training.evaluate import evaluate, summary
 
     ghn = load_ghn(args.source, read_device(args.device) or "cpu")
-    with mistakes(ValueError):
-        images = open_images(args.data or _trained_on(ghn, args.source), args.data_dir, ghn.num_classes)
-        scores = evaluate(ghn, images, networks=args.networks, seed=args.seed)
+    images = open_images(args.data or _trained_on(ghn, args.source), args.data_dir, ghn.num_classes)
+    scores = evaluate(ghn, images, networks=args.networks, seed=args.seed)
     chance = 1 / images.num_classes
     rows = list(summary(scores))
     groups = [dict(zip(("networks", "number", "predicted"), row, strict=True)) for row in rows]

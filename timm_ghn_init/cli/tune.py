@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from ..sources import parse_source
 from ..utils.checks import InputError
 from .analyze import picture_path, present
-from .arguments import AGAIN, Command, add_source, seconds
-from .finetune import add_run_options, given, less_messages
-from .messages import UserError, mistakes, table
+from .arguments import AGAIN, ARCH, command, one_source, opt, seconds
+from .finetune import given, less_messages, run_options
+from .messages import UserError, table
 from .models import read_device
 
 if TYPE_CHECKING:
@@ -16,20 +16,18 @@ if TYPE_CHECKING:
     from ..lab.finetune.tuning import Tuning
 
 
-def add(command: Command) -> None:
-    sub = command("tune", tune, "tune resnet50 --source ghn2-orth --time-budget 20m -o tuned.svg", AGAIN)
-    sub.add_argument("arch", metavar="ARCH", help="a timm architecture")
-    add_source(sub, "ghn-orth", "a GHN with -orth")
-    sub.add_argument(
-        "--time-budget", type=seconds, metavar="TIME", help="training time in all, e.g. 20m (default: unlimited)"
-    )
-    sub.add_argument(
-        "-o", "--output", required=True, metavar="FILE.svg|png|json",
-        help="accuracy by layer, with its numbers in FILE.json and the runs in FILE.jsonl (required)",
-    )  # fmt: skip
-    add_run_options(sub, seeds=3)
-
-
+@command(
+    "tune resnet50 --source ghn2-orth --time-budget 20m -o tuned.svg",
+    ARCH,
+    one_source("ghn-orth", "a GHN with -orth"),
+    opt("--time-budget", "training time in all, e.g. 20m (default: unlimited)", seconds, metavar="TIME"),
+    opt(
+        "-o --output", "accuracy by layer, with its numbers in FILE.json and the runs in FILE.jsonl", required=True,
+        metavar="FILE.svg|png|json",
+    ),
+    *run_options(seeds=3),
+    resume_hint=AGAIN,
+)  # fmt: skip
 def tune(args: argparse.Namespace) -> int:
     """Find the first post-processed layer L and the noise beta for your network and images.
 
@@ -47,7 +45,7 @@ def tune(args: argparse.Namespace) -> int:
     output = picture_path(args)
     assert output is not None  # argparse requires it
     runs, device = Runs(output.with_suffix(".jsonl")), read_device(args.device)
-    with mistakes(ValueError), less_messages(args):
+    with less_messages(args):
         trial = _trial(args, str(source))
         tuning = Tuning(
             trial,
@@ -60,7 +58,7 @@ def tune(args: argparse.Namespace) -> int:
         load(trial, args.data_dir)  # before the work
         work(tuning, runs, data_dir=args.data_dir, device=device, workers=args.workers)
     data = _summary(tuning, runs)
-    present(args, output, data, lambda: layer_figure(data), lambda: _as_text(data))
+    present(args, output, data, layer_figure, _as_text)
     return 0
 
 

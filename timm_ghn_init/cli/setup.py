@@ -1,19 +1,40 @@
-"""`completion`: the shell completes commands, options, sources and files."""
+"""`enable`, `disable` and `completion`: what is set up once in an environment or a shell."""
 
 import argparse
 from collections.abc import Iterator
 
 from ..sources import list_sources
-from .arguments import Command
-from .messages import UserError
+from .arguments import command, flag, opt
+from .messages import UserError, mistakes
 from .results import show
 
 
-def add(command: Command) -> None:
-    sub = command("completion", completion, "completion bash")
-    sub.add_argument("shell", choices=("bash", "zsh"), help="the shell")
+@command("enable", flag("--status", "only print whether it is enabled; exit status 1 if not"))
+def enable(args: argparse.Namespace) -> int:
+    """Make timm know the sources in every program of this environment, without an import."""
+    from ..integration.enabling import enable, enabled
+
+    if not args.status:
+        with mistakes(RuntimeError):
+            file = enable()
+        show(args, {"enabled": True, "files": [file]}, str(file))
+        return 0
+    found = enabled()
+    show(args, {"enabled": bool(found), "files": found}, f"enabled by {found[0]}" if found else "not enabled")
+    return 0 if found else 1
 
 
+@command("disable")
+def disable(args: argparse.Namespace) -> int:
+    """Undo enable: programs know the sources only if they import this package."""
+    from ..integration.enabling import disable
+
+    removed = disable()
+    show(args, {"enabled": False, "removed": removed}, "\n".join(map(str, removed)) or "not enabled")
+    return 0
+
+
+@command("completion bash", opt("shell", "the shell", choices=("bash", "zsh")))
 def completion(args: argparse.Namespace) -> int:
     """Print a script that makes a shell complete commands, options and sources.
 
