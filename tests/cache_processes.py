@@ -12,12 +12,11 @@ import filelock  # noqa: F401 (imported late otherwise, by each process)
 import safetensors.torch  # noqa: F401
 import timm
 
-from timm_ghn_init import ghn, init_model, utils
+from timm_ghn_init import init_model, utils
 from timm_ghn_init.weights import cache
 from timm_ghn_init.weights import files as weights
 
 fork = multiprocessing.get_context("fork")
-MOMENTS = ("predicting", "writing", "renaming")
 
 
 def initialise(path: Path, answers: Any, ready: Callable[[], object]) -> None:
@@ -36,10 +35,10 @@ def together(path: Path, count: int) -> list[Any]:
     return collect(processes, answers)
 
 
-def killed(path: Path, moment: str) -> list[Any]:
-    """One is killed at that moment, while two others wait for it."""
+def killed(path: Path) -> list[Any]:
+    """One is killed while it writes and two others wait for it."""
     answers, arrived = fork.Queue(), fork.Event()
-    first = fork.Process(target=initialise, args=(path, answers, lambda: stop_at(moment, arrived.set)))
+    first = fork.Process(target=initialise, args=(path, answers, lambda: stop_while_writing(arrived.set)))
     first.start()
     assert arrived.wait(60)
     waiting = fork.Semaphore(0)
@@ -53,23 +52,15 @@ def killed(path: Path, moment: str) -> list[Any]:
     return collect(others, answers)
 
 
-def stop_at(moment: str, tell: Callable[[], object]) -> None:
-    """Let this process tell that it has come to a moment, and stay there."""
-
-    def stay(*_: Any) -> None:
-        tell()
-        time.sleep(600)
+def stop_while_writing(tell: Callable[[], object]) -> None:
+    """Let this process tell that it has written half of a file, and stay there."""
 
     def write_half(path: Path, *_: Any) -> None:
         path.with_name(".tmpabc").write_bytes(b"half")
-        stay()
+        tell()
+        time.sleep(600)
 
-    owner, name, do = {
-        "predicting": (ghn.GHN, "embed", stay),
-        "writing": (cache, "save", write_half),
-        "renaming": (os, "replace", stay),
-    }[moment]
-    setattr(owner, name, do)
+    cache.save = write_half  # type: ignore[assignment]
 
 
 def announce(waiting: Any) -> None:
@@ -88,7 +79,7 @@ def collect(processes: list[Any], answers: Any) -> list[Any]:
 
 def scenarios(path: Path, folder: Path) -> dict[str, list[Any]]:
     """What each scenario's processes answered; its home is a subfolder. To be called where there is no other thread."""
-    runs = {"together": lambda: together(path, 4), **{m: lambda m=m: killed(path, m) for m in MOMENTS}}
+    runs = {"together": lambda: together(path, 3), "killed": lambda: killed(path)}
     said = {}
     for name, run in runs.items():
         os.environ["TIMM_GHN_HOME"] = str(folder / name)

@@ -8,8 +8,7 @@ that the user names are read where they are.
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -152,8 +151,16 @@ def _fetch(source: Source, progress: bool | None) -> Path:
         return ghn.local_path
     if found := _find(ghn):
         return found
-    with _locked(ghn):
-        return _find(ghn) or _obtain(ghn, progress)  # it may have come while we waited
+    try:
+        folder = home()
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / f"{ghn.name}.lock", f"fetches {ghn.name}"):
+            return _find(ghn) or _obtain(ghn, progress)  # it may have come while we waited
+    except (OSError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{ghn.name} cannot be kept in {_home() or 'any folder'} ({type(error).__name__}: {error}). Make room "
+            "there and let it be written to, or set TIMM_GHN_HOME to another folder."
+        ) from error
 
 
 def is_cached(name: str) -> bool:
@@ -303,21 +310,6 @@ def _find(ghn: KnownGHN) -> Path | None:
         if path.stem == _prefix(ghn) + _digest(*_stamp(path)):
             return path
     return None
-
-
-@contextmanager
-def _locked(ghn: KnownGHN) -> Iterator[None]:
-    """Only one process at a time; it writes to `home()`."""
-    try:
-        folder = home()
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / f"{ghn.name}.lock", f"fetches {ghn.name}"):
-            yield
-    except (OSError, NotImplementedError) as error:
-        raise CheckpointError(
-            f"{ghn.name} cannot be kept in {_home() or 'any folder'} ({type(error).__name__}: {error}). Make room "
-            "there and let it be written to, or set TIMM_GHN_HOME to another folder."
-        ) from error
 
 
 def _obtain(ghn: KnownGHN, progress: bool | None) -> Path:

@@ -1,17 +1,25 @@
 """Everything that belongs to a GHN besides its state dict, as one object."""
 
 import json
-import math
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..graph import KINDS
+from ..utils.checks import PART, POSITIVE, Kind
 
 Depth = float | dict[str, float]
-_DEPTH = f"a number from 0 up to 1, or one for each of {', '.join(KINDS)}"
-_SCALE = "a number above 0"
+
+
+def _is_depth(value: Any) -> bool:
+    depths = list(value.values()) if isinstance(value, dict) and value.keys() == set(KINDS) else [value]
+    return all(map(PART.valid, depths))
+
+
+_NUMBERS = {
+    "depth": Kind(f"a number from 0 up to 1, or one for each of {', '.join(KINDS)}", _is_depth, json.loads),
+    "layer_scale": replace(POSITIVE, parse=json.loads),
+}
 
 
 @dataclass(frozen=True)
@@ -38,11 +46,9 @@ class Facts:
     trained_on: str | None = None
 
     def __post_init__(self) -> None:
-        depths = self.depth if isinstance(self.depth, dict) else dict.fromkeys(KINDS, self.depth)
-        if self.depth is not None and (depths.keys() != set(KINDS) or not all(map(_is_part, depths.values()))):
-            raise ValueError(f"depth must be {_DEPTH}, not {reprlib.repr(self.depth)}.")
-        if self.layer_scale is not None and not (_is_number(self.layer_scale) and self.layer_scale > 0):
-            raise ValueError(f"layer_scale must be {_SCALE}, not {reprlib.repr(self.layer_scale)}.")
+        for name, kind in _NUMBERS.items():
+            if getattr(self, name) is not None:
+                kind.check(name, getattr(self, name))
         config = dict(self.config)
         if "max_shape" in config:  # JSON has lists only
             config["max_shape"] = tuple(config["max_shape"])
@@ -54,8 +60,7 @@ class Facts:
 
     def metadata(self) -> dict[str, str]:
         """As text, for the metadata of a safetensors file and for messages to other processes."""
-        numbers = {"depth": self.depth, "layer_scale": self.layer_scale}
-        facts = {name: json.dumps(value) for name, value in numbers.items() if value is not None}
+        facts = {name: json.dumps(value) for name in _NUMBERS if (value := getattr(self, name)) is not None}
         data = {} if self.trained_on is None else {"data": self.trained_on}
         return {"config": json.dumps(self.config, sort_keys=True)} | facts | data
 
@@ -67,18 +72,10 @@ class Facts:
             ValueError: an entry is not what `metadata` writes. The message names it.
         """
         facts = cls(json.loads(metadata["config"]), trained_on=metadata.get("data"))
-        for name, wanted in {"depth": _DEPTH, "layer_scale": _SCALE}.items():
+        for name, kind in _NUMBERS.items():
             if name in metadata:
                 try:
-                    facts = replace(facts, **{name: json.loads(metadata[name])})
-                except (ValueError, TypeError, RecursionError):
-                    raise ValueError(f"{name} must be {wanted}, not {reprlib.repr(metadata[name])}.") from None
+                    facts = replace(facts, **{name: kind.read(metadata[name])})
+                except (ValueError, RecursionError):
+                    raise ValueError(f"{name} {kind.problem(metadata[name])}.") from None
         return facts
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_part(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < 1

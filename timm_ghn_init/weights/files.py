@@ -62,7 +62,7 @@ def metadata_of(about: Mapping[str, Any], digest: str) -> dict[str, str]:
     return {METADATA_KEY: json.dumps({**about, "digest": digest})}
 
 
-def save(path: Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) -> None:
+def save(path: Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) -> str:
     """Write weights; the same arguments give the same bytes.
 
     Args:
@@ -70,11 +70,16 @@ def save(path: Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) 
         tensors: `plain` ones.
         about: plain values for JSON, how the weights came about. Their `digest` is added as "digest".
 
+    Returns:
+        The digest.
+
     Raises:
         OSError: the file cannot be written.
         ValueError: a dtype that the format does not know.
     """
-    write_tensors(path, tensors, metadata_of(about, digest(tensors)))
+    found = digest(tensors)
+    write_tensors(path, tensors, metadata_of(about, found))
+    return found
 
 
 def read(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":

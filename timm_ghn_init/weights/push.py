@@ -18,9 +18,9 @@ from ..utils.files import named
 from ..utils.text import clean_logs_of, logger
 from ..version import __version__
 from .card import model_card
-from .files import METADATA_KEY, provenance, read_about, save, state_dict
+from .files import METADATA_KEY, provenance, save, state_dict
 from .hub import CARD, CONFIG, MAIN, WEIGHTS, HubError, hub_error, locate
-from .timm_config import write_config
+from .timm_config import cfg_fields
 
 _logger = logger(__name__)
 
@@ -69,10 +69,7 @@ def push_model(
     if create_pr and revision not in (None, MAIN):
         raise InputError("A pull request is opened for the main branch: leave out `revision`, or `create_pr`.")
 
-    def write(folder: Path, place: str) -> None:
-        write_folder(folder, model, report, options or {}, seed, place)
-
-    return _upload(repo_id, write, lambda: revision or MAIN, private, create_pr, token)
+    return _push(model, repo_id, report, lambda: revision or MAIN, options or {}, seed, private, create_pr, token)
 
 
 def later(repo_id: str) -> str:
@@ -117,11 +114,7 @@ def push_finished(
     Raises:
         HubError, ValueError: as `push_model`.
     """
-
-    def write(folder: Path, place: str) -> None:
-        write_folder(folder, model, report, options, seed, place)
-
-    return _upload(repo_id, write, lambda: locate(repo_id, report.key)[0])
+    return _push(model, repo_id, report, lambda: locate(repo_id, report.key)[0], options, seed)
 
 
 def write_folder(
@@ -157,19 +150,24 @@ def write_folder(
         report = replace(report, source=str(source))
         about |= {"source": str(source), "ghn": about["ghn"] and about["ghn"] | {"name": source.name}}
         (folder / CARD).write_text(model_card(report, about, repo), encoding="utf-8")
-    save(folder / WEIGHTS, state_dict(model), about)
-    _write_config(folder, model, source, options)
+    digest = save(folder / WEIGHTS, state_dict(model), about)
+    known_by = {"key": report.key, "digest": digest} if report.key else {"digest": digest}
+    _write_config(folder / CONFIG, model, source, options, known_by)
 
 
-def _write_config(folder: Path, model: nn.Module, source: Source, options: Mapping[str, Any]) -> None:
+def _write_config(
+    path: Path, model: nn.Module, source: Source, options: Mapping[str, Any], known_by: Mapping[str, str]
+) -> None:
     """timm's config.json, with the key by which these weights are found and the digest by which they are known."""
-    described = copy.copy(model)  # what it says of its weights is not changed by their being written
-    described.__dict__["pretrained_cfg"] = dict(model.__dict__["pretrained_cfg"])
-    write_config(described, folder / CONFIG, source, dict(options))
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    about = read_about(folder / WEIGHTS)
-    config[METADATA_KEY] = {entry: about[entry] for entry in ("key", "digest") if about[entry]}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    from timm.models._hub import save_config_for_hf
+
+    described = copy.copy(model)  # the model itself goes on saying of its weights what it said
+    described.__dict__["pretrained_cfg"] = {**model.__dict__["pretrained_cfg"], **cfg_fields(source)}
+    save_config_for_hf(described, path, model_args=dict(options))  # type: ignore[arg-type]  # older ones take a Path
+    config = json.loads(path.read_text(encoding="utf-8"))
+    # It stands at the top level as well. From there transformers passes it on, together with all `model_args`.
+    config.get("model_args", {}).pop("num_classes", None)
+    path.write_text(json.dumps({**config, METADATA_KEY: known_by}, indent=2), encoding="utf-8")
 
 
 def _without_path(source: Source) -> Source:
@@ -179,27 +177,27 @@ def _without_path(source: Source) -> Source:
     return replace(source, name=name, own=own, plus=source.plus and _without_path(source.plus))
 
 
-def _upload(
+def _push(
+    model: nn.Module,
     repo_id: str,
-    write: Callable[[Path, str], None],
+    report: InitReport,
     target: Callable[[], str],
+    options: Mapping[str, Any],
+    seed: int | None,
     private: bool = False,
     create_pr: bool = False,
     token: str | None = None,
 ) -> str:
-    """Commit files at once, on top of a commit that has not changed since `target` was asked.
-
-    Args:
-        write: writes the files into a folder, to be pushed to "ORG/NAME" or "ORG/NAME@REVISION".
-        target: gives the branch.
-    """
+    """Commit files at once, on top of a commit that has not changed since `target` was asked for the branch."""
     from huggingface_hub import HfApi
 
     clean_logs_of("huggingface_hub")
     api = HfApi(token=token, library_name="timm_ghn_init", library_version=__version__)
     with TemporaryDirectory() as name, named(Path(name)):
         folder = Path(name)
-        write(folder, repo_id)  # whatever is wrong with the model, nothing was touched
+        write_folder(
+            folder, model, report, options, seed, repo_id
+        )  # whatever is wrong with the model, nothing was touched
         try:
             repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
             if private and not api.repo_info(repo_id).private:
@@ -207,7 +205,7 @@ def _upload(
             parent = api.repo_info(repo_id).sha  # before `target` looks, so that what it sees is what is built upon
             revision = target()
             if revision != MAIN:
-                write(folder, f"{repo_id}@{revision}")
+                write_folder(folder, model, report, options, seed, f"{repo_id}@{revision}")
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
                 parent = api.repo_info(repo_id, revision=revision).sha
             commit = api.upload_folder(

@@ -1,8 +1,6 @@
 """Weights of our sources in timm's config.json and `pretrained_cfg`."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -44,28 +42,6 @@ def cfg_fields(source: Source | None) -> dict[str, Any]:
         "paper_name": paper[0],
         "paper_ids": paper[1],
     }
-
-
-def write_config(model: nn.Module, path: Path, source: Source, options: dict[str, Any]) -> None:
-    """Write the config.json from which timm builds a model again, on the Hub and in a `local-dir:` folder.
-
-    Args:
-        model: one of timm's. Its `pretrained_cfg` says from here on that the source has initialised it.
-        path: the file.
-        source: what has initialised the model.
-        options: what `timm.create_model` was given to build it.
-
-    Raises:
-        TypeError, ValueError: an option that JSON cannot hold.
-    """
-    from timm.models._hub import save_config_for_hf
-
-    model.pretrained_cfg.update(cfg_fields(source))  # type: ignore[union-attr,operator]
-    save_config_for_hf(model, path, model_args=options)  # type: ignore[arg-type]  # older ones take a Path alone
-    config = json.loads(path.read_text())
-    # It stands at the top level as well. From there transformers passes it on, together with all `model_args`.
-    config.get("model_args", {}).pop("num_classes", None)
-    path.write_text(json.dumps(config, indent=2))
 
 
 def note_source(model: nn.Module, report: InitReport) -> None:
