@@ -121,10 +121,3 @@ def size_of(count: float) -> str:
     from tqdm import tqdm
 
     return tqdm.format_sizeof(count, "B")
-
-
-def clock(seconds: float) -> str:
-    """A duration for people, "1:02:03"."""
-    from tqdm import tqdm
-
-    return tqdm.format_interval(seconds)

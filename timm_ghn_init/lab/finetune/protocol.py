@@ -5,11 +5,12 @@ import json
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ...checkpoints.load import fetch, resolve_default, sha256
 from ...sources import Source, is_source, parse_source
 from ...utils.checks import (
+    FLAG,
     NOT_NEGATIVE,
     PART,
     POSITIVE,
@@ -17,9 +18,9 @@ from ...utils.checks import (
     InputError,
     Kind,
     check_all,
+    instance,
     one_of,
     or_none,
-    shown,
     whole,
 )
 from ..images.datasets import NAMED, digest_of_other_files, open_folder
@@ -96,13 +97,10 @@ class Trial:
     stage: Literal["final", "search"] = "final"
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is float and type(value) is int:
-                object.__setattr__(self, field.name, float(value))  # one spelling, one key
-            elif field.type in _TYPES and type(value) is not field.type:
-                raise InputError(f"{field.name} must be {_TYPES[field.type]}, not {shown(value)}.")
         check_all(_KINDS, vars(self))
+        for field in fields(self):
+            if field.type in (int, float):  # one spelling, one key
+                object.__setattr__(self, field.name, field.type(getattr(self, field.name)))
 
     @property
     def key(self) -> str:
@@ -112,12 +110,13 @@ class Trial:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-_TYPES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys(("image_size", "epochs", "batch_size"), whole(1)),
     **dict.fromkeys(("seed", "data_seed"), SEED),
     **dict.fromkeys(("weight_decay", "clip_grad"), NOT_NEGATIVE),
     **dict.fromkeys(("momentum", "smoothing", "drop_path", "ema_decay"), PART),
+    **dict.fromkeys(("keep_stem", "sched_on_updates", "amp"), FLAG),
+    **dict.fromkeys(("arch", "init", "data", "ghn", "folder"), instance("text", str)),
     "labels": whole(0),
     "validation": or_none(whole(0)),
     "lr": POSITIVE,

@@ -1,10 +1,8 @@
 """Images made by formula: unlimited, labelled, free of rights, without a download.
 
 Formula-driven supervised learning, "Pre-training without Natural Images" (Kataoka et al., 2020, arXiv 2101.08515), at
-32 x 32: a class is a set of parameters of formulas, an image one drawing of them. A class has a shape (the attractor of
-an iterated function system, as in the paper), a texture behind it (two gratings, added, multiplied or the larger of
-both), and two hues. Each drawing has its own pose, light and noise. Some have no texture, other hues or no colour, so
-that no single cue is enough.
+32 x 32: a class is the attractor of an iterated function system and two hues, an image one drawing of it with its own
+pose, light and noise. Some drawings have other hues or no colour, so that the colour alone is not enough.
 """
 
 import colorsys
@@ -19,8 +17,7 @@ from torch import Tensor
 SIZE = 32
 POINTS = 3000  # of a fractal; a drawing takes some of them
 
-_AXIS = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE * 2 - 1
-_Y, _X = np.meshgrid(_AXIS, _AXIS, indexing="ij")
+_AXIS = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE * 2 - 1  # coordinates of pixels
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,8 @@ class FormulaImages:
         rng = np.random.default_rng((int(train), seed, index))
         labels = rng.integers(0, self.num_classes, size)
         formulas = [self._formulas[label] for label in labels]
-        shapes = _draw_fractals(np.stack([f.shape for f in formulas]), rng)
-        textures = _draw_textures(np.stack([f.texture for f in formulas]), rng)
-        images = _colour(shapes, textures, np.stack([f.hues for f in formulas]), rng)
+        shapes = _draw(np.stack([f.points for f in formulas]), rng)
+        images = _colour(shapes, np.stack([f.hues for f in formulas]), rng)
         return torch.from_numpy(images), torch.from_numpy(labels)
 
     @cached_property
@@ -59,25 +55,15 @@ class FormulaImages:
 
 
 class _Formula(NamedTuple):
-    """One class: parameters of its shape and of its texture, and two hues."""
+    """One class: points of its attractor (POINTS, 2), in -1 to 1, and the hues of foreground and background."""
 
-    shape: np.ndarray
-    texture: np.ndarray
+    points: np.ndarray
     hues: np.ndarray
 
 
 def _formula(label: int) -> _Formula:
     rng = np.random.default_rng((2, label))
-    return _Formula(_make_fractal(rng), _make_texture(rng), rng.random(2))
-
-
-def _pose(n: int, rng: np.random.Generator, turn: float) -> tuple[np.ndarray, ...]:
-    """Angle (radians), scale, and shift along both axes, each (n, 1, 1), float32."""
-    draws = rng.uniform((-turn, 0.65, -0.2, -0.2), (turn, 1.05, 0.2, 0.2), (n, 4)).astype(np.float32)
-    return tuple(draws.T[:, :, None, None])
-
-
-# Fractals
+    return _Formula(_make_fractal(rng), rng.random(2))
 
 
 def _make_fractal(rng: np.random.Generator) -> np.ndarray:
@@ -112,63 +98,36 @@ def _raster(points: np.ndarray) -> np.ndarray:
     return np.bincount(flat[inside], minlength=n * SIZE * SIZE).reshape(n, SIZE, SIZE).astype(np.float32)
 
 
-def _draw_fractals(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _draw(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Some of the points of each image, turned, scaled and shifted: (n, SIZE, SIZE) in 0 to 1."""
     start, count = int(rng.integers(0, POINTS // 2)), int(rng.integers(700, POINTS // 2))
     points = points[:, start : start + count]
-    angle, scale, dx, dy = _pose(len(points), rng, 0.3)
-    x, y = points[:, None, :, 0] * scale, points[:, None, :, 1] * scale
-    turned = np.concatenate((x * np.cos(angle) - y * np.sin(angle) + dx, x * np.sin(angle) + y * np.cos(angle) + dy), 1)
-    return np.minimum(_raster(turned.transpose(0, 2, 1)), 2) / 2
+    pose = rng.uniform((-0.3, 0.65, -0.2, -0.2), (0.3, 1.05, 0.2, 0.2), (len(points), 4)).astype(np.float32)
+    angle, scale, dx, dy = pose.T[:, :, None]
+    x, y = points[:, :, 0] * scale, points[:, :, 1] * scale
+    turned = np.stack((x * np.cos(angle) - y * np.sin(angle) + dx, x * np.sin(angle) + y * np.cos(angle) + dy), 2)
+    return np.minimum(_raster(turned), 2) / 2
 
 
-# Textures
-
-
-def _make_texture(rng: np.random.Generator) -> np.ndarray:
-    angle, frequency = rng.uniform(0, np.pi, 2), rng.uniform(3, 13, 2)  # radians per half width
-    mix = rng.integers(0, 3)
-    return np.array([*angle, *frequency, mix, rng.uniform(2, 8)], dtype=np.float32)
-
-
-def _draw_textures(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    n = len(values)
-    angle0, angle1, frequency0, frequency1, mix, sharp = values.T[:, :, None, None]
-    turn, scale, dx, dy = _pose(n, rng, 0.12)
-    shifted_x, shifted_y = (_X - dx) / scale, (_Y - dy) / scale
-    x = shifted_x * np.cos(turn) + shifted_y * np.sin(turn)
-    y = shifted_y * np.cos(turn) - shifted_x * np.sin(turn)
-    phase0, phase1 = rng.uniform(0, 2 * np.pi, (2, n, 1, 1)).astype(np.float32)
-    a = np.sin(frequency0 * (x * np.cos(angle0) + y * np.sin(angle0)) + phase0)
-    b = np.sin(frequency1 * (x * np.cos(angle1) + y * np.sin(angle1)) + phase1)
-    both = np.select([mix == 0, mix == 1], [a + b, 2 * a * b], 2 * np.maximum(a, b))
-    return 1 / (1 + np.exp(-sharp * both / 2))
-
-
-# Colours
-
-
-def _colour(shapes: np.ndarray, textures: np.ndarray, hues: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shapes over textures, each (n, H, W) in 0 to 1, in colours of the given hues (n, 2): (n, 3, H, W)."""
+def _colour(shapes: np.ndarray, hues: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Shapes (n, H, W) in 0 to 1, in colours of the given hues (n, 2): (n, 3, H, W)."""
     n = len(shapes)
     others = rng.random(n) < 0.25
     hues = np.where(others[:, None], rng.random((n, 2)), hues + rng.normal(0, 0.03, (n, 2))) % 1
-    bright, dark = (0.6, 1.0), (0.1, 0.5)
-    front, back = _rgb(hues[:, 0], bright, rng), _rgb(hues[:, 1], dark, rng)
+    front, back = _rgb(hues[:, 0], (0.6, 1.0), rng), _rgb(hues[:, 1], (0.1, 0.5), rng)
     grey, inverted = rng.random((2, n)) < 0.2
     for colour in (front, back):
         colour[grey] = colour[grey].mean(1, keepdims=True)
     front[inverted], back[inverted] = back[inverted], front[inverted]
-    flat = rng.random((n, 1, 1)) < 0.25
-    relief = np.where(flat, 1, 0.5 + textures)[:, None]
     shape = shapes[:, None]
-    images = back[:, :, None, None] * relief * (1 - shape) + front[:, :, None, None] * shape
+    images = back[:, :, None, None] * (1 - shape) + front[:, :, None, None] * shape
     slope = rng.normal(0, 0.12, (2, n, 1, 1, 1))
-    light = 1 + slope[0] * _X + slope[1] * _Y
+    light = 1 + slope[0] * _AXIS + slope[1] * _AXIS[:, None]
     noise = rng.standard_normal(images.shape, dtype=np.float32) * rng.uniform(0, 0.08, (n, 1, 1, 1))
     return ((images * light + noise - 0.4) / 0.27).astype(np.float32)
 
 
 def _rgb(hue: np.ndarray, values: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
-    """Colours (n, 3) of the given hues, with saturations and values at random."""
+    """Colours (n, 3) of the given hues, with random saturations and values."""
     hsv = np.stack((hue, rng.uniform(0.4, 1, len(hue)), rng.uniform(*values, len(hue))), 1)
     return np.array([colorsys.hsv_to_rgb(*colour) for colour in hsv], dtype=np.float32)

@@ -26,7 +26,7 @@ from ...checkpoints.load import load_ghn, save_ghn
 from ...ghn import GHN
 from ...utils.checks import CLASSES, NOT_NEGATIVE, PART, POSITIVE, SEED, WIDTH, Kind, check_all, whole
 from ...utils.files import replace_by_torch, replacing
-from ...utils.progress import Progress, clock
+from ...utils.progress import Progress
 from ...utils.text import Told
 from ...version import __version__
 from ..images.batches import Images, open_images
@@ -186,12 +186,12 @@ class Trainer:
                 bad = bad + 1 if figures is None else 0
                 if bad == 50:
                     raise TrainingError("The loss was not finite for 50 steps on end. Try a lower --lr.")
-                recent += [figures] if figures else []
+                recent += [{**figures, "lr": lr}] if figures else []
                 self.state.step += 1
                 self.state.seconds = self._agreed(before + time.monotonic() - begun)
-                shown.step(1, partial(self._figures, recent, lr, time_budget))
+                shown.step(1, partial(_means, recent))
                 if self.state.step % _LOGGED == 0:
-                    self.log.append({**asdict(self.state), "lr": lr, **_means(recent)})
+                    self.log.append({**asdict(self.state), **_means(recent), "lr": lr})
                     recent.clear()
                 over = time_budget is not None and self.state.seconds >= time_budget
                 if over or self.state.step == steps or self._agreed(time.monotonic() - saved) > save_every:
@@ -199,13 +199,6 @@ class Trainer:
                     saved = time.monotonic()
                 if over:
                     break
-
-    def _figures(self, recent: list[dict[str, float]], lr: float, time_budget: float | None) -> dict[str, float | str]:
-        figures: dict[str, float | str] = {**_means(recent), "lr": lr}
-        if time_budget is not None:
-            steps = (self.config.steps - self.state.step) * self.state.seconds / self.state.step
-            figures["left"] = clock(min(steps, max(0.0, time_budget - self.state.seconds)))
-        return figures
 
     def save(self) -> None:
         """Write the checkpoint, the log, and the GHN as a file that `load_ghn` reads; each completely or not at all."""
