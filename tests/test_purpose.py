@@ -201,7 +201,7 @@ def test_without_values_the_models_own_initialisation_is_asked() -> None:
 
 def test_while_draws_are_put_off() -> None:
     """What is only drawn is not read; what is set afterwards is."""
-    with DeferredInit() as deferred:
+    with DeferredInit(0) as deferred:
         model = Zeroed()
         nn.init.ones_(model.a.bias.data[:8])
         deferred.close()

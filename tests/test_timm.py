@@ -37,8 +37,11 @@ def default_ghn(ghn_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    """Whether all is equal but classifiers that are drawn anew each time."""
     x, y = a.state_dict(), b.state_dict()
-    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+    skipped = a.ghn_report.skipped if hasattr(a, "ghn_report") else {}
+    new = {n for n, reason in skipped.items() if reason.startswith("classifier")}
+    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x.keys() - new)
 
 
 def predicted_by_hand(name: str, source: str = "ghn", **kwargs: object) -> torch.nn.Module:
@@ -217,12 +220,9 @@ def test_options_of_create_model(kwargs: dict[str, object]) -> None:
 
 
 def test_other_number_of_classes_keeps_timms_classifier() -> None:
-    torch.manual_seed(0)
     plain = create_model(ARCH, num_classes=10)
-    torch.manual_seed(0)
     model = create_model(ARCH, pretrained="ghn", num_classes=10)
-    assert torch.equal(model.fc.weight, plain.fc.weight)
-    assert torch.equal(model.fc.bias, plain.fc.bias)
+    torch.testing.assert_close(model.fc.weight.std(), plain.fc.weight.std(), rtol=0.1, atol=0)
     assert not torch.equal(model.conv1[0].weight, plain.conv1[0].weight)
 
 
@@ -457,23 +457,19 @@ def test_an_architecture_that_bypasses_timms_loader_is_an_error() -> None:
 )
 @pytest.mark.parametrize("classes", [1000, 7])
 def test_the_same_model_every_time(name: str, classes: int) -> None:
-    """What is not predicted comes from the source's seed, but for a new classifier, which has the bits of timm's own.
-
-    So has the global generator.
-    """
+    """What is not predicted comes from the source's seed, but for a new classifier: the global generator draws it."""
 
     def made(pretrained: object, seed: int) -> torch.nn.Module:
         torch.manual_seed(seed)
         return create_model(name, pretrained=pretrained, num_classes=classes)
 
-    plain, state = made(False, 5), torch.get_rng_state()
-    model = made("ghn", 5)
-    assert torch.equal(torch.get_rng_state(), state)
+    model, once_more = made("ghn", 5), made("ghn", 5)
     again, other = made("ghn", 6), made("ghn?seed=3", 5)
     heads = {f"{n}" for m in [model] for n, p in m.named_parameters() if any(p is q for q in head_of(m))}
     for n, p in model.named_parameters():
         if n in heads and classes == 7:
-            assert torch.equal(p, plain.get_parameter(n)), n
+            assert torch.equal(p, once_more.get_parameter(n)), n
+            assert not (p.any() and torch.equal(p, again.get_parameter(n))), n
         else:
             assert torch.equal(p, again.get_parameter(n)), n
     drawn = {n for n, p in model.named_parameters() if not torch.equal(p, other.get_parameter(n))}
@@ -543,7 +539,7 @@ def test_what_is_predicted_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None
     carried_out: list[int] = []
     original = DeferredInit._carry_out
     monkeypatch.setattr(
-        DeferredInit, "_carry_out", lambda self, keys, **o: (carried_out.extend(keys), original(self, keys, **o))
+        DeferredInit, "_carry_out", lambda self, keys, *o: (carried_out.extend(keys), original(self, keys, *o))
     )
     create_model(ARCH, pretrained="ghn", num_classes=7)
     assert len(carried_out) == 2  # fc.weight, fc.bias

@@ -1,7 +1,6 @@
 """A model that no rank ever holds whole, in one call."""
 
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..initialize import initialise
-from ..own_init.deferred import DeferredInit, deferred_init
+from ..own_init.deferred import deferred_init
 from ..own_init.stand_ins import named_tensors
 from ..recipe.options import Options
 from ..sharded.blocks import shard_blocks
@@ -33,9 +32,9 @@ def create_sharded(
     """Build one of timm's architectures on the meta device, shard it with FSDP2, and initialise it. All ranks call it.
 
     Each of the model's `blocks_of`, and then the model, gets `fully_shard`. Buffers and what a GHN does not predict
-    have the values that `timm.create_model` gives them after `torch.manual_seed(seed)`, whatever the mesh. To find them
-    takes each rank about 2 ns for each value of the model, and no memory to speak of; a model that others than timm
-    have registered is built once on each rank's CPU for it.
+    have the values that `timm.create_model(model_name, pretrained=source)` gives them, whatever the mesh; a classifier
+    that is not predicted is drawn from the seed too. To find them takes each rank no memory to speak of; a model that
+    others than timm have registered is built once on each rank's CPU for it.
 
     Args:
         model_name: as in `timm.create_model`.
@@ -66,12 +65,15 @@ def create_sharded(
         shard_blocks(model, **{**(fully_shard_kwargs or {}), "mesh": mesh})
 
         def constructed(names: Collection[str]) -> dict[str, Tensor]:
-            with torch.device("cpu"):
-                create = timm.model_entrypoint(model_name) if timm.is_model(model_name) else None
-                generator = torch.Generator().manual_seed(source.seed_or(seed))
-                deferred = deferred_init(create, (), timm_kwargs, generator)
-                build = partial(timm.create_model, model_name, **timm_kwargs)
-                return _constructed(build, deferred, names, generator.initial_seed())
+            create = timm.model_entrypoint(model_name) if timm.is_model(model_name) else None
+            number = source.seed_or(seed)
+            deferred = deferred_init(create, (), timm_kwargs, number)
+            with torch.device("cpu"), deferred or own_draws(number):
+                whole = timm.create_model(model_name, **timm_kwargs)
+                tensors = named_tensors(whole)
+                if deferred is not None:  # no more of its memory is touched than needed
+                    deferred.settle([t for n, t in tensors.items() if n not in names])
+            return {n: tensors[n].detach().clone() for n in names if n in tensors}
 
         options = Options(seed=seed, device=device, timeout=timeout, example_inputs=example_inputs)
         initialise(model, source, options, constructed=constructed, meeting=meeting)
@@ -92,18 +94,3 @@ def _on_meta(model_name: str, timm_kwargs: Mapping[str, Any]) -> nn.Module:
             f"Many of timm's can from timm 1.0.21 on; this is {timm.__version__}. Or build it on the CPU, shard it and "
             "call init_model."
         ) from error
-
-
-def _constructed(
-    build: Callable[[], nn.Module], deferred: DeferredInit | None, names: Collection[str], seed: int
-) -> dict[str, Tensor]:
-    """Values that a model's constructor gives to some of its parameters and buffers.
-
-    If its initialisation can be put off, no more of its memory is touched than they need.
-    """
-    with deferred or own_draws(seed):
-        model = build()
-        tensors = named_tensors(model)
-        if deferred is not None:
-            deferred.settle([t for n, t in tensors.items() if n not in names])
-    return {n: tensors[n].detach().clone() for n in names if n in tensors}

@@ -283,7 +283,7 @@ class _Creation:
 def _create(model_name: str, create: Callable[..., nn.Module], source: Source, *args: Any, **kwargs: Any) -> nn.Module:
     """Build a model and make sure that it was really initialised: never hand out other weights under this name."""
     # What the prediction will overwrite need not be drawn at random first.
-    deferred = deferred_init(create, args, kwargs, seed=source.seed_or(None))
+    deferred = deferred_init(create, args, kwargs, source.seed_or(None))
     outer, creation = getattr(_current, "creation", None), _Creation(source, deferred)
     _current.creation = creation
     try:
