@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from timm_ghn_init import GHN, init_model
 from timm_ghn_init.checkpoints.load import fetch
 from timm_ghn_init.weights.files import digest, read, save
-from timm_ghn_init.weights.hub import CONFIG, WEIGHTS, HubError
+from timm_ghn_init.weights.hub import WEIGHTS, HubError
 from timm_ghn_init.weights.push import push_finished, push_model
 
 ARCH = "test_resnet"
@@ -421,18 +421,6 @@ def test_tampered(case: str, hub: HubServer, source: str, tmp_path: Path, caplog
     assert [says in w for w in warnings_in(caplog)] == [True] if says else not warnings_in(caplog)
     assert hub.files(repo) == before
     assert not (tmp_path / "was unpickled").exists()
-
-
-@pytest.mark.parametrize(("bound", "most", "file"), [("MAX_CONFIG", 10, CONFIG), ("MAX_REST", -(10**9), WEIGHTS)])
-def test_more_than_can_be_needed_is_not_downloaded(
-    bound: str, most: int, file: str, hub: HubServer, source: str, monkeypatch: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    repo = pushed(hub, source)
-    monkeypatch.setattr(f"timm_ghn_init.weights.hub.{bound}", most)
-    assert same(create(f"{source}?hub=me"), expected(source))
-    (warning,) = warnings_in(caplog)
-    assert f"{repo}@main: {file} has " in warning and "more than the" in warning
-    assert hub.count("GET /cdn") == 0
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,7 @@ _NO_CONCERN = ("debug_level", "pretrained", "is_ghn2")  # of the reference's own
 
 
 def checked_config(config: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of `GHN` that a file's config holds.
-
-    Args:
-        config: as the file has it.
-        tensors: of the file, by name.
+    """The keyword arguments of `GHN` that the config of a file with these tensors holds.
 
     Raises:
         InputError: an entry is missing, unknown or has a value that it cannot have.

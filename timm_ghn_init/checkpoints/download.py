@@ -34,10 +34,7 @@ def download(url: str, path: Path, progress: bool | None = None) -> None:
     Own code because `torch.hub.download_url_to_file` has no time-out: it waits for ever for a server that does not
     answer.
 
-    Args:
-        url: http or https, perhaps with a user and a password, which go to that server only.
-        path: the file. It may be incomplete when this raises.
-        progress: show a progress bar; None shows one where stderr is a terminal.
+    A user and a password in the address go to that server only. The file may be incomplete when this raises.
 
     Raises:
         DownloadError: no connection, an HTTP error, an incomplete file, nothing for 5 seconds, or less than 1000 bytes

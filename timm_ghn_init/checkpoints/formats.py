@@ -43,12 +43,7 @@ class CheckpointError(Told, RuntimeError):
 def read_ghn(path: Path, device: Any = "cpu") -> "GHN":
     """The GHN in a file, whichever format it has, after its config and tensors were checked against each other.
 
-    Args:
-        path: the file. It is not used any more when this returns.
-        device: where the GHN is to be.
-
-    Returns:
-        In eval mode, float32, without gradients. The random state is left alone.
+    It is in eval mode, float32, without gradients. The file is not used any more; the random state is left alone.
 
     Raises:
         CheckpointError: no such file, an unknown or damaged format, objects other than tensors and plain values in a
@@ -73,12 +68,9 @@ def read_ghn(path: Path, device: Any = "cpu") -> "GHN":
 
 
 def write_ghn(path: Path, ghn: "GHN", metadata: Mapping[str, str]) -> None:
-    """Write our format: safetensors, with the GHN's facts in the metadata.
+    """Write our format: safetensors, with the GHN's facts in the metadata. The file is half-written if this raises.
 
-    Args:
-        path: must not be a file that others read: it is half-written if this raises.
-        ghn: on any device.
-        metadata: more entries. They take precedence over those of `ghn.facts`, except for its config.
+    Other entries of the metadata take precedence over those of `ghn.facts`, except for its config.
 
     Raises:
         CheckpointError: a tensor holds NaN or inf.

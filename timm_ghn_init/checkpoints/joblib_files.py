@@ -24,10 +24,7 @@ _ALWAYS_UNPACKED = 2**24  # bytes
 
 
 def read_joblib(path: Path) -> Any:
-    """The dumped object, with a tensor for every tensor and array.
-
-    Args:
-        path: the file, plain or packed with zlib or gzip.
+    """The object in a file, plain or packed with zlib or gzip, with a tensor for every tensor and array.
 
     Raises:
         UnpicklingError: it holds anything but tensors, arrays, dictionaries, lists, tuples and plain values.

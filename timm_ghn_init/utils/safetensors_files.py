@@ -28,7 +28,7 @@ def header(
         metadata: "format" is added.
 
     Raises:
-        ValueError: a dtype that the format does not know.
+        InputError: a dtype that the format does not know.
     """
     described: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
     end = 0
@@ -71,17 +71,7 @@ def as_bytes(tensor: "Tensor") -> Any:
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
-    """Write a file.
-
-    Args:
-        path: should be a temporary name: the file is half-written if this raises.
-        tensors: contiguous, on the CPU.
-        metadata: "format" is added.
-
-    Raises:
-        OSError: the file cannot be written.
-        ValueError: a dtype that the format does not know.
-    """
+    """Write contiguous tensors of the CPU. The file is half-written if this raises, as `header` or an OSError."""
     entries = layout(tensors)
     text, _ = header(entries, metadata)
     with open(path, "wb") as file:

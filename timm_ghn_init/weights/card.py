@@ -5,8 +5,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..registry import Initialisation
 from ..report import InitReport
-from ..sources import KNOWN, Source, parse_source
+from ..sources import KNOWN, KnownGHN, Source, parse_source
 from ..utils.text import clean
 
 _PAPER = "[Pretraining a Neural Network before Knowing Its Architecture](https://arxiv.org/abs/2207.10049)"
@@ -38,15 +39,9 @@ This needs nothing but timm. The package timm-ghn-init wrote them, and predicts 
 
 
 def model_card(report: InitReport, provenance: Mapping[str, Any], repo: str) -> str:
-    """A model card: YAML that the Hub reads, and Markdown for people.
+    """The content of README.md for `repo`, as timm loads it: YAML that the Hub reads, and Markdown for people.
 
-    Args:
-        report: of the initialisation.
-        provenance: as in the metadata of the file of weights.
-        repo: "ORG/NAME" or "ORG/NAME@REVISION", as timm loads it.
-
-    Returns:
-        The content of README.md. Names in it come from models and files: none of them can break out of its place.
+    Names in it come from models and files: none of them can break out of its place.
     """
     source = parse_source(report.source)
     known = KNOWN.get(source.name)
@@ -64,8 +59,11 @@ def model_card(report: InitReport, provenance: Mapping[str, Any], repo: str) -> 
 
 def _origin(source: Source) -> str:
     """The sources of the values, part by part."""
-    about = [part.known or part.initialisation for part in source.parts]
-    return ", then ".join(row.description if row else "a GHN of the uploader's own" for row in about)
+    return ", then ".join(work.description if work else "a GHN of the uploader's own" for work in _works(source))
+
+
+def _works(source: Source) -> list[KnownGHN | Initialisation | None]:
+    return [part.known or part.initialisation for part in source.parts]
 
 
 def _front_matter(provenance: Mapping[str, Any], license: str) -> str:
@@ -92,7 +90,7 @@ def _facts(report: InitReport, provenance: Mapping[str, Any]) -> list[tuple[str,
         ("from", ghn and ghn.get("origin", "")),
         ("trained on", known.dataset if known else ""),
         ("licence of the GHN", known.license if known else "unknown" if ghn else ""),
-        ("papers", ", ".join(_papers(source))),
+        ("papers", ", ".join(f"{w.paper}, arXiv:{w.arxiv}" for w in _works(source) if w and w.arxiv)),
         ("graph", f"{report.nodes} nodes, {report.edges} edges" if report.nodes else ""),
         ("post-processed", report.layer and f"{len(report.postprocessed)} layers from layer {report.layer} on"),
         ("seed", report.seed),
@@ -102,11 +100,6 @@ def _facts(report: InitReport, provenance: Mapping[str, Any]) -> list[tuple[str,
         ("key", provenance.get("key", "")),
     ]
     return [(name, _text(value)) for name, value in rows if value not in (None, "")]
-
-
-def _papers(source: Source) -> list[str]:
-    about = [part.known or part.initialisation for part in source.parts]
-    return [f"{work.paper}, arXiv:{work.arxiv}" for work in about if work and work.arxiv]
 
 
 def _coverage(report: InitReport) -> list[tuple[str, str, str]]:

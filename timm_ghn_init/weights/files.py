@@ -63,19 +63,10 @@ def metadata_of(about: Mapping[str, Any], digest: str) -> dict[str, str]:
 
 
 def save(path: Path, tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) -> str:
-    """Write weights; the same arguments give the same bytes.
+    """Write `plain` tensors, and plain values on how they came about; returns the `digest`, which is added to these.
 
-    Args:
-        path: should be a temporary name: the file is half-written if this raises.
-        tensors: `plain` ones.
-        about: plain values for JSON, how the weights came about. Their `digest` is added as "digest".
-
-    Returns:
-        The digest.
-
-    Raises:
-        OSError: the file cannot be written.
-        ValueError: a dtype that the format does not know.
+    The same arguments give the same bytes. The file is half-written if this raises: a ValueError for a dtype that the
+    format does not know, an OSError if it cannot be written.
     """
     found = digest(tensors)
     write_tensors(path, tensors, metadata_of(about, found))
@@ -126,12 +117,8 @@ def provenance(
 ) -> dict[str, Any]:
     """How the weights of a model came about; nothing that differs between two runs of one command.
 
-    Args:
-        architecture: timm's name, or whatever the model is called.
-        model: the initialised model.
-        report: what `init_model` returned for it.
-        options: with which `create_model` built it.
-        seed: of everything that was random, timm's own initialisation included; None if it is not known.
+    The options are those with which `create_model` built it. The seed is of everything that was random, timm's own
+    initialisation included; None if it is not known.
     """
     import timm
     import torch

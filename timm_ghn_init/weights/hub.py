@@ -9,7 +9,6 @@ All transfer goes through `huggingface_hub`, and so do its token, cache, proxies
 
 import json
 import logging
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -31,8 +30,7 @@ _logger = logger(__name__)
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MAIN = "main"
 
-MAX_CONFIG = 1 << 20  # bytes
-MAX_REST = 1 << 30  # bytes of what is not predicted, in addition to 16 times the predicted bytes
+_MAX_CONFIG = 1 << 20  # bytes
 _warned: set[tuple[str, int | None]] = set()  # (organisation, HTTP status): said once in a process
 _unreachable: dict[str, Exception] = {}  # endpoint -> why: nobody waits for a network a second time
 
@@ -52,21 +50,15 @@ class HubError(Told, RuntimeError):
 def repo_name(architecture: str, source: "Source", ghn: str) -> str:
     """The name of the repository of finished weights below its organisation.
 
-    Args:
-        architecture: timm's name.
-        source: of its options only the post-processing shows; weights by other options have another key.
-        ghn: `ghn_digest` of the GHN. It stands for the name of a file.
+    Of the source's options only the post-processing shows; weights by other options have another key. The digest of
+    the GHN stands for the name of a file.
     """
     name = source.name if source.path is None else f"file-{ghn[:8]}"
     return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{architecture}.{name}{'-orth' * source.orth}")
 
 
 def organisation(source: "Source") -> str | None:
-    """Whose repositories to look in: the source's own choice, else TIMM_GHN_HUB, else nobody's.
-
-    Raises:
-        ValueError: TIMM_GHN_HUB cannot be a name on the Hub, or it is missing where the source is to be pushed.
-    """
+    """Whose repositories to look in: the source's own choice, else TIMM_GHN_HUB, else nobody's."""
     org = source.hub or os.environ.get("TIMM_GHN_HUB") or None
     if org is not None and not NAMESPACE.valid(org):
         raise InputError(f"TIMM_GHN_HUB={org}: it must be the name of a user or an organisation on the Hub.")
@@ -96,8 +88,7 @@ def find(
         if about is None:
             _logger.info("%s@%s has no weights with key %s.", repo, revision, key)
             return None
-        most = MAX_REST + 16 * sum(math.prod(targets[name].shape) * part.itemsize for name, part in parts.items())
-        tensors = _cut(_download(repo, revision, about, most), targets, parts, f"{repo}@{revision}")
+        tensors = _cut(_download(repo, revision, about), targets, parts, f"{repo}@{revision}")
     except HubError as error:
         kind = (repo.split("/")[0], error.status)
         _logger.log(logging.INFO if kind in _warned else logging.WARNING, "%s Predicting instead.", error)
@@ -123,11 +114,7 @@ def _cut(
 
 
 def locate(repo: str, key: str) -> tuple[str, dict[str, Any] | None]:
-    """The branch of a repository on which weights with a key have their place, and what `look` says if they are there.
-
-    Raises:
-        HubError: the Hub cannot be reached or refuses.
-    """
+    """The branch on which weights with a key have their place, and what `look` says if they are there."""
     about = look(repo, MAIN)
     if about is None or about.get("key") == key:
         return MAIN, about
@@ -140,15 +127,12 @@ def locate(repo: str, key: str) -> tuple[str, dict[str, Any] | None]:
 
 
 def look(repo: str, revision: str) -> dict[str, Any] | None:
-    """The part of a repository's config.json on weights of ours.
-
-    Returns:
-        None if there is no such file, and {} if there is none.
+    """The part of a repository's config.json on weights of ours: {} if there is none, None without such a file.
 
     Raises:
         HubError: the Hub cannot be reached or refuses.
     """
-    path = _fetch(repo, CONFIG, revision, MAX_CONFIG)
+    path = _fetch(repo, CONFIG, revision)
     return None if path is None else read_config(path)
 
 
@@ -156,14 +140,14 @@ def read_config(path: Path) -> dict[str, Any]:
     """The part of a config.json on weights of ours: their key and digest. {} if there is none."""
     try:
         with open(path, "rb") as f:
-            about = json.loads(f.read(MAX_CONFIG))[METADATA_KEY]
+            about = json.loads(f.read(_MAX_CONFIG))[METADATA_KEY]
     except (ValueError, RecursionError, LookupError, TypeError):  # somebody else's, or damaged
         return {}
     return about if isinstance(about, dict) else {}
 
 
-def _download(repo: str, revision: str, wanted: Mapping[str, Any], most: int) -> "dict[str, Tensor]":
-    path = _fetch(repo, WEIGHTS, revision, most)
+def _download(repo: str, revision: str, wanted: Mapping[str, Any]) -> "dict[str, Tensor]":
+    path = _fetch(repo, WEIGHTS, revision)
     if path is None:
         raise HubError(f"{repo}@{revision} has a {CONFIG} but no {WEIGHTS}.")
     try:
@@ -176,14 +160,11 @@ def _download(repo: str, revision: str, wanted: Mapping[str, Any], most: int) ->
     return tensors
 
 
-def _fetch(repo: str, file: str, revision: str, most: int) -> Path | None:
+def _fetch(repo: str, file: str, revision: str) -> Path | None:
     """A file of a repository; the copy on this machine where the Hub cannot be reached; None where there is none.
 
-    Args:
-        most: bytes of a file that is downloaded.
-
     Raises:
-        HubError: the Hub refuses, the file is larger, or the Hub cannot be reached and there is no copy.
+        HubError: the Hub refuses, or it cannot be reached and there is no copy.
     """
     from huggingface_hub import constants, hf_hub_download
 
@@ -191,7 +172,7 @@ def _fetch(repo: str, file: str, revision: str, most: int) -> Path | None:
     unreachable = _unreachable.get(constants.ENDPOINT)
     if unreachable is None:
         try:  # asked beforehand: without a network, `hf_hub_download` keeps trying for half a minute
-            if not _is_there(repo, file, revision, most):
+            if not _is_there(repo, file, revision):
                 return None
         except HubError:
             raise
@@ -210,7 +191,7 @@ def _fetch(repo: str, file: str, revision: str, most: int) -> Path | None:
         raise hub_error(f"{repo}@{revision}: {file} is not available", unreachable or error) from None
 
 
-def _is_there(repo: str, file: str, revision: str, most: int) -> bool:
+def _is_there(repo: str, file: str, revision: str) -> bool:
     """Whether the Hub has a file. Raises as `_fetch` does, and whatever huggingface_hub raises if it cannot tell."""
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
@@ -223,8 +204,6 @@ def _is_there(repo: str, file: str, revision: str, most: int) -> bool:
     for name in (found.etag, found.commit_hash):  # it names files after them
         if not re.fullmatch(r"\w[\w.-]*", name or ""):
             raise HubError(f"{repo}@{revision}: what answered for {file} is not the Hub.")
-    if (found.size or 0) > most:
-        raise HubError(f"{repo}@{revision}: {file} has {found.size} bytes, more than the {most} that it can need.")
     return True
 
 
@@ -245,11 +224,7 @@ _GO_WITHOUT = "Try again later, or set HF_HUB_OFFLINE=1 to go without the Hub."
 def hub_error(what: str, error: Exception, token: str | None = None, advice: str = _GO_WITHOUT) -> HubError:
     """An error of huggingface_hub's in one line without a token; to be raised `from None`, for the same reason.
 
-    Args:
-        what: the sentence's beginning, naming the repository.
-        error: the cause.
-        token: one that was used, if it is not the user's own.
-        advice: where the cause suggests none.
+    It begins with `what`, and ends with the advice that fits the cause, else with `advice`.
     """
     status = status_of(error)
     said = getattr(error, "server_message", None) or str(error) or type(error).__name__

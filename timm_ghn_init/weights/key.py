@@ -79,9 +79,7 @@ def graph_digest(graph: Graph) -> str:
 def ghn_digest(ghn: GHN, frozen: bool = False) -> str:
     """sha256, in hex, of all that a GHN is, its facts and weights, whatever file they came from.
 
-    Args:
-        ghn: on any device.
-        frozen: the GHN never changes (`load_ghn` returned it), so it need not be read a second time.
+    One that is frozen never changes, so it is not read a second time.
     """
     if frozen and ghn in _known:
         return _known[ghn]

@@ -108,11 +108,7 @@ def push_finished(
 ) -> str:
     """Push what `?hub=` is to find from now on: to main if that is free, else to a branch that is called by the key.
 
-    Returns:
-        The address of the commit.
-
-    Raises:
-        HubError, ValueError: as `push_model`.
+    Returns the address of the commit; raises as `push_model` does.
     """
     return _push(model, repo_id, report, lambda: locate(repo_id, report.key)[0], options, seed)
 
@@ -125,19 +121,15 @@ def write_folder(
     seed: int | None = None,
     repo: str = "",
 ) -> None:
-    """Write a model that has just been initialised as timm's `local-dir:` and `hf-hub:` read it.
+    """Write model.safetensors and config.json, as timm's `local-dir:` and `hf-hub:` read them.
 
     Args:
-        folder: gets model.safetensors and config.json.
-        model: one of timm's.
-        report: of its initialisation.
-        options: what built the model.
-        seed: of timm's own initialisation, if that is known.
+        folder, model, report, options, seed: as in `push_model`.
         repo: "ORG/NAME" or "ORG/NAME@REVISION" where the files are going to be: adds a model card, and the path of a
             GHN of the user's own is left out.
 
     Raises:
-        ValueError, TypeError: not a model of timm's, or options that JSON cannot hold.
+        ValueError, TypeError: as `push_model`.
     """
     if "architecture" not in (getattr(model, "__dict__", {}).get("pretrained_cfg") or {}):
         raise InputError(

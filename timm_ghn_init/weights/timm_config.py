@@ -13,12 +13,9 @@ PAPER_ID = "arXiv:2207.10049"
 
 
 def source_cfg(source: Source | None, base: Any) -> Any:
-    """The `PretrainedCfg` of an architecture whose weights a source predicts.
+    """The `PretrainedCfg` of an architecture whose weights a source predicts; None for those drawn at random.
 
-    Args:
-        source: None for weights that were drawn at random.
-        base: the architecture's own `PretrainedCfg`; what describes data and layers is kept, what locates or
-            describes weights is replaced.
+    What describes data and layers is that of `base`, the architecture's own; what is on weights is replaced.
     """
     return replace(base, **cfg_fields(source))
 
