@@ -42,29 +42,32 @@ OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clie
 
 
 def test_pages(site: Path, browser: Browser) -> None:
-    """Every page, wide and narrow, light and dark."""
+    """Every page, opened once: wide and narrow, then in the other colour scheme, which the next page keeps."""
     pages = sorted(p for p in site.rglob("*.html") if p.name != "404.html")
     assert len(pages) > 30
     browser.requests.clear()
     browser.errors.clear()
     faults = []
-    for scheme in SCHEMES:
-        browser.show(WIDTHS[0], "light")
-        browser.open(pages[0].as_uri())
-        assert browser.wait_for(f"{PALETTE.format(scheme)}.click(), {SHOWN} === '{scheme}'")  # kept for all pages
-        for page in pages:
-            browser.open(page.as_uri())
-            name = f"{page.relative_to(site)}, {scheme}"
-            if browser.evaluate(SHOWN) != scheme:
-                faults.append(f"{name}: another colour scheme")
-            for width in WIDTHS:
-                browser.show(width, "light")
-                if (over := browser.evaluate(OVERFLOW)) > 0:
-                    faults.append(f"{name}, {width} px: {over} px too wide")
-            if broken := browser.evaluate(BROKEN):
-                faults.append(f"{name}: broken pictures {broken}")
-            faults += [f"{name}: {error}" for error in browser.errors]
-            browser.errors.clear()
+    browser.show(WIDTHS[0], "light")
+    browser.open(pages[0].as_uri())
+    assert browser.wait_for(f"{PALETTE.format(SCHEMES[0])}.click(), {SHOWN} === '{SCHEMES[0]}'")
+    for i, page in enumerate(pages):
+        kept, other = SCHEMES[i % 2], SCHEMES[1 - i % 2]
+        browser.open(page.as_uri())
+        name = str(page.relative_to(site))
+        if browser.evaluate(SHOWN) != kept:
+            faults.append(f"{name}: not {kept}")
+        for width in WIDTHS:
+            browser.show(width, "light")
+            if (over := browser.evaluate(OVERFLOW)) > 0:
+                faults.append(f"{name}, {width} px: {over} px too wide")
+        broken = browser.evaluate(BROKEN)
+        if not browser.wait_for(f"{PALETTE.format(other)}.click(), {SHOWN} === '{other}'"):
+            faults.append(f"{name}: does not become {other}")
+        if broken := broken + browser.evaluate(BROKEN):
+            faults.append(f"{name}: broken pictures {broken}")
+        faults += [f"{name}: {error}" for error in browser.errors]
+        browser.errors.clear()
     local = ("file:", "data:", "blob:", "about:")
     assert faults == []
     assert [url for url in browser.requests if not url.startswith(local)] == []

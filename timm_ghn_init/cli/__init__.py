@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import analyze, bake, cache, compare, doctor, finetune, ghns, graph, predict, report, setup, training, tune
+from . import analyze, bake, cache, compare, doctor, finetune, ghns, graph, predict, setup
 from .arguments import ArgumentParser, flag, opt
 from .errors import exit_status
 from .messages import PROG, logging_to_stderr
@@ -19,8 +19,11 @@ from .results import results
 GROUPS = {  # as in docs/guides/command-line.md
     "Initialise": (predict.predict, bake.bake, predict.push),
     "Inspect": (graph.inspect, graph.graph, compare.compare),
-    "Measure": (finetune.finetune, report.report, tune.tune, analyze.correlations, analyze.signal, analyze.embed),
-    "GHNs": (ghns.list_known, ghns.fetch, training.train_ghn, training.eval_ghn),
+    "Measure": (
+        *(finetune.finetune, finetune.report, finetune.tune),
+        *(analyze.correlations, analyze.signal, analyze.embed),
+    ),
+    "GHNs": (ghns.list_known, ghns.fetch, ghns.train_ghn, ghns.eval_ghn),
     "Set up": (setup.enable, setup.disable, cache.cache, doctor.doctor, setup.completion),
 }
 _ALL_HAVE = (

@@ -1,24 +1,17 @@
 """`analyze`: what an initialisation looks like, before any training."""
 
 import argparse
-import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sources import DEFAULT, parse_source
 from ..utils.checks import whole
 from ..utils.text import logger
-from ..version import __version__
-from .arguments import ARCHITECTURE, RANDOM, command, image_options, one_source, opt, sources
-from .files import output_path, writing
-from .finetune import INITS
+from .arguments import ARCHITECTURE, INITS, RANDOM, command, image_options, one_source, opt, sources
+from .files import picture_path, present
 from .messages import UserError, one_line, table
 from .models import with_weights
-from .results import plain, show
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from torch import Tensor, nn
 
     from ..lab.analysis.embeddings import Architecture
@@ -189,45 +182,3 @@ def _available(args: argparse.Namespace) -> "tuple[Create, list[str], int]":
     for init, reason in missing.items():
         _logger.warning("%s is left out: %s", init, one_line(reason))
     return create, found, 1 if missing else 0
-
-
-def picture_path(args: argparse.Namespace) -> Path | None:
-    """The output file, checked before the work; None for --json alone."""
-    from ..lab.pictures import style
-
-    if args.output is None:
-        if args.json:
-            return None
-        raise UserError("-o FILE.svg (or .png, .json) is missing: name an output file, or add --json.")
-    output = output_path(args.output, (".svg", ".png", ".json"))
-    if output.suffix.lower() != ".json":
-        with style():  # matplotlib is there
-            pass
-    return output
-
-
-def present(
-    args: argparse.Namespace,
-    output: Path | None,
-    data: dict[str, Any],
-    figure: "Callable[[dict[str, Any]], Figure]",
-    text: Callable[[dict[str, Any]], str],
-) -> None:
-    """Write the numbers and a picture of them, and show which files were written."""
-    import timm
-    import torch
-
-    from ..lab.pictures import rendered, style
-
-    data |= {"versions": {"timm_ghn_init": __version__, "timm": timm.__version__, "torch": torch.__version__}}
-    contents: dict[Path, bytes] = {}
-    if output is not None:
-        contents[output.with_suffix(".json")] = json.dumps(plain(data), allow_nan=False).encode() + b"\n"
-        if output.suffix.lower() != ".json":
-            with style():
-                contents[output] = rendered(figure(data), output.suffix.lower())
-    for path, content in contents.items():
-        with writing(path) as temporary:
-            temporary.write_bytes(content)
-    files = list(contents)
-    show(args, {**data, "files": files}, lambda: "\n".join((*map(str, files), "", text(data))))

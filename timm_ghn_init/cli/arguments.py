@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from ..sources import SUFFIXES, Source, is_source, parse_source
-from ..utils.checks import FINITE, POSITIVE, SEED, Kind, whole
+from ..utils.checks import POSITIVE, SEED, Kind, whole
 from ..utils.text import did_you_mean
 from .messages import PROG, one_line
 from .results import write_out
@@ -149,7 +149,7 @@ def as_source(text: str) -> str:
 
 # -- options of several commands ---------------------------------------------------------------------------------------
 
-number = FINITE
+INITS = ("rand", "orth", "ghn", "ghn-orth")  # that comparisons show by default
 ARCH = opt("arch", "a timm architecture", metavar="ARCH")
 MODEL_OPTIONS = (  # arguments of `timm.create_model`
     opt("--num-classes", "classes of the last layer (default: the architecture's)", whole(0), metavar="N"),

@@ -10,9 +10,9 @@ from ..utils.checks import NAMESPACE
 from ..utils.progress import over
 from ..utils.text import did_you_mean, logger
 from .arguments import AGAIN, MODEL_OPTIONS, PREDICTION, command, either, opt, read_source
-from .files import writing_folder
+from .files import writing
 from .messages import UserError, one_line, table
-from .models import build_initialised, device_of_rank, model_key, read_predicting
+from .models import build_initialised, device_of_rank, model_key
 from .predict import need_hub
 from .results import show
 
@@ -45,7 +45,10 @@ def bake(args: argparse.Namespace) -> int:
     """Predict the weights of many architectures; continues where it was stopped."""
     from ..utils.ranks import gather, share
 
-    source = read_predicting(read_source(args)).prediction
+    source = read_source(args)
+    if source.initialisation or source.plus:
+        raise UserError(f"{source} is not a GHN alone: there is no prediction to share. Name a GHN, e.g. ghn2.")
+    source = source.prediction
     names = _architectures(args.models)
     (part, parts), (rank, ranks) = args.shard, share()
     mine = names[part + rank * parts :: parts * ranks]
@@ -85,7 +88,7 @@ def _to_folder(args: argparse.Namespace, source: Source, key: str, folder: Path)
     if _holds(folder, key):
         return "was there", str(folder)
     model, options, report, seed = build_initialised(args, source)
-    with writing_folder(folder) as temporary:
+    with writing(folder, folder=True) as temporary:
         write_folder(temporary, model, replace(report, key=key), options, seed)
     return "baked", str(folder)
 

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .arguments import MODEL_OPTIONS, RANDOM, command, opt
 from .messages import UserError, one_line, table
@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 
 
-class _Weights(NamedTuple):
-    """Weights, and the names of those that were predicted; None if unknown."""
-
-    tensors: "dict[str, Tensor]"
-    predicted: frozenset[str] | None
+# Weights by name, and the names of those that were predicted; None if unknown.
+_Weights = tuple["dict[str, Tensor]", frozenset[str] | None]
 
 
 @command(
@@ -37,15 +34,15 @@ def compare(args: argparse.Namespace) -> int:
 
     files = [_file(text) for text in (args.first, args.second)]
     about = next((a for path in files if path and (a := _about(path))), {})
-    first, second = (
+    (first, set_first), (second, set_second) = (
         _read(path) if path else _initialised(text, args, about)
         for path, text in zip(files, (args.first, args.second), strict=True)
     )
-    rows = differences(first.tensors, second.tensors)
+    rows = differences(first, second)
     total = summary(rows)
-    if first.predicted is not None and second.predicted is not None:
-        total["predicted in A only"] = sorted(first.predicted - second.predicted)
-        total["predicted in B only"] = sorted(second.predicted - first.predicted)
+    if set_first is not None and set_second is not None:
+        total["predicted in A only"] = sorted(set_first - set_second)
+        total["predicted in B only"] = sorted(set_second - set_first)
     show(args, {**total, "tensors": [row._asdict() for row in rows]}, lambda: _as_text(rows, total))
     return 0 if len(total["equal"]) == len(rows) else 1
 
@@ -91,7 +88,7 @@ def _read(path: Path) -> _Weights:
         reason = one_line(error)[:200] or type(error).__name__
         raise UserError(f"{path} cannot be read as weights, tensors by name: {reason}") from error
     predicted = _about(path).get("predicted")
-    return _Weights(tensors, None if predicted is None else frozenset(predicted))
+    return tensors, None if predicted is None else frozenset(predicted)
 
 
 def _initialised(init: str, args: argparse.Namespace, about: dict[str, Any]) -> _Weights:
@@ -106,7 +103,7 @@ def _initialised(init: str, args: argparse.Namespace, about: dict[str, Any]) -> 
         args.num_classes = about.get("num_classes")
     args.arch = arch
     made = initialised(lambda pretrained: with_weights(args, pretrained), init, seed=args.seed)
-    return _Weights(made.model.state_dict(), made.predicted)
+    return made.model.state_dict(), made.predicted
 
 
 _REMARKS = {

@@ -16,7 +16,7 @@ _logger = logger(__name__)
 FAILED = 2  # a mistake, or a fault of disk, memory or network
 
 _BUG = (
-    f"This is a bug in {PROG}, not a mistake of yours. Please report it with the text above and the output of "
+    f"This is a bug in {PROG}, not a mistake of yours. Please report it with the text below and the output of "
     f"`{PROG} doctor`."
 )
 
@@ -33,7 +33,7 @@ def exit_status(work: Callable[[], int], resume_hint: Callable[[], str]) -> int:
 
     Raises:
         SystemExit: by argparse.
-        Exception: a bug. Python prints its traceback and a note that asks for a report.
+        Exception: a bug. A line on stderr asks for a report, and Python prints its traceback.
     """
     try:
         with _signals_interrupt():
@@ -48,7 +48,7 @@ def exit_status(work: Callable[[], int], resume_hint: Callable[[], str]) -> int:
     except Exception as error:
         message = _message(error)
         if message is None:
-            _add_note(error)
+            print(_BUG, file=sys.stderr)
             raise
         _logger.debug("Traceback:", exc_info=True)
         return _end(f"error: {message}", FAILED)
@@ -98,10 +98,3 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _end(text: str, status: int) -> int:
     print(f"{PROG}: {one_line(text)}", file=sys.stderr)
     return status
-
-
-def _add_note(error: Exception) -> None:
-    if hasattr(error, "add_note"):
-        error.add_note(_BUG)
-    else:  # before Python 3.11
-        print(_BUG, file=sys.stderr)

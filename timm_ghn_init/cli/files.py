@@ -1,12 +1,20 @@
 """Files and folders that a command writes."""
 
+import argparse
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..utils.files import replacing, replacing_folder
+from ..version import __version__
 from .messages import UserError
+from .results import plain, show
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def output_path(path: str, suffixes: tuple[str, ...], folder: bool = False) -> Path:
@@ -44,22 +52,52 @@ def is_folder(path: str) -> bool:
 
 
 @contextmanager
-def writing(output: Path) -> Iterator[Path]:
-    """A temporary file that becomes `output` when the block ends without an error."""
-    with _write_errors(output), replacing(output) as temporary:
-        yield temporary
-
-
-@contextmanager
-def writing_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder whose files move into `output` when the block ends without an error."""
-    with _write_errors(output), replacing_folder(output) as temporary:
-        yield temporary
-
-
-@contextmanager
-def _write_errors(output: Path) -> Iterator[None]:
+def writing(output: Path, folder: bool = False) -> Iterator[Path]:
+    """A temporary file that becomes `output`, or a folder whose files move into it, at the end of the block."""
     try:
-        yield
+        with (replacing_folder if folder else replacing)(output) as temporary:
+            yield temporary
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror or error}") from error
+
+
+def picture_path(args: argparse.Namespace) -> Path | None:
+    """The output file, checked before the work; None for --json alone."""
+    from ..lab.pictures import style
+
+    if args.output is None:
+        if args.json:
+            return None
+        raise UserError("-o FILE.svg (or .png, .json) is missing: name an output file, or add --json.")
+    output = output_path(args.output, (".svg", ".png", ".json"))
+    if output.suffix.lower() != ".json":
+        with style():  # matplotlib is there
+            pass
+    return output
+
+
+def present(
+    args: argparse.Namespace,
+    output: Path | None,
+    data: dict[str, Any],
+    figure: "Callable[[dict[str, Any]], Figure]",
+    text: Callable[[dict[str, Any]], str],
+) -> None:
+    """Write the numbers and a picture of them, and show which files were written."""
+    import timm
+    import torch
+
+    from ..lab.pictures import rendered, style
+
+    data |= {"versions": {"timm_ghn_init": __version__, "timm": timm.__version__, "torch": torch.__version__}}
+    contents: dict[Path, bytes] = {}
+    if output is not None:
+        contents[output.with_suffix(".json")] = json.dumps(plain(data), allow_nan=False).encode() + b"\n"
+        if output.suffix.lower() != ".json":
+            with style():
+                contents[output] = rendered(figure(data), output.suffix.lower())
+    for path, content in contents.items():
+        with writing(path) as temporary:
+            temporary.write_bytes(content)
+    files = list(contents)
+    show(args, {**data, "files": files}, lambda: "\n".join((*map(str, files), "", text(data))))

@@ -1,28 +1,44 @@
-"""`finetune`: what initialisations are worth for few-shot fine-tuning."""
+"""`finetune`, `report` and `tune`: what initialisations are worth for few-shot fine-tuning."""
 
 import argparse
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.checks import FINITE, PROCESSES, whole
-from .arguments import AGAIN, ARCH, Declare, command, flag, group, image_options, literal, opt, seconds, sources
-from .files import output_path
+from ..sources import parse_source
+from ..utils.checks import FINITE, PROCESSES, InputError, whole
+from .arguments import (
+    AGAIN,
+    ARCH,
+    INITS,
+    Declare,
+    command,
+    flag,
+    group,
+    image_options,
+    literal,
+    one_source,
+    opt,
+    seconds,
+    sources,
+)
+from .files import output_path, picture_path, present, writing
 from .messages import UserError, one_line, table
 from .models import device_of_rank, read_device
 from .results import show
 
 if TYPE_CHECKING:
-    from ..lab.finetune import Trial
+    from ..lab.finetune import Runs, Trial
     from ..lab.finetune.plans import Each, Tuned
+    from ..lab.finetune.tuning import Tuning
 
-INITS = ("rand", "orth", "ghn", "ghn-orth")
 
-
-def run_options(seeds: int) -> tuple[Declare, ...]:
+def _run_options(seeds: int) -> tuple[Declare, ...]:
     """Data, machine and hyper-parameters; what is not given is left to the preset or to `Trial`."""
     return (
         *image_options("digits"),
@@ -74,7 +90,7 @@ _SEARCH = (
     sources((), f"sources to compare; also pretrained, timm (default: {' '.join(INITS)}, or the preset's)"),
     opt("--preset", "the paper's Table 2; options replace its values (default: none)", metavar="ARCH/INIT"),
     opt("-o --output", "results are appended", required=True, metavar="RUNS.jsonl"),
-    *run_options(seeds=5),
+    *_run_options(seeds=5),
     group("choose hyper-parameters on the validation images, for each initialisation", *_SEARCH),
     resume_hint=AGAIN,
 )
@@ -91,7 +107,7 @@ def finetune(args: argparse.Namespace) -> int:
     output = output_path(args.output, (".jsonl",))
     device = read_device(args.device or device_of_rank())
     runs = Runs(output)
-    with less_messages(args):
+    with _less_messages(args):
         trials = _trials(args)
         plans = [_plan(trial, args) for trial in trials]
         load(trials[0], args.data_dir)  # before the work
@@ -104,16 +120,16 @@ def finetune(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def less_messages(args: argparse.Namespace) -> Iterator[None]:
+def _less_messages(args: argparse.Namespace) -> Iterator[None]:
     """One line per run: the reports of the initialisations are in the results, and shown with -v."""
     loggers = [logging.getLogger(f"timm_ghn_init.{name}") for name in ("initialize", "recipe.pending")]
-    levels = [logger.level for logger in loggers]
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(logging.WARNING if args.verbose == 0 else level)
+    before = [(logger, logger.level) for logger in loggers]
+    for logger in loggers if args.verbose == 0 else ():
+        logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in before:
             logger.setLevel(level)
 
 
@@ -127,11 +143,11 @@ def _trials(args: argparse.Namespace) -> "list[Trial]":
         raise UserError(f"Unknown preset {args.preset!r}; there are {', '.join(PRESETS)}.")
     preset = PRESETS[args.preset] if args.preset else {}
     inits = args.source or ([preset["init"]] if preset else INITS)
-    trials = [Trial(**{**preset, **given(args), "init": init}) for init in dict.fromkeys(inits)]
+    trials = [Trial(**{**preset, **_given(args), "init": init}) for init in dict.fromkeys(inits)]
     return [settled(trial, args.data_dir) for trial in trials]
 
 
-def given(args: argparse.Namespace) -> dict[str, Any]:
+def _given(args: argparse.Namespace) -> dict[str, Any]:
     """Options that are fields of `Trial`."""
     from ..lab.finetune import Trial
 
@@ -150,7 +166,7 @@ def _plan(trial: "Trial", args: argparse.Namespace) -> "Each | Tuned":
         return Each(trial, args.seeds)
     if args.time_budget is not None and args.search != "halving":
         raise UserError("--time-budget needs --search halving.")
-    fixed = {name: [value] for name, value in given(args).items() if name in SEARCHABLE}
+    fixed = {name: [value] for name, value in _given(args).items() if name in SEARCHABLE}
     candidates = grid(trial, {**fixed, **_grid_values(args.grid)})
     candidates = candidates[: args.trials] if args.search == "grid" else sample(candidates, args.trials)
     return Tuned(candidates, args.seeds, rounds=4 if args.search == "halving" else 1, seconds=args.time_budget)
@@ -178,19 +194,152 @@ def _as_data(records: "list[dict[str, Any]]") -> "list[dict[str, Any]]":
 def _as_text(records: "list[dict[str, Any]]") -> str:
     from ..lab.finetune.results import hyper_parameters, percent, summary
 
-    rows = [
-        (
-            row["trial"]["init"],
-            percent(row["validation_accuracy"]),
-            percent(row["test_accuracy"]),
-            len(row["seeds"]),
-            hyper_parameters(row["trial"]),
-        )
-        for row in summary(records)
-    ]
+    rows = []
+    for row in summary(records):
+        scores = [percent(row[f"{part}_accuracy"]) for part in ("validation", "test")]
+        rows.append((row["trial"]["init"], *scores, len(row["seeds"]), hyper_parameters(row["trial"])))
     header = ("initialisation", "validation %", "test %", "seeds", "hyper-parameters")
     first = records[0]
     stem = ", ".join(f"{name} {change}" for name, change in (first.get("stem") or {}).items()) or "as it is"
     labels = (first.get("images") or {"train": first["trial"]["labels"]})["train"]
     head = f"{first['trial']['arch']}, {first['trial']['data']}, {labels} labels; stem: {stem}"
     return f"{one_line(head)}\n\n{table(header, rows)}"
+
+
+@command(
+    "report runs.jsonl --correlations correlations.json -o report.html",
+    opt("runs", "results of finetune", metavar="RUNS.jsonl"),
+    opt(
+        "--correlations", "also show this output of analyze correlations; repeatable (default: none)", default=[],
+        action="append", metavar="FILE.json",
+    ),
+    opt("-o --output", "the page", required=True, metavar="REPORT.html"),
+)  # fmt: skip
+def report(args: argparse.Namespace) -> int:
+    """Write the results of finetune as one HTML page: table, curves, correlations, commands."""
+    from ..lab.analysis import experiments, page
+    from ..lab.finetune.results import read
+
+    output = output_path(args.output, (".html",))
+    runs = Path(args.runs)
+    if not runs.is_file():
+        raise UserError(f"{runs}: there is no such file. finetune ... -o {runs} writes one.")
+    found, left_out = experiments(read(runs))
+    if not found:
+        raise UserError(f"{runs} holds no finished run of finetune.")
+    measured = [_read_correlations(Path(path)) for path in args.correlations]
+    text = page(found, measured, left_out)
+    with writing(output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    show(args, {"output": output}, str(output))
+    return 0
+
+
+def _read_correlations(path: Path) -> Any:
+    from ..lab.analysis import check_correlations
+
+    content = path.read_bytes()
+    try:
+        data = json.loads(content)
+        check_correlations(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not an output of analyze correlations: {error}") from error
+    return data
+
+
+@command(
+    "tune resnet50 --source ghn2-orth --time-budget 20m -o tuned.svg",
+    ARCH,
+    one_source("ghn-orth", "a GHN with -orth"),
+    opt("--time-budget", "training time in all, e.g. 20m (default: unlimited)", seconds, metavar="TIME"),
+    opt(
+        "-o --output", "accuracy by layer, with its numbers in FILE.json and the runs in FILE.jsonl", required=True,
+        metavar="FILE.svg|png|json",
+    ),
+    *_run_options(seeds=3),
+    resume_hint=AGAIN,
+)  # fmt: skip
+def tune(args: argparse.Namespace) -> int:
+    """Find the first post-processed layer L and the noise beta for your network and images.
+
+    Learning rates, L and beta are searched on validation images. The command prints the source to use, and its accuracy
+    next to those of random and orthogonal parameters. An interrupted command continues from FILE.jsonl.
+    """
+    from ..lab.analysis import layer_figure
+    from ..lab.finetune import Runs, work
+    from ..lab.finetune.data import load
+    from ..lab.finetune.tuning import Tuning
+
+    source = parse_source(args.source)
+    if not source.orth:
+        raise UserError(f"{source} is not post-processed: there is no L to tune. Name a GHN with -orth.")
+    output = picture_path(args)
+    assert output is not None  # argparse requires it
+    runs, device = Runs(output.with_suffix(".jsonl")), read_device(args.device)
+    with _less_messages(args):
+        trial = _tuned_trial(args, str(source))
+        fixed: dict[str, Any] = {
+            "rates": () if args.lr is None else (args.lr,),
+            "fixed_epochs": args.epochs is not None,
+        }
+        tuning = Tuning(trial, _count_layers(args.arch), args.seeds, args.time_budget, **fixed)
+        load(trial, args.data_dir)  # before the work
+        work(tuning, runs, data_dir=args.data_dir, device=device, workers=args.workers)
+    data = _summary(tuning, runs)
+    present(args, output, data, layer_figure, _tuned_as_text)
+    return 0
+
+
+def _tuned_trial(args: argparse.Namespace, source: str) -> "Trial":
+    from ..lab.finetune import Trial
+    from ..lab.finetune.protocol import settled
+
+    opt = {"opt": "adamw"} if args.arch.startswith("convnext") else {}  # as in the paper
+    return settled(Trial(**{**opt, **_given(args), "init": source}), args.data_dir)
+
+
+def _count_layers(arch: str) -> int:
+    import timm
+    import torch
+
+    from ..recipe.postprocessing import list_layers
+
+    if not timm.is_model(arch):
+        raise InputError(f"Unknown architecture {arch!r}; timm.list_models() lists all.")
+    with torch.device("meta"):
+        return len(list_layers(timm.create_model(arch)))
+
+
+def _summary(tuning: "Tuning", runs: "Runs") -> dict[str, Any]:
+    from ..lab.finetune.results import mean_and_std
+
+    done = runs.finished()
+    rows = []
+    for title, trials in tuning.final(done).items():
+        records = [done[t.key] for t in trials]
+        scores = {part: mean_and_std([r[f"{part}_accuracy"] for r in records]) for part in ("validation", "test")}
+        rows.append({"title": title, "init": trials[0].init, "lr": trials[0].lr, "seeds": len(records), **scores})
+    return {
+        "arch": tuning.trial.arch,
+        "data": tuning.trial.data,
+        "labels": tuning.trial.labels,
+        "epochs": tuning.epochs(done),
+        "layers": tuning.n_layers,
+        "automatic": tuning.trial.init,
+        "source": tuning.choice(done).init,
+        "curve": tuning.curve(done),
+        "compared": rows,
+    }
+
+
+def _tuned_as_text(data: dict[str, Any]) -> str:
+    from ..lab.finetune.results import percent
+
+    rows = [
+        (row["title"], percent(row["validation"]), percent(row["test"]), f"{row['lr']:g}", row["init"])
+        for row in data["compared"]
+    ]
+    head = f"{data['arch']} of {data['layers']} layers, {data['data']}, {data['epochs']} epochs"
+    text = table(("", "validation %", "test %", "learning rate", "source"), rows)
+    seeds = f"Mean and deviation of {data['compared'][0]['seeds']} seeds; all was chosen on validation images."
+    return f"{head}\n\n{text}\n\n{seeds}\n\nUse this source:\n{data['source']}"

@@ -47,11 +47,11 @@ def _statistics(args: argparse.Namespace, source: str) -> dict[str, Any]:
     from ..recipe.offer import predicted
     from ..recipe.plan import kept_parameters
 
-    ghn = read_ghn(source)
+    resolved, why, ghn = read_ghn(source)
     model, graph = trace_model(args, ghn.dialect)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    offer = predicted(graph, ghn.num_classes, ghn.source)
-    skipped = {**offer.skipped, **kept_parameters(model, args.arch, ghn.source.only, ghn.source.skip, {})}
+    offer = predicted(graph, ghn.num_classes, resolved)
+    skipped = {**offer.skipped, **kept_parameters(model, args.arch, resolved.only, resolved.skip, {})}
     parameters = []
     for name, parameter in model.named_parameters():
         target = None if name in skipped else graph.targets.get(name)
@@ -61,8 +61,8 @@ def _statistics(args: argparse.Namespace, source: str) -> dict[str, Any]:
     names = [n for n in offer.roles if n not in skipped]
     return {
         "architecture": args.arch,
-        "source": str(ghn.source),
-        "because": ghn.why or None,
+        "source": str(resolved),
+        "because": why or None,
         "num_classes": ghn.num_classes,
         "input_size": list(graph.input_size),
         "nodes": len(graph.nodes),
@@ -113,7 +113,7 @@ def graph(args: argparse.Namespace) -> int:
     from ..lab.draw import FORMATS, MOST_LABELLED_NODES, draw
 
     output = output_path(args.output, FORMATS)
-    _, traced = trace_model(args, read_ghn(args.source).dialect)
+    _, traced = trace_model(args, read_ghn(args.source)[2].dialect)
     folded = len(traced.nodes) > MOST_LABELLED_NODES if args.fold is None else args.fold
     draw(traced, output, title=args.arch, labels=args.labels, folded=folded)
     show(args, {"output": output, "nodes": len(traced.nodes), "edges": len(traced.edges)}, str(output))

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..sources import DEFAULT, Source, is_source, parse_source
 from ..utils.checks import check_device, shown, whole
@@ -114,24 +114,13 @@ def _on_meta(args: argparse.Namespace, use: "Callable[[nn.Module], T]") -> "T":
     return use(build(args)[0])
 
 
-class Reads(NamedTuple):
-    """A GHN's dialect and classes: what it reads and predicts.
+def read_ghn(text: str) -> tuple[Source, str, Any]:
+    """The GHN of a source.
 
-    Attributes:
-        source: the source; "ghn" is resolved as far as possible without a network.
-        why: the reason for that resolution; "" if the user named the GHN.
-        dialect: the dialect of the graphs that it reads, "ghn2" or "ghn3".
-        num_classes: the number of classes of the classifiers that it predicts.
+    Returns:
+        The source, "ghn" resolved as far as possible without a network; the reason for that resolution, "" if the user
+        named the GHN; and what knows its `dialect` and `num_classes`, which for a GHN with a name needs no checkpoint.
     """
-
-    source: Source
-    why: str
-    dialect: Any
-    num_classes: int
-
-
-def read_ghn(text: str) -> Reads:
-    """The dialect and classes of a source's GHN. A GHN with a name needs no checkpoint for that."""
     from ..checkpoints.load import expected_default, load_ghn
 
     source, why = parse_source(text), ""
@@ -140,8 +129,7 @@ def read_ghn(text: str) -> Reads:
     if source.name == DEFAULT:
         name, why = expected_default()
         source = replace(source, name=name)
-    about = source.known or load_ghn(source)
-    return Reads(source, why, about.dialect, about.num_classes)
+    return source, why, source.known or load_ghn(source)
 
 
 def build_initialised(args: argparse.Namespace, source: Source) -> "tuple[nn.Module, dict[str, Any], InitReport, int]":
@@ -186,14 +174,3 @@ def device_of_rank() -> str | None:
 
     count, rank = torch.cuda.device_count(), os.environ.get("LOCAL_RANK")
     return f"cuda:{int(rank) % count}" if rank and count else None
-
-
-def read_predicting(source: Source) -> Source:
-    """The source of a command that shares predictions.
-
-    Raises:
-        UserError: the source has no GHN.
-    """
-    if source.initialisation or source.plus:
-        raise UserError(f"{source} is not a GHN alone: there is no prediction to share. Name a GHN, e.g. ghn2.")
-    return source

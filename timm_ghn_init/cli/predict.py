@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ..weights.files import provenance, save, state_dict
 from .arguments import ARCHITECTURE, PREDICTION, command, either, flag, opt, read_source
-from .files import is_folder, output_path, writing, writing_folder
+from .files import is_folder, output_path, writing
 from .messages import UserError, mistakes
 from .models import build_initialised, model_key
 from .results import show
@@ -27,7 +27,7 @@ def predict(args: argparse.Namespace) -> int:
     from ..weights.push import write_folder  # imports torch and timm, which take seconds: mistakes above come first
 
     model, options, report, seed = build_initialised(args, source)
-    with writing_folder(output) if folder else writing(output) as temporary:
+    with writing(output, folder) as temporary:
         if folder:
             write_folder(temporary, model, report, options, seed)
         else:
