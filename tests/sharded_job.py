@@ -67,11 +67,25 @@ class Tied(nn.Module):
         return self.head(self.two(self.one(self.stem(x).mean((2, 3))).relu()))
 
 
+class Purposeful(nn.Module):
+    """A layer of zeros and a prior that only the constructor sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.zero, self.head = nn.Conv2d(3, 20, 3), nn.Conv2d(20, 20, 1), nn.Linear(20, 5)
+        nn.init.zeros_(self.zero.weight)
+        nn.init.constant_(self.stem.bias, 3.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head((x + self.zero(x)).mean((2, 3)).relu())
+
+
 def build(kind: str, device: str = "cpu") -> nn.Module:
     torch.manual_seed(0)
     with torch.device(device):
-        if kind == "tied":
-            return Tied()
+        if kind in ("tied", "purposeful"):
+            return Tied() if kind == "tied" else Purposeful()
         name, options = MODELS[kind]
         return timm.create_model(name, **options)
 
@@ -302,6 +316,16 @@ def orth_without_a_layer(job: Job) -> None:
         assert not different, different
         layers.add(layer)
     assert len(layers) == len(NO_LAYER)
+
+
+@check(2, 4)
+def values_set_on_purpose(job: Job) -> None:
+    """They are read where they are, and all ranks agree, also one without a row."""
+    for placement in (Shard(0), Shard(1)):
+        plain, model = build("purposeful"), place(build("purposeful"), job.mesh, [placement])
+        expected, report = job.init(plain, "purposeful"), job.init(model, "purposeful")
+        assert report.skipped == expected.skipped and {"zero.weight", "stem.bias"} <= set(report.skipped)
+        same(model, whole(plain))
 
 
 @check(2)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,35 @@ def test_orth_is_orthonormal_in_every_layer_but_the_last(name: str) -> None:
     layers = list_layers(model)
     assert all(is_orthonormal(module.weight) for _, module in layers[:-1])
     torch.testing.assert_close(layers[-1][1].weight.std(), plain.get_parameter(layers[-1][0]).std(), rtol=0.1, atol=0)
+
+
+class Equalised(nn.Module):
+    """A layer that multiplies its weight, its input or its output by a constant."""
+
+    def __init__(self, c: int, k: int, place: str) -> None:
+        super().__init__()
+        self.weight, self.place = nn.Parameter(torch.randn(k, c, 3, 3)), place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        by = {"weight": 1.0, "input": 1.0, "output": 1.0, self.place: 0.25}
+        return nn.functional.conv2d(x * by["input"], self.weight * by["weight"], padding=1) * by["output"]
+
+
+@pytest.mark.parametrize("source", ["rand", "orth", "rand+orth?only=3.*"])
+@pytest.mark.parametrize("place", ["weight", "input", "output"])
+def test_equalised_learning_rate(source: str, place: str) -> None:
+    """The layer computes with the baseline's values."""
+
+    def net(conv: Callable[..., nn.Module]) -> nn.Module:
+        body = [nn.Conv2d(3, 8, 3), conv(8, 16), nn.ReLU(), conv(16, 24)]
+        return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5))
+
+    plain = net(lambda c, k: nn.Conv2d(c, k, 3, padding=1, bias=False))
+    scaled = net(lambda c, k: Equalised(c, k, place))
+    for model in (plain, scaled):
+        init_model(model, source, input_size=8, seed=4)
+    assert torch.equal(scaled[0].weight, plain[0].weight)
+    assert all(torch.equal(scaled[i].weight / 4, plain[i].weight) for i in (1, 3))
 
 
 def test_orth_is_equation_2_applied_to_rand() -> None:

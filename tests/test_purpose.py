@@ -199,6 +199,36 @@ def test_without_values_the_models_own_initialisation_is_asked() -> None:
     assert on_meta.skipped == report.skipped and not model.b.weight.any()
 
 
+class Around(nn.Module):
+    """Its `reset_parameters` follows that of the layers inside, as in its constructor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3, padding=1), nn.Linear(32, 20)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.b.weight)
+        nn.init.constant_(self.fc.bias, -4.6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.fc((x + self.b(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("source", [SOURCE, "rand", "orth"])
+def test_a_module_is_reset_after_those_inside_of_it(source: str) -> None:
+    expected = init_model(Around(), source, input_size=16).skipped
+    assert expected["b.weight"] == purpose.ZERO
+    with torch.device("meta"):
+        model, emptied = Around(), Around()
+    assert init_model(model, source, input_size=16, device="cpu").skipped == expected
+    emptied.to_empty(device="cpu")
+    assert init_model(emptied, source, input_size=16, init_rest=True).skipped == expected
+    for made in (model, emptied):
+        assert not made.b.weight.any() and (source != SOURCE or (made.fc.bias == -4.6).all())
+
+
 def test_while_draws_are_put_off() -> None:
     """What is only drawn is not read; what is set afterwards is."""
     with DeferredInit(0) as deferred:

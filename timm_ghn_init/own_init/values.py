@@ -30,8 +30,8 @@ def set_values(
 ) -> dict[str, Tensor]:
     """Parameters of which somebody may have set the values: without those that are known to be drawn at random.
 
-    Of what has no values, or only a part of them here, the model's own initialisation is asked. What a constructor sets
-    besides is not known then.
+    Of what has no values the model's own initialisation is asked. What a constructor sets besides is not known then. Of
+    a sharded parameter it is the part that this process has.
 
     Args:
         names: of the parameters in question.
@@ -42,11 +42,16 @@ def set_values(
         Values by name, those of the model's own initialisation on the CPU.
     """
     parameters = dict(model.named_parameters())
-    there = {n for n in names if not (lost or parameters[n].is_meta or hasattr(parameters[n], "device_mesh"))}
-    values = {n: parameters[n].data for n in names if n in there and not (is_drawn and is_drawn(parameters[n]))}
+    there = {n for n in names if not (lost or parameters[n].is_meta)}
+    values = {n: _part(parameters[n]) for n in names if n in there and not (is_drawn and is_drawn(parameters[n]))}
     asked = _set_without_draws(model, [n for n in names if n not in there]) if len(there) < len(names) else []
     own = own_values(model, asked, 0) if asked else OwnValues({}, ())
     return values | {n: value for n, value in own.values.items() if n not in own.unset}
+
+
+def _part(parameter: Tensor) -> Tensor:
+    part = parameter.detach()
+    return part.to_local() if hasattr(part, "to_local") else part
 
 
 class _Draws(TorchDispatchMode):
@@ -194,11 +199,20 @@ def warn_unset(name: str, unset: Collection[str]) -> None:
 
 
 def _initialise(model: nn.Module) -> None:
-    for module in model.modules():
+    """Call the methods that set values. A module comes after those inside of it, as in constructors."""
+    for module in _inside_out(model, set()):
         for method in _EACH:
             _call(module, method)
     for module in _outermost_with(model, _WHOLE):
         _call(module, _WHOLE)
+
+
+def _inside_out(module: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]:
+    if module not in seen:
+        seen.add(module)
+        for child in module.children():
+            yield from _inside_out(child, seen)
+        yield module
 
 
 def _outermost_with(module: nn.Module, method: str) -> Iterator[nn.Module]:

@@ -145,6 +145,10 @@ class Place:
         is_drawn = None if self._settle is None else self._settle.is_drawn
         return set_values(self.model, names, is_drawn, lost=bool(self._init_rest))
 
+    def agreed(self, kept: Mapping[str, str], values: Mapping[str, Tensor]) -> Mapping[str, str]:
+        """The parameters to keep, by what all who work on this model have seen of their `values`."""
+        return kept
+
     def part(self, parameter: Tensor) -> Tensor:
         """The part of a parameter that this process has, to read and write."""
         return parameter

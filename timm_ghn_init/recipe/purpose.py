@@ -79,7 +79,8 @@ def find_purpose(
     reasons: dict[str, str] = {}
     for name, sample in samples.items():
         of = parameters.get(weights.get(name, ""))
-        reason = _reason(sample, roles[name], values[name], None if of is None else of.shape)
+        vector = parameters[name].numel() == max(parameters[name].shape, default=1)
+        reason = _reason(sample, roles[name], values[name], vector, None if of is None else of.shape)
         reasons |= {} if reason is None else {name: reason}
     if not _have_no_meaning({n: values[n].numel() for n in samples if roles[n] == "weight"}, reasons):
         kept |= reasons
@@ -199,10 +200,9 @@ def _from_all_over(value: Tensor) -> Tensor:
     return value[index] if value.dim() else value.reshape(1)
 
 
-def _reason(sample: _Sample, role: str, value: Tensor, layer: torch.Size | None) -> str | None:
+def _reason(sample: _Sample, role: str, value: Tensor, vector: bool, layer: torch.Size | None) -> str | None:
     """Why values are no random draw; None if they may be one, or are ordinary for their role."""
     block, coarse = sample.block, value.element_size() < 4
-    vector = value.numel() == max(value.shape, default=1)
     if not any(part.any() for part in sample.parts):
         return ZERO if role == "weight" and not vector and not value.any() else None
     if role == "norm" and bool((block == 1).all()):

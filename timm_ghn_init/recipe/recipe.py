@@ -76,11 +76,15 @@ class _Run:
         kept = kept_parameters(place.model, place.name, only, skip, place.given_names)
         offer = self._offer(part, kept)
         roles = {n: role for n, role in offer.roles.items() if n not in kept}
-        purpose = find_purpose(place.model, roles, place.values(list(roles)), self._graph_if_any, only)
-        for name in purpose.kept:
+        values = place.values(list(roles))
+        purpose = find_purpose(place.model, roles, values, self._graph_if_any, only)
+        on_purpose = place.agreed(purpose.kept, values)
+        for name in on_purpose:
             self.results.pop(name, None)
         graph = self._graph_if_any() if part.effective else None
-        return make_plan(place.model, place.name, offer, part, options.seed, kept | purpose.kept, purpose.notes, graph)
+        return make_plan(
+            place.model, place.name, offer, part, options.seed, {**kept, **on_purpose}, purpose.notes, graph
+        )
 
     def _offer(self, part: Resolved, kept: Mapping[str, str]) -> Offer:
         place = self._place

@@ -126,6 +126,12 @@ class Sharded(Place):
     def values(self, names: Collection[str]) -> Mapping[str, Tensor]:
         return set_values(self.model, names, lost=bool(self._options.init_rest))
 
+    def agreed(self, kept: Mapping[str, str], values: Mapping[str, Tensor]) -> Mapping[str, str]:
+        without = [n for n, value in values.items() if not value.numel()]
+        said = self._meeting("values set on purpose", lambda: [dict(kept), without])
+        seen = {n: why for theirs, _ in said for n, why in theirs.items()}
+        return {n: why for n, why in seen.items() if all(n in theirs or n in empty for theirs, empty in said)}
+
     def part(self, parameter: Tensor) -> Tensor:
         return local(parameter)
 
