@@ -1,9 +1,14 @@
-"""Batches of a split: small images from memory, or pictures of a folder through timm's transforms and loader."""
+"""Batches of images and classes: small images from memory, or pictures of a folder through timm's loader.
+
+Batches are normalised images (N, 3, H, W) and classes (N,), shuffled and augmented for training. In training their
+sizes differ by at most one image, because batch norm needs more than a few. Random numbers come from the global
+generators.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,20 +19,6 @@ from ..images.batches import shifted
 from ..images.folder import Files, read_image
 
 Batches = Iterator[tuple[Tensor, Tensor]]
-
-
-class Split(Protocol):
-    """Images and their classes."""
-
-    def __len__(self) -> int: ...
-
-    def batches(self, batch_size: int, training: bool) -> Batches:
-        """Normalised images (N, 3, H, W) and classes (N,), shuffled and augmented for training.
-
-        In training, the sizes of batches differ by at most one image, because batch norm needs more than a few. Random
-        numbers come from the global generators.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -121,3 +112,6 @@ class Folder(Dataset[Any]):
         )
         for x, y in loader:
             yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+
+Split = InMemory | Folder
