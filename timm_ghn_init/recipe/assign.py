@@ -3,24 +3,18 @@
 import signal
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from importlib.util import find_spec
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..ghn import Tile
 from ..own_init.stand_ins import named_tensors
-from ..utils.text import Told, logger
+from ..utils.text import Told
 from ..utils.threads import one_thread
 from .parametrised import Computed, parametrised
-
-_logger = logger(__name__)
-T = TypeVar("T")
 
 
 class PredictionError(Told, RuntimeError):
@@ -39,40 +33,14 @@ def check_finite(tiles: Mapping[str, Tile], what: str) -> None:
     """
     if not tiles:
         return
-    bad = [n for n, finite in zip(tiles, _finite([t.block for t in tiles.values()]), strict=True) if not finite]
+    with one_thread():  # small sums, for which threads would wait longer than they work
+        sums = torch.stack([tile.block.sum() for tile in tiles.values()])  # NaN and infinity survive a sum
+    bad = [n for n, finite in zip(tiles, sums.isfinite().tolist(), strict=True) if not finite]
     if bad:
         raise PredictionError(
             f"{what}: {len(bad)} predicted parameters are not finite ({', '.join(bad[:3])} ...). The GHN or its "
             "checkpoint is damaged; fetch it again or name another source. The model is unchanged."
         )
-
-
-def _finite(blocks: list[Tensor]) -> list[bool]:
-    """Which are without NaN and infinity. All are on the device of the GHN."""
-    device = blocks[0].device
-    if device.type == "cuda":
-        found = _by_kernel(device, lambda kernel: kernel.finite(blocks), "predictions are summed one by one")
-        if found is not None:
-            return found
-    with one_thread():  # small sums, for which threads would wait longer than they work
-        return torch.stack([block.sum() for block in blocks]).isfinite().tolist()  # NaN and infinity survive a sum
-
-
-def _by_kernel(device: torch.device, work: Callable[[Any], T], instead: str) -> T | None:
-    """A function that uses Triton's kernels on a GPU; None where they do not work.
-
-    They are compiled here, and for that something may be missing. The alternative, `instead`, needs no compiler.
-    """
-    if find_spec("triton") is None:
-        return None
-    from ..ghn import kernel
-
-    try:
-        with torch.cuda.device(device):
-            return work(kernel)
-    except Exception as error:
-        _logger.info("Triton does not work here, so %s: %s", instead, error)
-        return None
 
 
 def unwritable(parameter: Tensor) -> str | None:
@@ -111,29 +79,8 @@ def write(model: nn.Module, tiles: Mapping[str, Tile]) -> None:
     """Write predictions into the parameters of a model: identity, dtype, device and `requires_grad` stay."""
     parameters = dict(model.named_parameters())
     with one_thread():  # as fast as memory takes it, and never waiting for a second core
-        ready = brought({n: parameters[n].device for n in tiles}, tiles)
-        done = _write_by_kernel(ready, parameters)
-        for name, tile in ready.items():
-            if name not in done:
-                tile.write_(parameters[name])
-
-
-def _write_by_kernel(tiles: Mapping[str, Tile], parameters: Mapping[str, Tensor]) -> set[str]:
-    """Write what lies on a GPU by one kernel instead of hundreds of copies. Names of what was written."""
-    by_device = defaultdict[torch.device, list[str]](list)
-    for name in tiles:
-        if parameters[name].is_cuda:
-            by_device[parameters[name].device].append(name)
-
-    def write_those(names: list[str], kernel: Any) -> list[str]:
-        names = [n for n in names if kernel.can_write(tiles[n], parameters[n])]
-        if names:
-            kernel.write_all([(tiles[n], parameters[n]) for n in names])
-        return names
-
-    instead = "parameters are copied one by one"
-    done = [_by_kernel(device, partial(write_those, names), instead) for device, names in by_device.items()]
-    return {name for names in done for name in names or ()}
+        for name, tile in brought({n: parameters[n].device for n in tiles}, tiles).items():
+            tile.write_(parameters[name])
 
 
 def brought(where: Mapping[str, torch.device], tiles: Mapping[str, Tile]) -> dict[str, Tile]:
