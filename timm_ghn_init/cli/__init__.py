@@ -7,7 +7,9 @@ command runs.
 """
 
 import argparse
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from inspect import cleandoc
 
 from ..version import __version__
 from . import analyze, bake, cache, compare, doctor, finetune, ghns, graph, predict, setup
@@ -68,37 +70,28 @@ def commands() -> list[str]:
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser, and those of its commands by name ("predict", "analyze signal")."""
-    root = _Root(prog=PROG)
-    root.add_argument("--version", action="version", version=f"{PROG} {__version__}")
-    levels = {"": root.add_subparsers(metavar="COMMAND", required=True, parser_class=ArgumentParser)}
+    root = ArgumentParser(prog=PROG, usage=f"{PROG} COMMAND ...", formatter_class=RawDescriptionHelpFormatter)
+    root.add_argument("--version", action="version", version=f"{PROG} {__version__}", help="show the version")
+    root.epilog = "`python -m timm_ghn_init train.py ARGS` runs an unchanged script that may name sources."
+    listing = ["Initialise timm architectures with predicted parameters."]
+    levels = {"": root.add_subparsers(prog=PROG, metavar="COMMAND", required=True, help=argparse.SUPPRESS)}
     parsers: dict[str, argparse.ArgumentParser] = {}
     for title, family in GROUPS.items():
-        root.listing += f"\n{title}:\n"
+        listing.append(f"\n{title}:")
         for name, run, example, options, resume_hint in family:
             level, _, last = name.rpartition(" ")
             if level not in levels:
                 parent = levels[""].add_parser(level, help=f"see {PROG} {level} --help")
                 levels[level] = parent.add_subparsers(metavar="COMMAND", required=True)
-            text = run.__doc__ or ""
+            text = cleandoc(run.__doc__ or "")
             summary = " ".join(text.split(".\n")[0].split()).rstrip(".")  # the first sentence
-            parsers[name] = sub = levels[level].add_parser(last, help=summary, description=text)
+            parsers[name] = sub = levels[level].add_parser(
+                last, help=summary, description=text, epilog=f"example:\n  {PROG} {example}",
+                formatter_class=RawDescriptionHelpFormatter,
+            )  # fmt: skip
             for declare in (*options, *_ALL_HAVE):
                 declare(sub)
-            sub.more = f"\nexample:\n  {PROG} {example}\n"
             sub.set_defaults(run=run, resume_hint=resume_hint, parser=root)
-            root.listing += f"  {name:21} {summary}\n"
+            listing.append(f"  {name:21} {summary}")
+    root.description = "\n".join(listing)
     return root, parsers
-
-
-class _Root(ArgumentParser):
-    """The parser whose help lists the commands in groups, which argparse does not do."""
-
-    listing = ""
-
-    def format_help(self) -> str:
-        return (
-            f"usage: {PROG} COMMAND ...\n\nInitialise timm architectures with predicted parameters.\n{self.listing}\n"
-            f"options:\n  -h, --help            show this help, or that of a command after its name\n"
-            f"  --version             show the version\n\n"
-            f"`python -m timm_ghn_init train.py ARGS` runs an unchanged script that may name sources.\n"
-        )

@@ -37,9 +37,7 @@ def command(example: str, *options: Declare, name: str = "", resume_hint: str = 
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A mistake is one line that points to --help and names similar options or commands; help ends with `more`."""
-
-    more = ""
+    """A mistake is one line that points to --help and names similar options or commands."""
 
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"COMMAND: invalid choice: '([^']*)'|unrecognized arguments: (--[\w-]+)", message)
@@ -52,9 +50,6 @@ class ArgumentParser(argparse.ArgumentParser):
         if unknown:  # here, so that the error is about the options of this command
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return namespace, unknown
-
-    def format_help(self) -> str:
-        return super().format_help() + self.more
 
     def _print_message(self, message: str, file: Any = None) -> None:  # of --help and --version, for `write_out`
         if file is sys.stdout:

@@ -49,6 +49,8 @@ def completion(args: argparse.Namespace) -> int:
     names = " ".join(map(str, list_sources()))
     preamble = {"bash": f'_timm_ghn_init_sources() {{ compgen -W "{names}" -- "$1"; }}'}
     for action in _actions(args.parser):
+        if action.help == argparse.SUPPRESS:  # of the commands, which --help lists in groups
+            action.help = "a command"
         metavar = action.metavar if isinstance(action.metavar, str) else ""
         if metavar.startswith(("FILE", "RUNS", "REPORT")):
             action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab reads this attribute

@@ -6,13 +6,12 @@ reports on fine-tuning.
 
 from ..pictures import rendered, style
 from .correlations import BINS, Correlations, channel_correlations, check_correlations, compare, model_correlations
-from .embeddings import embed_graph, place, project, sampled_reference, timm_architecture, timm_reference
+from .embeddings import embed_graph, place, project, read_values, sampled_reference, timm_architecture, timm_reference
 from .figures import correlation_figure, embedding_figure, layer_figure, signal_figure
 from .inits import obtainable
 from .page import page
 from .runs import experiments
 from .signal import signals
-from .values import read_values
 
 __all__ = [
     "BINS",

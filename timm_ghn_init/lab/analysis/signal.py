@@ -23,7 +23,7 @@ FOLD = 1000.0  # a signal that becomes so many times smaller or larger vanishes 
 DEAD = 0.5  # share of dead units in a layer from which the verdict names it
 UNMOVED = 0.05  # share of the logits' spread that is due to images below which the verdict names it
 _STILL = 1e-5  # a unit is dead whose answers to all images spread by less, in units of the layer's spread
-_ACTIVATIONS = (
+_ACTIVATIONS = [
     "relu",
     "relu6",
     "hardtanh",
@@ -35,7 +35,7 @@ _ACTIVATIONS = (
     "mish",
     "tanh",
     "softplus",
-)
+]
 _NEAR = 2  # layers on either side: of a block's branches one may be silent, as those that begin at zero
 
 
@@ -115,7 +115,7 @@ def follow(model: nn.Module, images: Tensor, labels: Tensor | None = None, seed:
     record = _Record(model)
     with torch.enable_grad(), record.listening():
         output = model(images)
-    if not any(record.activation):
+    if not any(record.seen["activation"]):
         raise InputError(
             f"{type(model).__name__}: none of its {len(record.modules)} layers was called as a module, so there are no "
             "signals to record. Call the layers themselves in forward, not functions with their weights."
@@ -123,25 +123,20 @@ def follow(model: nn.Module, images: Tensor, labels: Tensor | None = None, seed:
     logits = output if isinstance(output, Tensor) and output.dim() == 2 else None
     _loss(output, logits, labels, seed).backward()
     norms = [(w.grad.norm() / w.norm().clamp_min(1e-30)).item() if w.grad is not None else None for w in record.weights]
+    spreads = (None, None) if logits is None else (logits.detach().float().std(dim=d).mean().item() for d in (1, 0))
     return {
-        "logits": None if logits is None else _number(logits.detach().float().std(dim=1).mean().item()),
-        "between": None if logits is None else _number(logits.detach().float().std(dim=0).mean().item()),
-        "activation": record.means(record.activation),
-        "gradient": record.means(record.gradient),
-        "gradient_norm": record.means(record.gradient_norm),
-        "weight_gradient": [None if n is None else _number(n) for n in norms],
-        "dead": record.means(record.dead),
-        "lost": {"activation": record.lost("activation"), "gradient": record.lost("gradient")},
+        **dict(zip(("logits", "between"), map(_finite, spreads), strict=True)),
+        **{name: [_finite(sum(v) / len(v)) if v else None for v in seen] for name, seen in record.seen.items()},
+        "weight_gradient": [_finite(n) for n in norms],
+        "lost": {way: first(record.lost(way), default=None) for way, first in (("activation", min), ("gradient", max))},
     }
 
 
 def _loss(output: Any, logits: Tensor | None, labels: Tensor | None, seed: int) -> Tensor:
     """Cross-entropy; for a network without logits, the mean square of what it gives."""
     if logits is None:
-        parts = [
-            part for part in (output if isinstance(output, (list, tuple)) else [output]) if isinstance(part, Tensor)
-        ]
-        return sum((part.float().square().mean() for part in parts), start=torch.zeros(()))
+        parts = output if isinstance(output, (list, tuple)) else [output]
+        return sum((p.float().square().mean() for p in parts if isinstance(p, Tensor)), start=torch.zeros(()))
     if labels is None or int(labels.max()) >= logits.shape[1]:
         generator = torch.Generator().manual_seed(int(seed))
         labels = torch.randint(logits.shape[1], (len(logits),), generator=generator)
@@ -156,9 +151,8 @@ class _Record(TorchDispatchMode):
         layers = list_layers(model)
         self.modules = [module for _, module in layers]
         self.weights = [model.get_parameter(name) for name, _ in layers]
-        self.activation, self.gradient, self.gradient_norm, self.dead = (
-            [list[float]() for _ in layers] for _ in range(4)
-        )
+        names = ("activation", "gradient", "gradient_norm", "dead")
+        self.seen: dict[str, list[list[float]]] = {name: [[] for _ in layers] for name in names}
         self.last: int | None = None  # the layer that has run last
 
     @contextmanager
@@ -177,32 +171,29 @@ class _Record(TorchDispatchMode):
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 return
             self.last = layer
-            self.activation[layer].append(output.detach().float().std().item())
+            self.seen["activation"][layer].append(output.detach().float().std().item())
             if output.requires_grad:
                 output.register_hook(lambda gradient: self._back(layer, gradient.detach().float()))
 
         return hook
 
     def _back(self, layer: int, gradient: Tensor) -> None:
-        self.gradient[layer].append(gradient.std().item())
-        self.gradient_norm[layer].append(gradient.norm().item())
+        self.seen["gradient"][layer].append(gradient.std().item())
+        self.seen["gradient_norm"][layer].append(gradient.norm().item())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::").rstrip("_")
         if name in _ACTIVATIONS and self.last is not None and isinstance(result, Tensor):
             channels_first = self.weights[self.last].dim() > 2
-            self.dead[self.last].append(_dead(result.detach(), 1 if channels_first and result.dim() > 1 else -1))
+            self.seen["dead"][self.last].append(
+                _dead(result.detach(), 1 if channels_first and result.dim() > 1 else -1)
+            )
         return result
 
-    def lost(self, what: str) -> int | None:
-        """The first layer on its way where a signal is not finite, from 1."""
-        wrong = [i for i, v in enumerate(getattr(self, what), 1) if not all(map(math.isfinite, v))]
-        return (min if what == "activation" else max)(wrong, default=None)
-
-    @staticmethod
-    def means(values: list[list[float]]) -> list[float | None]:
-        return [_number(sum(v) / len(v)) if v else None for v in values]
+    def lost(self, what: str) -> list[int]:
+        """The layers in which a signal is not finite, from 1."""
+        return [i for i, values in enumerate(self.seen[what], 1) if not all(map(math.isfinite, values))]
 
 
 def _dead(x: Tensor, channel: int) -> float:
@@ -212,8 +203,8 @@ def _dead(x: Tensor, channel: int) -> float:
     return (spread <= _STILL * rows.std()).float().mean().item()
 
 
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 # -- in words ----------------------------------------------------------------------------------------------------------
@@ -222,22 +213,24 @@ def _number(value: float) -> float | None:
 def verdict(row: dict[str, Any], layers: Sequence[str]) -> str:
     """The faults of the signals of one initialisation, or that nothing is, in a line."""
     found = [
-        *_lost(row["lost"], layers),
-        *_way("activation", row["activation"], layers),
-        *_way("gradient", row["gradient_norm"][::-1], layers[::-1]),
-        *_dead_layers(row["dead"], layers),
-        *_unmoved(row),
+        f"{what}s are not finite from {_place(layers[layer - 1])} {_ON[what]}"
+        for what, layer in row["lost"].items()
+        if layer is not None
     ]
+    found += _way("activation", row["activation"], layers)
+    found += _way("gradient", row["gradient_norm"][::-1], layers[::-1])
+    dead, layer = max(
+        ((s, name) for s, name in zip(row["dead"], layers, strict=True) if s is not None), default=(0, "")
+    )
+    if dead >= DEAD:
+        found.append(f"{dead:.0%} of the units behind {layer.removesuffix('.weight')} are dead")
+    spread, between = row["logits"], row["between"]
+    if spread is not None and between is not None and between < UNMOVED * spread:
+        found.append(f"logits hardly depend on the image ({between:.2g} of a spread of {spread:.2g})")
     return "; ".join(found) or _sound(row)
 
 
 _ON = {"activation": "on", "gradient": "back to the input"}
-
-
-def _lost(lost: dict[str, int | None], layers: Sequence[str]) -> Iterator[str]:
-    for what, layer in lost.items():
-        if layer is not None:
-            yield f"{what}s are not finite from {_place(layers[layer - 1])} {_ON[what]}"
 
 
 def _way(what: str, values: Sequence[float | None], layers: Sequence[str]) -> Iterator[str]:
@@ -256,17 +249,6 @@ def _way(what: str, values: Sequence[float | None], layers: Sequence[str]) -> It
 
 def _largest_near(values: Sequence[float]) -> list[float]:
     return [max(values[max(0, i - _NEAR) : i + _NEAR + 1]) for i in range(len(values))]
-
-
-def _dead_layers(shares: Sequence[float | None], layers: Sequence[str]) -> Iterator[str]:
-    worst, layer = max(((s, layer) for s, layer in zip(shares, layers, strict=True) if s is not None), default=(0, ""))
-    if worst >= DEAD:
-        yield f"{worst:.0%} of the units behind {layer.removesuffix('.weight')} are dead"
-
-
-def _unmoved(row: dict[str, Any]) -> Iterator[str]:
-    if row["logits"] is not None and row["between"] is not None and row["between"] < UNMOVED * row["logits"]:
-        yield f"logits hardly depend on the image ({row['between']:.2g} of a spread of {row['logits']:.2g})"
 
 
 def _sound(row: dict[str, Any]) -> str:
