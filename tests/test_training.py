@@ -56,11 +56,6 @@ def test_a_network_is_a_function_of_split_seed_and_index() -> None:
         assert all(a[j] != b[j] for b in drawn[i + 1 :] for j in range(4))
 
 
-def test_unknown_split() -> None:
-    with pytest.raises(ValueError, match=r"validation.*train, test"):
-        sample("validation", 0, 0)
-
-
 def test_the_primitives_that_occur(one_of_each: list[Network]) -> None:
     """All of the vocabulary but `cse`, which GHN-2's graphs never hold."""
     found = {node.primitive for net in one_of_each for node in net.graph.nodes}
