@@ -33,7 +33,6 @@ _logger = logger(__name__)
 
 _OFFICIAL = "ghn2"
 _FORMAT = "2"  # counts up when converted files change
-_CHUNK = 2**18  # bytes
 
 
 def home() -> Path:
@@ -120,9 +119,7 @@ def save_ghn(ghn: "GHN", path: str | Path, metadata: Mapping[str, str] | None = 
 
 
 def fetch(name: str | Source, progress: bool | None = None) -> Path:
-    """Make sure that a GHN is on this machine.
-
-    Processes that ask for the same GHN at the same time wait for the first one.
+    """Make sure that a GHN is on this machine. Processes that ask for the same at the same time wait for the first.
 
     Args:
         name: a source; what follows its name has no effect here.
@@ -170,17 +167,14 @@ def is_cached(name: str) -> bool:
 
 
 def resolve_default(source: str | Source, progress: bool | None = None) -> Source:
-    """Say which GHN "ghn" means here; any other source is returned as it is.
+    """The source with the name of the GHN that "ghn" means here; any other source is returned as it is.
 
     It is what the environment variable TIMM_GHN_DEFAULT names; else the official `ghn2`, if it is on this machine or
     can be fetched; else the GHN that ships with the package, which one warning says. A failed fetch is remembered, so
     that no later call waits for the network again. The ranks of a job take the same one, see `ranks.agree`.
 
-    Returns:
-        The source with the name of the GHN that is really used, all else unchanged.
-
     Raises:
-        CheckpointError: none of these is to be had.
+        CheckpointError: there is none of these.
         ValueError: TIMM_GHN_DEFAULT names no GHN, or more than a GHN.
     """
     source = parse_source(source)
@@ -190,11 +184,7 @@ def resolve_default(source: str | Source, progress: bool | None = None) -> Sourc
 
 
 def named_default() -> str | None:
-    """The GHN that TIMM_GHN_DEFAULT names, None if it names none.
-
-    Raises:
-        ValueError: it names something else.
-    """
+    """The GHN that TIMM_GHN_DEFAULT names; None if it is not set. Raises a ValueError if it names something else."""
     named = os.environ.get("TIMM_GHN_DEFAULT") or DEFAULT
     try:
         chosen = parse_source(named)
@@ -208,11 +198,7 @@ def named_default() -> str | None:
 
 
 def expected_default() -> tuple[str, str]:
-    """Which GHN "ghn" would be here as far as can be told without a network, and why.
-
-    Raises:
-        ValueError: as `named_default`.
-    """
+    """Which GHN "ghn" would be here as far as can be told without a network, and why. Raises as `named_default`."""
     if named := named_default():
         return named, "TIMM_GHN_DEFAULT names it"
     official, shipped = KNOWN[_OFFICIAL], KNOWN[SHIPPED]
@@ -364,18 +350,17 @@ def _verify(ghn: KnownGHN, path: Path) -> None:
 
 
 def git_blob_id(path: Path) -> str:
-    """The id under which git keeps a file of these bytes."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    return _feed(digest, path)
+    """The id under which git keeps a file of these bytes, in hex."""
+    return _digest_of(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
 
 
 def sha256(path: Path) -> str:
     """The file's sha256, in hex."""
-    return _feed(hashlib.sha256(), path)
+    return _digest_of(path, hashlib.sha256())
 
 
-def _feed(digest: Any, path: Path) -> str:
+def _digest_of(path: Path, begun: Any) -> str:
     with open(path, "rb") as f:
-        while chunk := f.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        while chunk := f.read(2**18):
+            begun.update(chunk)
+    return begun.hexdigest()

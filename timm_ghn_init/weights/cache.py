@@ -122,8 +122,18 @@ def remember(
 
 
 def entries() -> list[Entry]:
-    """The files of the cache, the one that was not used for longest first."""
-    return sorted(_found(), key=lambda entry: entry.used)
+    """The files of the cache, the one that was not used for longest first.
+
+    Those are files with one of our own names in our own folder; a link counts as itself.
+    """
+    found = []
+    with suppress(OSError), os.scandir(folder()) as files:
+        for file in files:
+            if _NAME.fullmatch(file.name) and not file.is_dir(follow_symlinks=False):
+                with suppress(OSError):  # gone meanwhile
+                    stat = file.stat(follow_symlinks=False)
+                    found.append(Entry(Path(file.path), stat.st_size, stat.st_mtime))
+    return sorted(found, key=lambda entry: entry.used)
 
 
 def prune(limit: int) -> list[Entry]:
@@ -139,7 +149,8 @@ def prune(limit: int) -> list[Entry]:
     for entry in kept:
         if total <= limit:
             break
-        if _remove(entry):
+        with suppress(OSError):
+            entry.path.unlink()
             removed.append(entry)
             total -= entry.size
     return removed
@@ -147,8 +158,7 @@ def prune(limit: int) -> list[Entry]:
 
 def clear() -> list[Entry]:
     """Remove all files of the cache, and no others. Returns what was removed."""
-    remove_abandoned(folder())
-    return [entry for entry in entries() if _remove(entry)]
+    return prune(-1)
 
 
 def _read(path: Path, like: "Mapping[str, Tensor] | None") -> "tuple[dict[str, Tensor], dict[str, Any]]":
@@ -199,22 +209,3 @@ def _locked(path: Path) -> Iterator[None]:
         except (OSError, NotImplementedError) as error:  # read-only, no locks on this file system, or no patience left
             _logger.info("Cache: going on without a lock: %s", error)
         yield
-
-
-def _found() -> Iterator[Entry]:
-    """The files with one of our own names in our own folder; a link counts as itself."""
-    with suppress(OSError), os.scandir(folder()) as found:
-        for file in found:
-            if _NAME.fullmatch(file.name) and not file.is_dir(follow_symlinks=False):
-                with suppress(OSError):  # gone meanwhile
-                    stat = file.stat(follow_symlinks=False)
-                    yield Entry(Path(file.path), stat.st_size, stat.st_mtime)
-
-
-def _remove(entry: Entry) -> bool:
-    """Whether it could be removed."""
-    try:
-        entry.path.unlink()
-    except OSError:
-        return False
-    return True
