@@ -68,7 +68,6 @@ def push_model(
     check_repo_id(repo_id)
     if create_pr and revision not in (None, MAIN):
         raise InputError("A pull request is opened for the main branch: leave out `revision`, or `create_pr`.")
-
     return _push(model, repo_id, report, lambda: revision or MAIN, options or {}, seed, private, create_pr, token)
 
 
@@ -187,9 +186,8 @@ def _push(
     api = HfApi(token=token, library_name="timm_ghn_init", library_version=__version__)
     with TemporaryDirectory() as name, named(Path(name)):
         folder = Path(name)
-        write_folder(
-            folder, model, report, options, seed, repo_id
-        )  # whatever is wrong with the model, nothing was touched
+        # First, so that whatever is wrong with the model, nothing was touched.
+        write_folder(folder, model, report, options, seed, repo_id)
         try:
             repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
             if private and not api.repo_info(repo_id).private:
