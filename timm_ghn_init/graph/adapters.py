@@ -5,6 +5,7 @@ one the network would compute neither what the weight says nor what was adapted.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from torch import Tensor, nn
 
@@ -46,11 +47,16 @@ def leave_adapters(tape: Tape, modules: Iterable[tuple[str, nn.Module]], model: 
         if not any(_is_zero(tape.parameters, name) for name in names) or names & tape.rescaled:
             _refuse(model, min(names))
     for path, module in modules:
-        if any(cls.__module__.startswith("peft.tuners.") for cls in type(module).__mro__):
+        if _is_of_peft(type(module)):
             own = [n for n in tape.parameters if n.startswith(f"{path}.") and not n.startswith(f"{path}.base_layer.")]
             for name in own:
                 if tape.reasons.get(name) != REASON:
                     _refuse(model, name)
+
+
+@lru_cache(maxsize=1024)
+def _is_of_peft(cls: type[nn.Module]) -> bool:
+    return any(base.__module__.startswith("peft.tuners.") for base in cls.__mro__)
 
 
 def _refuse(model: str, name: str) -> None:

@@ -1,5 +1,6 @@
 """Run a model on stand-in tensors and leave no trace of it."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
@@ -11,6 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..utils.own_draws import keep_seed
 from .undo import Undo
+
+
+_NO_TENSORS = {dict, OrderedDict, set, tuple, bool, int, float, str, type(None)}  # most attributes, at a glance
 
 
 class Isolation(NamedTuple):
@@ -56,9 +60,10 @@ def isolated(
     try:
         for m in (*modules, *undo.hidden):
             held: tuple[dict[str, Any], ...] = (m.__dict__, m._parameters, m._buffers)
-            for tensors in held:
-                for key in [k for k, t in tensors.items() if isinstance(t, Tensor)]:
-                    tensors[key] = stand_in(tensors[key])
+            for tensors in filter(None, held):
+                for key, tensor in tensors.items():
+                    if type(tensor) not in _NO_TENSORS and isinstance(tensor, Tensor):
+                        tensors[key] = stand_in(tensor)
             m.__dict__.pop("_compiled_call_impl", None)
         _eval(modules)
         for m in undo.hidden:

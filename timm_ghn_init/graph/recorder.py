@@ -77,6 +77,10 @@ class Recorder(TorchDispatchMode):
         self._steps = 0
         self._generator = torch.Generator()  # of what a forward draws on the CPU
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # it need not be told, as nothing is compiled while a mode is on, and each operator would tell it
+
     def run(self, inputs: Inputs, device: str, values: Mapping[str, Tensor] | None = None, drawn: bool = False) -> None:
         """One forward pass.
 
@@ -106,7 +110,7 @@ class Recorder(TorchDispatchMode):
                 tape.provenance.know(known, original)
             for buffer in (b for m in self.modules for b in m._buffers.values() if b is not None):
                 if buffer.is_floating_point() and 1 < buffer.numel() == max(buffer.shape):
-                    tape.assign(buffer, running_statistics(buffer))
+                    tape.assign(buffer, running_statistics(buffer.numel()))
             for module in self.modules:
                 if isinstance(module, nn.RNNBase):
                     module.__dict__["forward"] = partial(unrolled_once, module)
@@ -145,12 +149,13 @@ class Recorder(TorchDispatchMode):
         for tensor in written:
             self._undo.keep(tensor)
         out = infer(func, args) if not kwargs else None
-        if out is None:
-            out = draw(func, args, kwargs, self._generator)
+        plain = out is not None
+        if not plain:
+            out = draw(func, args, kwargs, self._generator) if operator.draws else func(*args, **kwargs)
         self._steps += 1
         tape = self.tape
         outputs = [out] if type(out) is Tensor else tensors_of((out,), {})
-        if any(t.is_nested for t in outputs):
+        if not plain and any(t.is_nested for t in outputs):
             self._fault = ValueError(
                 f"{type(self.model).__name__}: its forward pass makes nested tensors (torch.nested), which have no "
                 "shape to follow. Nothing was changed. Initialise the same layers in a model that pads or masks."
@@ -214,13 +219,15 @@ class _Operator(NamedTuple):
     name: str
     rule: Rule | None
     writes: list[tuple[int, str]]  # position and name of the arguments that it writes to
+    draws: bool  # random numbers
 
 
 @cache
 def _operator(func: Any) -> _Operator:
     arguments = func._schema.arguments if func._schema.is_mutable else ()
     writes = [(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
-    return _Operator(func._schema.name, OPERATORS.get(func._schema.name), writes)
+    draws = torch.Tag.nondeterministic_seeded in func.tags
+    return _Operator(func._schema.name, OPERATORS.get(func._schema.name), writes, draws)
 
 
 def _carries(tensor: Tensor, value: Value) -> bool:

@@ -41,7 +41,8 @@ class Undo:
 
     def _look_at(self, things: list[Any], known: set[int]) -> None:
         # What hooks hold is their owner's, who wants to find there what they have noted.
-        seen = {id(hook) for m in things if isinstance(m, nn.Module) for hook in _hooks(m)}
+        held_by = [vars(m).get(name) for m in things if isinstance(m, nn.Module) for name in _HOOKS]
+        seen = {id(hook) for hooks in held_by if hooks for hook in hooks.values()}
         kinds: dict[type, tuple[_Kind, ...]] = {}
         while things:
             thing = things.pop()
@@ -94,11 +95,6 @@ class Undo:
                 function.cache_clear()  # of what has no values
         if errors:
             raise errors[0]
-
-
-def _hooks(module: nn.Module) -> list[Any]:
-    named = [held for name, held in vars(module).items() if type(held) in _PLAIN and held and name.endswith("_hooks")]
-    return [hook for hooks in named for hook in hooks.values()]
 
 
 def _cached_functions(classes: Iterable[type]) -> set[Any]:
@@ -224,6 +220,7 @@ def _slots(descriptors: list[Any]) -> _Kind:
 
 
 _MISSING = object()
+_HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 _ATOMS = {type(None), bool, int, float, complex, str, bytes, type(...), types.BuiltinFunctionType, types.ModuleType}
 _ATOMS |= {Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device, type(_MISSING)}
 _PLAIN = {dict, OrderedDict, list, set}

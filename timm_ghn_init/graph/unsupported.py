@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection, Iterator
-from itertools import chain
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -85,7 +84,7 @@ def refuse_unsupported(model: Any, name: str) -> None:
             classes[cls] = _kind_of(cls)
         kind = classes[cls] or _kind_by_attributes(part)
         if kind is not None:
-            where = f"{'.'.join(filter(None, path))} is" if any(path) else "the model is"
+            where = f"{path.lstrip('.')} is" if path else "the model is"
             raise InputError(f"{name}: {where} {kind.what}. {kind.way_out} Nothing was changed.")
     refuse_fake(classes, name)
     if not isinstance(model, nn.Module):
@@ -100,15 +99,16 @@ def refuse_fake(classes: Collection[type], name: str) -> None:
         )
 
 
-def _parts(model: Any) -> Iterator[tuple[tuple[str, str], Any]]:
-    """The model, its modules and the tensors that they hold, each with the module's path and its name there."""
-    yield ("", ""), model
+def _parts(model: Any) -> Iterator[tuple[str, Any]]:
+    """The model, its modules and the tensors that they hold, each with its path."""
+    yield "", model
     if isinstance(model, nn.Module):
         for path, module in model.named_modules():
-            yield (path, ""), module
-            for name, tensor in chain(module._parameters.items(), module._buffers.items()):
-                if tensor is not None:
-                    yield (path, name), tensor
+            yield path, module
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items() if tensors else ():
+                    if tensor is not None:
+                        yield f"{path}.{name}", tensor
 
 
 def _kind_of(cls: type) -> _Kind | None:
@@ -118,8 +118,10 @@ def _kind_of(cls: type) -> _Kind | None:
 
 def _kind_by_attributes(part: Any) -> _Kind | None:
     """The kinds that leave all classes as they are."""
-    if isinstance(part, nn.Module):
-        hook = part.__dict__.get("_hf_hook")
-        offloads = hook is not None and any(getattr(h, "offload", False) for h in getattr(hook, "hooks", (hook,)))
-        return _OFFLOADED if offloads else None
-    return next((kind for attribute, kind in _ATTRIBUTES.items() if hasattr(part, attribute)), None)
+    own = getattr(part, "__dict__", None)
+    if not own:
+        return None
+    hook = own.get("_hf_hook")
+    if hook is not None and any(getattr(h, "offload", False) for h in getattr(hook, "hooks", (hook,))):
+        return _OFFLOADED
+    return next((kind for attribute, kind in _ATTRIBUTES.items() if attribute in own), None)

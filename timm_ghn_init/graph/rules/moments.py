@@ -6,6 +6,7 @@ first statistic on, until something happens to it that happens in no norm.
 """
 
 import math
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -27,9 +28,10 @@ def is_statistic(x: Value) -> bool:
     return isinstance(x.norm, Moment) and x.norm.level > 0
 
 
-def running_statistics(buffer: Tensor) -> Value:
+@cache
+def running_statistics(size: int) -> Value:
     """A vector that a module keeps in a buffer may be a mean or a variance."""
-    return Value(norm=Moment(OF_ANYTHING, 1, Over((buffer.numel(),), (), "bn")))
+    return Value(norm=Moment(OF_ANYTHING, 1, Over((size,), (), "bn")))
 
 
 # -- taking statistics -------------------------------------------------------------------------------------------------
