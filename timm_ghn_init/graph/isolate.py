@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 from ..utils.own_draws import keep_seed
 from .undo import Undo
 
-
 _NO_TENSORS = {dict, OrderedDict, set, tuple, bool, int, float, str, type(None)}  # most attributes, at a glance
 
 

@@ -77,10 +77,6 @@ class Recorder(TorchDispatchMode):
         self._steps = 0
         self._generator = torch.Generator()  # of what a forward draws on the CPU
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # it need not be told, as nothing is compiled while a mode is on, and each operator would tell it
-
     def run(self, inputs: Inputs, device: str, values: Mapping[str, Tensor] | None = None, drawn: bool = False) -> None:
         """One forward pass.
 
