@@ -27,6 +27,11 @@ def inside(module: nn.Module) -> nn.Module:
     return module
 
 
+def is_wrapper(cls: type) -> bool:
+    """Whether modules of a class wrap another."""
+    return _wrapped_by(cls) is not None
+
+
 def _wrapped_by(cls: type) -> str | None:
     """The name of the child that modules of a class wrap; None if they compute something of their own."""
     for base in cls.__mro__:

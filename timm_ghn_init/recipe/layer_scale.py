@@ -23,15 +23,15 @@ def layer_scales(model: nn.Module, kept: Collection[str]) -> dict[str, Tensor]:
         model: may be on the meta device.
         kept: names of parameters to leave out.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
-    found: dict[str, Tensor] = {}
+    found: dict[int, Tensor] = {}
     for path, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        of_scales = _MODULE.search(type(module).__name__) or _MODULE.search(path.rpartition(".")[2])
-        if "beta" in own or "norm" in type(module).__name__.lower():
+        own = {name: p for name, p in module._parameters.items() if p is not None}
+        if not own or "beta" in own or "norm" in type(module).__name__.lower():
             continue
+        of_scales = _MODULE.search(type(module).__name__) or _MODULE.search(path.rpartition(".")[2])
         for name, parameter in own.items():
             vector = parameter.dim() > 0 and parameter.numel() == max(parameter.shape)
-            if vector and (of_scales or _PARAMETER.fullmatch(name)) and names[id(parameter)] not in kept:
-                found[names[id(parameter)]] = parameter
-    return found
+            if vector and (of_scales or _PARAMETER.fullmatch(name)):
+                found[id(parameter)] = parameter
+    names = {id(p): name for name, p in model.named_parameters()} if found else {}
+    return {names[key]: p for key, p in found.items() if names[key] not in kept}

@@ -169,12 +169,12 @@ class Place:
         self._own = {n: value for n, value in self._own.items() if n in set(wanted)}
         self.unset = tuple(n for n in self.unset if n in self._own)
         self.own = tuple(n for n in self._own if n not in self.unset)
-        tensors = named_tensors(self.model)
+        tensors = named_tensors(self.model) if self._own else {}
         for name in self._own:
             problem = None if tensors[name].is_meta else assign.locked(tensors[name])
             if problem:
                 raise InputError(f"{self.name}: {name} {problem} Nothing was changed.")
-        if any(t.is_meta for t in named_tensors(self.model).values()):
+        if self._without_memory:
             materialise(self.model, self._home)
 
     def _wanted(self, overwritten: list[str]) -> list[str]:

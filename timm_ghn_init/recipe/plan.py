@@ -154,8 +154,10 @@ def make_plan(
     plan = plan._replace(skipped={n: reason for n, reason in skipped.items() if n not in plan.companions})
     if plan.layer_scale is not None:
         plan = _with_scales(plan, layer_scales(model, {*kept, *plan.written}))
+    if not source.is_postprocessed:
+        return plan
     layers = [f for f in layers_of(model) if offer.skipped.get(f.name) != ADAPTER]
-    if not source.is_postprocessed or (not layers and source.orth):
+    if not layers and source.orth:
         return plan
     stay = _stay(model, offer.graph, layers)
     layer = source.layer
@@ -190,6 +192,8 @@ def kept_parameters(
     Raises:
         ValueError: a pattern matches no parameter.
     """
+    if not only and not skip:
+        return {}
     by_id = {id(p): n for n, p in model.named_parameters()}
     known: dict[str, set[str]] = {n: {n, given.get(n, n)} for n in by_id.values()}
     for alias, p in model.named_parameters(remove_duplicate=False):

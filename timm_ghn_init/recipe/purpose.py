@@ -75,7 +75,7 @@ def find_purpose(
     kept = {} if only else dict.fromkeys((n for n in parameters if n in frozen), FROZEN)
     before = _predicted_before(model) | set(layer_scales(model, ()))  # a source for these means to set them
     samples = _samples({n: values[n] for n in roles if n in values and n not in kept and n not in before})
-    weights = _weights_of_biases(model)
+    weights = _weights_of_biases(parameters)
     reasons: dict[str, str] = {}
     for name, sample in samples.items():
         of = parameters.get(weights.get(name, ""))
@@ -88,7 +88,7 @@ def find_purpose(
     found = graph() if declared_classifier(model, {}, None) is None else None
     kept |= {n: HEAD for n in (_heads(found) if found is not None else ()) if n in roles and n not in kept}
     kept |= {n: OF_A_KEPT_LAYER for n in roles if n not in kept and weights.get(n) in kept}
-    for by in parametrised(model):  # what one weight is computed from stays together
+    for by in parametrised(model) if kept else ():  # what one weight is computed from stays together
         why = next((kept[n] for n in by.parameters if n in kept), None)
         kept |= {} if why is None else dict.fromkeys(by.parameters, why)
     return Purpose({n: reason for n, reason in kept.items() if n not in only}, _notes(model, zero_norms))
@@ -140,9 +140,8 @@ def _predicted_before(model: nn.Module) -> set[str]:
     return found
 
 
-def _weights_of_biases(model: nn.Module) -> dict[str, str]:
+def _weights_of_biases(names: Collection[str]) -> dict[str, str]:
     """The weight of the same layer for each bias, by name: `bias` and `weight`, `bias_ih_l0` and `weight_ih_l0`."""
-    names = {name for name, _ in model.named_parameters()}
     pairs = {}
     for name in names:
         path, dot, last = name.rpartition(".")

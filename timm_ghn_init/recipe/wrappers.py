@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from ..graph.wrappers import inside
+from ..graph.wrappers import inside, is_wrapper
 from ..own_init.stand_ins import named_tensors
 
 _AROUND_LAYERS = re.compile(r"\.(base_layer|_checkpoint_wrapped_module)\.")
@@ -36,12 +36,14 @@ def bare(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, str]]]:
         The model inside, and for the names of its parameters and buffers those that they have in `model`, where these
         differ.
     """
-    children = [(m, key, child) for m in model.modules() for key, child in m._modules.items() if child is not None]
-    wrapped = [(m, key, child) for m, key, child in children if inside(child) is not child and inside(m) is m]
-    inner = inside(model)
-    if inner is model and not wrapped:
+    modules = list(model.modules())
+    wrappers = {cls for cls in {type(m) for m in modules} if is_wrapper(cls)}
+    if not wrappers:
         yield model, {}
         return
+    children = [(m, key, c) for m in modules if type(m) not in wrappers for key, c in m._modules.items()]
+    wrapped = [(m, key, child) for m, key, child in children if type(child) in wrappers]
+    inner = inside(model)
     before = {id(t): name for name, t in named_tensors(model).items()}
     try:
         for m, key, child in wrapped:
