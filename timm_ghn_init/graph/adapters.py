@@ -4,8 +4,7 @@ An adapter that adds something, or rescales the weight, belongs to the weight th
 one the network would compute neither what the weight says nor what was adapted.
 """
 
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ _LAYERS = ("conv", "sep_conv", "dil_conv")
 REASON = "of a low-rank adapter that adds nothing yet, as one of its two factors is zero"
 
 
-def leave_adapters(tape: Tape, modules: Iterable[tuple[str, nn.Module]], model: str) -> None:
+def leave_adapters(tape: Tape, modules: Sequence[tuple[str, nn.Module]], model: str) -> None:
     """Take branches of two layers, of which one is zero, off the sums that add them to a layer of the same input.
 
     Predicted values would make the adapted layer compute something else than its weight says.
@@ -46,17 +45,14 @@ def leave_adapters(tape: Tape, modules: Iterable[tuple[str, nn.Module]], model: 
     for names in tape.deltas:
         if not any(_is_zero(tape.parameters, name) for name in names) or names & tape.rescaled:
             _refuse(model, min(names))
-    for path, module in modules:
-        if _is_of_peft(type(module)):
+    classes = {base for _, module in modules for base in type(module).__mro__}
+    tuners = tuple(cls for cls in classes if cls.__module__.startswith("peft.tuners."))
+    for path, module in modules if tuners else ():
+        if isinstance(module, tuners):
             own = [n for n in tape.parameters if n.startswith(f"{path}.") and not n.startswith(f"{path}.base_layer.")]
             for name in own:
                 if tape.reasons.get(name) != REASON:
                     _refuse(model, name)
-
-
-@lru_cache(maxsize=1024)
-def _is_of_peft(cls: type[nn.Module]) -> bool:
-    return any(base.__module__.startswith("peft.tuners.") for base in cls.__mro__)
 
 
 def _refuse(model: str, name: str) -> None:

@@ -70,9 +70,9 @@ class Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        named = list(model.named_modules())
-        self.modules = [module for _, module in named]
-        self.tape = Tape(named)
+        self.named_modules = list(model.named_modules())
+        self.modules = [module for _, module in self.named_modules]
+        self.tape = Tape(self.named_modules)
         self._fault: Exception | None = None
         self._steps = 0
         self._generator = torch.Generator()  # of what a forward draws on the CPU

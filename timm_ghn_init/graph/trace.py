@@ -93,7 +93,7 @@ def _build(recorder: Recorder, inputs: Inputs, dialect: Dialect, declared: set[s
     """The graph of what was recorded, and for each parameter the node that it is predicted from, or why it is not."""
     tape = recorder.tape
     ops, parameters = tape.ops, tape.parameters
-    leave_adapters(tape, recorder.model.named_modules(), model_name(recorder.model))
+    leave_adapters(tape, recorder.named_modules, model_name(recorder.model))
     order, edges = reduce(ops, frozenset[int]().union(*(value.origin for _, _, value in recorder.outputs)), dialect)
     index = {op: node for node, op in enumerate(order)}
     nodes = tuple(Node(op.kind, op.param, op.shape) for op in (ops[i] for i in order))

@@ -42,7 +42,7 @@ def bare(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, str]]]:
         yield model, {}
         return
     children = [(m, key, c) for m in modules if type(m) not in wrappers for key, c in m._modules.items()]
-    wrapped = [(m, key, child) for m, key, child in children if type(child) in wrappers]
+    wrapped = [(m, key, child) for m, key, child in children if child is not None and type(child) in wrappers]
     inner = inside(model)
     before = {id(t): name for name, t in named_tensors(model).items()}
     try:
