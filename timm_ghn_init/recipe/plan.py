@@ -2,11 +2,10 @@
 
 import hashlib
 import math
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
@@ -25,12 +24,12 @@ from .resolved import Resolved
 
 _logger = logger(__name__)
 
-# digest of a graph (see `_architecture`) -> name
-_KNOWN_GRAPHS = {"9e85e8f32699e541": "resnet50", "837c889d79314b3e": "convnext_base"}
+# digest of operations (see `_architecture`) -> name
+_KNOWN_GRAPHS = {"3ad0c420d5b97e79": "resnet50", "485e26beb315be0f": "convnext_base"}
 # name -> (its number of layers, the layer L tuned by the paper's authors, in the numbering of `list_layers`)
 _TUNED_LAYERS = {"resnet50": (54, 37), "convnext_base": (113, 94)}
 _GUESS = 0.75  # of the layers
-_AFTER_THE_BODY = ("glob_avg", "avg_pool", "max_pool", "ln", "bn")
+_MAYBE_AFTER_THE_BODY = ("glob_avg", "avg_pool", "max_pool", "ln", "bn")
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -252,28 +251,18 @@ def auto_layer(architecture: str | None, n_layers: int, depth: float | None = No
 def _architecture(graph: Graph) -> str | None:
     """The name of one of the architectures that the authors tuned, whatever the model calls itself.
 
-    Input channels do not count, nor what comes after the last block (pooling, norm, classifier), nor the order in which
-    branches are computed, nor whether a linear layer is written as a convolution.
+    It is known by the sizes of its operations, but for input channels and for what comes after the last block (pooling,
+    norm, classifier). Neither the order of branches counts nor whether a linear layer is written as a convolution.
     """
     heads = {target.param for target in graph.targets.values() if target.classifier}
-    before, after = defaultdict[int, list[int]](list), defaultdict[int, set[int]](set)
-    for u, v in graph.edges.tolist():
-        before[v].append(u)
-        after[u].add(v)
-    body = set(range(len(graph.nodes)))
-    for i, node in reversed(list(enumerate(graph.nodes))):  # in topological order
-        if not after[i] & body and (node.param in heads or node.primitive in _AFTER_THE_BODY):
-            body.remove(i)
-    digests: dict[int, str] = {}  # of a node and all that comes before it
-    for i in sorted(body):
-        primitive, _, shape = graph.nodes[i]
-        size = [int(s) for s in (shape or ())[:1]] + [int(s) for s in (shape or ())[2:] if s > 1]
-        digests[i] = _digest([primitive, size, sorted(digests[u] for u in before[i])])
-    return _KNOWN_GRAPHS.get(_digest(sorted(digests.values())))
-
-
-def _digest(values: list[Any]) -> str:
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+    nodes = enumerate(graph.nodes)
+    body = {i for i, node in nodes if node.param not in heads and node.primitive not in _MAYBE_AFTER_THE_BODY}
+    body |= {u for u, v in graph.edges.tolist() if v in body}
+    operations = []
+    for primitive, _, shape in (graph.nodes[i] for i in body):
+        kernel = [int(s) for s in (shape or ())[2:] if s > 1]
+        operations.append([primitive, [int(s) for s in (shape or ())[:1]] + kernel])
+    return _KNOWN_GRAPHS.get(hashlib.sha256(repr(sorted(operations)).encode()).hexdigest()[:16])
 
 
 def _stay(model: nn.Module, graph: Graph | None, layers: Sequence[Layer]) -> set[str]:
