@@ -213,13 +213,15 @@ def test_unreadable_kinds_of_image_are_refused_not_left_out(tmp_path: Path) -> N
         check_images(train.paths)
 
 
-def test_images_to_test_on_mix_the_classes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("held_out", ["test", "validation"])
+def test_images_to_test_on_mix_the_classes(held_out: str, tmp_path: Path) -> None:
     """Class after class, every batch would be of one class and its statistics would tell nothing."""
-    for part in ("train", "test"):
+    for part in ("train", held_out):
         for shade, name in ((0, "a"), (255, "b")):
             for i in range(20):
                 picture(tmp_path / part / name / f"{i}.png", shade)
     data = load(str(tmp_path), 8)
+    assert data.train.images.shape == (40, 3, 8, 8) and data.classes == ("a", "b")
     assert data.name == tmp_path.name  # and not where it lies
     images = Images(data)
     batches = [images.batch(seed, 0, 10, train=False) for seed in (0, 1)]

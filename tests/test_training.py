@@ -19,7 +19,6 @@ from timm_ghn_init import load_ghn, save_ghn, trace
 from timm_ghn_init.cli import main
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.lab.images.batches import _mean_and_std, open_images
-from timm_ghn_init.lab.images.datasets import DatasetError, load
 from timm_ghn_init.lab.training import evaluate as evaluation
 from timm_ghn_init.lab.training import loop
 from timm_ghn_init.lab.training.evaluate import Score, evaluate, summary
@@ -172,39 +171,6 @@ def test_digits_are_shifted_in_training_only() -> None:
 def picture(path: Path, shade: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (40, 20), (shade, shade, shade)).save(path)
-
-
-def test_a_folder_of_images(tmp_path: Path) -> None:
-    for i in range(10):
-        picture(tmp_path / "a" / f"{i}.png", 10)
-        picture(tmp_path / "b" / "more" / f"{i}.jpg", 200)
-    (tmp_path / "b" / "notes.txt").write_text("no image")
-    data = load(str(tmp_path), 16)
-    assert data.classes == ("a", "b") and (len(data.train), len(data.test)) == (16, 4)
-    assert data.train.images.shape == (16, 3, 16, 16)
-    assert data.train.images[data.train.labels == 0].unique().tolist() == [10]
-
-
-@pytest.mark.parametrize("held_out", ["test", "validation", "val"])
-def test_a_folder_with_a_part_to_test_on(tmp_path: Path, held_out: str) -> None:
-    for part, n in (("train", 3), (held_out, 2)):
-        for label in "ab":
-            for i in range(n):
-                picture(tmp_path / part / label / f"{i}.png", i)
-    data = load(str(tmp_path))
-    assert (len(data.train), len(data.test)) == (6, 4)
-
-
-def test_no_data(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"imagenet.*digits, cifar10"):
-        load("imagenet")
-    with pytest.raises(DatasetError, match="no images"):
-        load(str(tmp_path))
-    picture(tmp_path / "a" / "0.png", 0)
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "0.png").write_bytes(b"not a picture")
-    with pytest.raises(DatasetError, match=r"0\.png cannot be read"):
-        load(str(tmp_path))
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
