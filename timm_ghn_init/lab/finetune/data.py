@@ -32,14 +32,9 @@ def load(
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
 ) -> Data:
-    """The data of a trial.
+    """The data of a trial; `data_dir`, `device` and `workers` are as in `run`.
 
-    Args:
-        trial: `data`, `labels`, `validation`, `data_seed` and `image_size` count.
-        data_dir: folder of named data sets, see `datasets.load`. Default: `data`.
-        device: where images in memory are kept.
-        workers: processes that read images of a folder.
-        mean, std: of the values that the model expects, for images of a folder and for those that are resized.
+    The mean and standard deviation that the model expects are used for images of a folder and for resized ones.
 
     Raises:
         ValueError: fewer images than are asked for.

@@ -23,23 +23,14 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class InMemory:
-    """Small images as one tensor. In training they are shifted over a black border, and mirrored if `flip` is set.
+    """Small images as one tensor. In training they are shifted over a black border, and mirrored if `flip` is set."""
 
-    Attributes:
-        images: (N, 3, H, W), uint8.
-        classes: (N,), int64.
-        size: height and width to train with; images of other sizes are resized after augmentation.
-        mean, std: of the values, scaled to 0 to 1, (3, 1, 1).
-        padding: largest shift, pixels.
-        flip: mirror every other image.
-    """
-
-    images: Tensor
-    classes: Tensor
-    size: int
-    mean: Tensor
+    images: Tensor  # (N, 3, H, W), uint8
+    classes: Tensor  # (N,), int64
+    size: int  # height and width to train with; images of other sizes are resized after augmentation
+    mean: Tensor  # (3, 1, 1), of values from 0 to 1
     std: Tensor
-    padding: int
+    padding: int  # largest shift, pixels
     flip: bool
 
     def __len__(self) -> int:
@@ -66,24 +57,15 @@ class InMemory:
 
 @dataclass
 class Folder(Dataset[Any]):
-    """Pictures of a folder, read again for each batch.
-
-    Attributes:
-        files: the images to use.
-        size: height and width in pixels.
-        device: of the batches.
-        workers: processes that read.
-        mean, std: of the values, scaled to 0 to 1, per channel.
-        transform: set by timm's loader.
-    """
+    """Pictures of a folder, read again for each batch."""
 
     files: Files
-    size: int
-    device: torch.device
-    workers: int
-    mean: Sequence[float]
+    size: int  # height and width, pixels
+    device: torch.device  # of the batches
+    workers: int  # processes that read
+    mean: Sequence[float]  # per channel, of values from 0 to 1
     std: Sequence[float]
-    transform: Callable[[Any], Any] | None = None
+    transform: Callable[[Any], Any] | None = None  # set by timm's loader
 
     def __len__(self) -> int:
         return len(self.files)

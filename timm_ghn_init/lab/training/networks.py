@@ -42,13 +42,17 @@ class Family(NamedTuple):
 
     Attributes:
         make: called with `num_classes` and a value for each of `ranges`.
-        ranges: keyword -> a tuple of values to choose from, or a function of the generator that draws the value.
         share: how many networks of each round belong to the family.
+        ranges: keyword -> a tuple of values to choose from, or a function of the generator that draws the value.
     """
 
     make: Callable[..., nn.Module]
+    share: int
     ranges: dict[str, tuple[Any, ...] | Draw]
-    share: int = 1
+
+
+def _family(make: Callable[..., nn.Module], share: int = 1, /, **ranges: tuple[Any, ...] | Draw) -> Family:
+    return Family(make, share, ranges)
 
 
 # Draws of an argument
@@ -174,87 +178,67 @@ _MOBILE: dict[str, Any] = {
 _BYOB: dict[str, Any] = {"blocks": depths(), "act_layer": ("relu", "relu", "silu")}
 
 FAMILIES: dict[str, Family] = {
-    "convnext": Family(
+    "convnext": _family(
         ConvNeXt,
-        _CONVNEXT
-        | {
-            "dims": widths(8, 16, 24, 32, 40),
-            "stem_type": ("patch", "patch", "overlap", "overlap_tiered", "overlap_act"),
-        },
-        share=4,
+        4,
+        **_CONVNEXT,
+        dims=widths(8, 16, 24, 32, 40),
+        stem_type=("patch", "patch", "overlap", "overlap_tiered", "overlap_act"),
     ),
-    "convnextv2": Family(ConvNeXt, _CONVNEXT | {"dims": widths(8, 16, 24, 32, 40), "use_grn": (True,)}, share=2),
-    "convnext, small patches": Family(ConvNeXt, _CONVNEXT | {"dims": widths(8, 16, 24), "patch_size": (2,)}),
-    "vit, class token": Family(_vit, _VIT | {"class_token": (True,)}, share=4),
-    "vit, average pooling": Family(_vit, _VIT | {"class_token": (False,)}, share=2),
-    "mixer": Family(
+    "convnextv2": _family(ConvNeXt, 2, **_CONVNEXT, dims=widths(8, 16, 24, 32, 40), use_grn=(True,)),
+    "convnext, small patches": _family(ConvNeXt, **_CONVNEXT, dims=widths(8, 16, 24), patch_size=(2,)),
+    "vit, class token": _family(_vit, 4, **_VIT, class_token=(True,)),
+    "vit, average pooling": _family(_vit, 2, **_VIT, class_token=(False,)),
+    "mixer": _family(
         MlpMixer,
-        {
-            "img_size": (IMAGE,),
-            "patch_size": (4, 8, 16),
-            "num_blocks": between(2, 8),
-            "embed_dim": (32, 64, 96, 128, 192),
-        },
+        img_size=(IMAGE,),
+        patch_size=(4, 8, 16),
+        num_blocks=between(2, 8),
+        embed_dim=(32, 64, 96, 128, 192),
     ),
-    "resnet, basic": Family(
+    "resnet, basic": _family(
+        _resnet, 2, **_RESNET, block=(BasicBlock,), channels=widths(16, 24, 32, 48, 64), groups=((1, 64),)
+    ),
+    "resnet, bottleneck": _family(
         _resnet,
-        _RESNET | {"block": (BasicBlock,), "channels": widths(16, 24, 32, 48, 64), "groups": ((1, 64),)},
-        share=2,
+        2,
+        **_RESNET,
+        block=(Bottleneck,),
+        channels=widths(8, 16, 24, 32),
+        groups=((1, 64), (1, 64), (1, 128), (4, 16), (8, 16)),
     ),
-    "resnet, bottleneck": Family(
-        _resnet,
-        _RESNET
-        | {
-            "block": (Bottleneck,),
-            "channels": widths(8, 16, 24, 32),
-            "groups": ((1, 64), (1, 64), (1, 128), (4, 16), (8, 16)),
-        },
-        share=2,
-    ),
-    "regnet": Family(
+    "regnet": _family(
         _regnet,
-        {
-            "w0": (16, 24, 32),
-            "wm": (1.7, 2.0, 2.4),
-            "depth": between(6, 12),
-            "group_size": (4, 8, 16),
-            "stem_width": (16, 32),
-            "se_ratio": (0.0, 0.0, 0.25),
-        },
+        w0=(16, 24, 32),
+        wm=(1.7, 2.0, 2.4),
+        depth=between(6, 12),
+        group_size=(4, 8, 16),
+        stem_width=(16, 32),
+        se_ratio=(0.0, 0.0, 0.25),
     ),
-    "efficientnet": Family(partial(_mobile, EfficientNet), _MOBILE, share=3),
-    "mobilenetv3": Family(partial(_mobile, MobileNetV3), _MOBILE),
-    "densenet": Family(
-        DenseNet,
-        {
-            "growth_rate": (8, 12, 16, 24),
-            "block_config": depths(most=4, third=8),
-        },
-    ),
-    "repvgg": Family(
+    "efficientnet": _family(partial(_mobile, EfficientNet), 3, **_MOBILE),
+    "mobilenetv3": _family(partial(_mobile, MobileNetV3), **_MOBILE),
+    "densenet": _family(DenseNet, growth_rate=(8, 12, 16, 24), block_config=depths(most=4, third=8)),
+    "repvgg": _family(
         _byob,
-        _BYOB
-        | {
-            "type": ("rep",),
-            "channels": widths(16, 24, 32, 48),
-            "group": (0,),
-            "ratio": (1.0,),
-            "stem_type": ("rep",),
-            "stem_chs": (16, 32),
-        },
+        **_BYOB,
+        type=("rep",),
+        channels=widths(16, 24, 32, 48),
+        group=(0,),
+        ratio=(1.0,),
+        stem_type=("rep",),
+        stem_chs=(16, 32),
     ),
-    "byobnet, bottleneck": Family(
+    "byobnet, bottleneck": _family(
         _byob,
-        _BYOB
-        | {
-            "type": ("bottle",),
-            "channels": widths(32, 48, 64, 96),
-            "group": (0, 0, 8),
-            "ratio": (0.25, 0.5),
-            "stem_type": ("tiered", "3x3", "deep"),
-            "stem_pool": ("maxpool", ""),
-            "stem_chs": (16, 32),
-        },
+        **_BYOB,
+        type=("bottle",),
+        channels=widths(32, 48, 64, 96),
+        group=(0, 0, 8),
+        ratio=(0.25, 0.5),
+        stem_type=("tiered", "3x3", "deep"),
+        stem_pool=("maxpool", ""),
+        stem_chs=(16, 32),
     ),
 }
 _ROUND = tuple(name for name, family in FAMILIES.items() for _ in range(family.share))
@@ -325,7 +309,7 @@ def sample(
     MACS.check("max_macs", max_macs)
     rng = random.Random(f"{split} {seed} {index}")  # seeded by the string's SHA-512, the same everywhere
     kind = _ROUND[index % len(_ROUND)]
-    make, ranges, _ = FAMILIES[kind]
+    make, _, ranges = FAMILIES[kind]
     while True:
         drawn = {name: values(rng) if callable(values) else rng.choice(values) for name, values in ranges.items()}
         with torch.device("meta"):
