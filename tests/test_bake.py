@@ -126,7 +126,9 @@ def test_push_where_there_is_no_hub(offline: bool, hub: HubServer, run: Run, mon
 @LOCAL_DIR
 def test_bake_into_folders(run: Run, tmp_path: Path, ghn_file: Path) -> None:
     out = tmp_path / "new" / "out"
-    status, stdout, _ = run("bake", "--models", "test_resnet,test_conv*,test_resnet", "--out", out, "--num-classes", 7)
+    status, stdout, _ = run(
+        "bake", "--models", "test_resnet,test_convnext*,test_resnet", "--out", out, "--num-classes", 7
+    )
     assert status == 0
     found = {name: Path(where) for name, (state, where) in rows(stdout).items() if state == "baked"}
     assert set(found) >= {"test_resnet", "test_convnext", "test_convnext2"}
@@ -134,33 +136,30 @@ def test_bake_into_folders(run: Run, tmp_path: Path, ghn_file: Path) -> None:
     assert {p.name for p in out.iterdir()} == {p.name for p in found.values()}
     for name, folder in found.items():
         loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        torch.manual_seed(0)
         expected = timm.create_model(name, pretrained=f"file:{ghn_file}-orth", num_classes=7)
         assert loaded.state_dict().keys() == expected.state_dict().keys()
-        for (n, a), b in zip(loaded.state_dict().items(), expected.state_dict().values(), strict=True):
-            assert torch.equal(a, b), (name, n)
+        assert loaded.num_classes == 7
+        for n in expected.ghn_report.predicted:  # a new classifier is drawn anew each time
+            assert torch.equal(loaded.get_parameter(n), expected.get_parameter(n)), (name, n)
 
 
 def test_bake_goes_on(run: Run, tmp_path: Path) -> None:
     """What is there and whole stays as it is; anything else is made again."""
-    command = ("bake", "--models", "test_resnet,test_vit,test_convnext,test_efficientnet", "--out", tmp_path)
+    command = ("bake", "--models", "test_resnet,test_vit,test_convnext", "--out", tmp_path)
     folders = {name: Path(where) for name, (_, where) in rows(run(*command)[1]).items()}
     before = {name: (f / "model.safetensors").read_bytes() for name, f in folders.items()}
     untouched = (folders["test_resnet"] / "model.safetensors").stat().st_mtime_ns
     weights = folders["test_vit"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     (folders["test_convnext"] / "config.json").unlink()
-    (folders["test_efficientnet"] / "model.safetensors").unlink()
     assert states(run(*command)[1]) == {
         "test_resnet": "was there",
         "test_vit": "baked",
         "test_convnext": "baked",
-        "test_efficientnet": "baked",
     }
     assert {name: (f / "model.safetensors").read_bytes() for name, f in folders.items()} == before
     assert (folders["test_resnet"] / "model.safetensors").stat().st_mtime_ns == untouched
     assert set(tmp_path.iterdir()) == set(folders.values())
-    assert set(states(run(*command, "--num-classes", 3)[1]).values()) == {"baked"}  # another key
 
 
 def test_bake_to_the_hub(hub: HubServer, run: Run, ghn_file: Path) -> None:
@@ -205,11 +204,10 @@ def test_failures_of_the_hub(hub: HubServer, run: Run) -> None:
 
 
 def test_shards(run: Run, tmp_path: Path) -> None:
-    command = ("bake", "--models", "test_resnet,test_vit,test_convnext", "--out", tmp_path)
-    parts = [states(run(*command, "--shard", f"{i}/2")[1]) for i in (1, 2)]
-    assert [len(p) for p in parts] == [2, 1]
-    assert set(parts[0]) | set(parts[1]) == {"test_resnet", "test_vit", "test_convnext"}
-    assert len(list(tmp_path.iterdir())) == 3
+    command = ("bake", "--models", "test_resnet,test_vit", "--out", tmp_path)
+    parts = [states(run(*command, "--shard", f"{i}/3")[1]) for i in (1, 2, 3)]
+    assert [list(part) for part in parts] == [["test_resnet"], ["test_vit"], []]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3"])
@@ -248,16 +246,16 @@ def test_no_token(hub: HubServer, run: Run, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_ranks_share_the_list(tmp_path: Path, ghn_file: Path) -> None:
     """Under torchrun; the failure of one model is everybody's exit status, after everybody's work."""
-    options = ["--models", "test_resnet,test_vit,test_convnext,test_efficientnet", "--out", str(tmp_path / "out")]
+    options = ["--models", "test_resnet,test_vit,test_convnext", "--out", str(tmp_path / "out")]
     options += ["--source", f"file:{ghn_file}", "--model-kwargs", "output_stride=16"]  # test_vit has no such option
     ranks = torchrun(cli, "bake", *options)
     assert [status for status, *_ in ranks] == [1, 1]
     lines = [line.split() for _, stdout, _ in ranks for line in stdout.splitlines()]
     table = {line[0]: line[1] for line in lines if line and line[0].startswith("test_")}
-    baked = dict.fromkeys(("test_resnet", "test_convnext", "test_efficientnet"), "baked")
+    baked = dict.fromkeys(("test_resnet", "test_convnext"), "baked")
     assert table == {**baked, "test_vit": "failed"}, ranks
     assert len([line for line in lines if line and line[0] == "test_resnet"]) == 1
-    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 def test_folder_says_where_it_comes_from(run: Run, tmp_path: Path, ghn_file: Path) -> None:

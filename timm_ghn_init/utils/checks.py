@@ -8,7 +8,7 @@ import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -80,12 +80,6 @@ def whole(low: int = 0, high: int = _MOST) -> Kind:
         return isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high
 
     return Kind(f"a whole number from {low} {'on' if high == _MOST else f'to {high}'}", valid, _whole)
-
-
-def multiple(of: int, high: int) -> Kind:
-    """Whole numbers from `of` to `high` that can be divided by one."""
-    within = whole(of, high)
-    return Kind(f"a multiple of {of} up to {high}", lambda value: within.valid(value) and value % of == 0, _whole)
 
 
 def number(wanted: str, valid: Callable[[float], bool]) -> Kind:
@@ -186,7 +180,9 @@ NOT_NEGATIVE = number("a finite number from 0 on", lambda value: value >= 0)
 PART = number("from 0 up to 1", lambda value: 0 <= value < 1)
 SEED = whole(0)
 CLASSES = whole(2, 10**6)  # of the classifiers that a GHN predicts
-WIDTH = multiple(4, 2**14)  # of a GHN's node embeddings
+WIDTH = replace(  # of a GHN's node embeddings
+    whole(4, 2**14), wanted="a multiple of 4 up to 16384", valid=lambda v: whole(4, 2**14).valid(v) and v % 4 == 0
+)
 PROCESSES = whole(0, 1024)  # more of them than any machine has cores take it down
 NAMESPACE = Kind(
     "the name of a user or an organisation on the Hub",
