@@ -22,7 +22,7 @@ NAN, INF = float("nan"), float("inf")
 VALUES: dict[str, tuple[Kind, list[Any], list[Any]]] = {
     "whole": (checks.whole(1), [1, 2**63 - 1, np.int64(3)], [0, -1, 2**63, HUGE, 1.0, True, "1", None, NAN]),
     "range": (checks.whole(0, 8), [0, 8], [9, -1]),
-    "multiple": (checks.multiple(4, 32), [4, 32], [0, 5, -4, 36, 4.0, True]),
+    "multiple": (checks.WIDTH, [4, 32], [0, 5, -4, 2**14 + 4, 4.0, True]),
     "positive": (checks.POSITIVE, [1, 1e-300, np.float32(2)], [0, -1.0, NAN, INF, HUGE, True, "1", 1j, None]),
     "not negative": (checks.NOT_NEGATIVE, [0, 1.5], [-1e-9, NAN, INF]),
     "part": (checks.PART, [0, 0.99], [1, -0.1, NAN]),
