@@ -29,25 +29,11 @@ class Images(Dataset):
         return torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(index)), index
 
 
-class Fingerprints(Dataset):
-    """Of the models that a worker process builds."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> str:
-        return fingerprint(timm.create_model(self.name, pretrained=True))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
     parser.add_argument("--pretrained", action="store_true")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--workers", nargs="*", default=[], help="ways to start worker processes")
     args = parser.parse_args()
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
@@ -68,19 +54,12 @@ def main() -> None:
     if ranks > 1:
         torch.distributed.destroy_process_group()
 
-    workers = {
-        context: next(iter(DataLoader(Fingerprints(args.model), num_workers=1, multiprocessing_context=context)))[0]
-        for context in args.workers
-    }
     facts = {
         "argv": sys.argv,
-        "path": sys.path[0],
-        "file": __file__,
         "source": model.pretrained_cfg["source"],
         "start": start,
         "end": fingerprint(model),
         "losses": losses,
-        "workers": workers,
     }
     sys.stdout.write(json.dumps(facts) + "\n")  # one write: ranks share the output
     sys.stdout.flush()
