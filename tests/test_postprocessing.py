@@ -18,7 +18,6 @@ from timm_ghn_init.recipe.plan import auto_layer
 from timm_ghn_init.recipe.postprocessing import (
     Equations,
     _process_at_once,
-    check,
     list_layers,
     postprocess,
     process,
@@ -543,8 +542,6 @@ def test_wrong_arguments(arguments, message):
     arguments = {"layer": 1, **arguments}
     with pytest.raises(ValueError, match=message):
         postprocess(model, **arguments)
-    with pytest.raises(ValueError, match=message):
-        check(model, **arguments)
     assert_same(weights_of(model), before)
 
 
@@ -570,17 +567,6 @@ def test_layers_that_are_not_processed_may_hold_anything(fault):
     with pytest.raises(ValueError):
         postprocess(model, layer=4)
     on_cpu(nn.Sequential(model[4], *conv_net()), layer=2)  # where it is below L
-
-
-def test_weights_that_will_be_overwritten_may_hold_anything_but_must_exist():
-    model = conv_net()
-    spoil("nan")(model)
-    check(model, 1, overwritten={"4.weight"})
-    with pytest.raises(ValueError, match=r"4\.weight"):
-        check(model, 1, overwritten={"0.weight"})
-    spoil("meta")(model)
-    with pytest.raises(ValueError, match="meta"):
-        check(model, 1, overwritten={"4.weight"})
 
 
 def test_a_model_without_layers():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .checkpoints.load import resolve_default, shared_ghn
 from .ghn import GHN
 from .graph import model_name, refuse_unsupported
-from .recipe import finished, recipe
+from .recipe import recipe
 from .recipe.options import Options
 from .recipe.place import Place, Settle
 from .recipe.resolved import Resolved
@@ -136,8 +136,8 @@ def initialise(
         place.given_names = names
         if source.initialisation and options.ghn is not None:
             raise InputError(f"{source} is an initialisation without a GHN: leave out ghn=, or name another source.")
-        for part in source.parts:
-            _check_sharded(place, part, options.cache)
+        for part in source.parts if meeting is not None else ():
+            _refuse_for_sharded(place, part, options.cache)
         parts = [_resolve(place, part, options) for part in source.parts]
         report = recipe.initialise(place, parts, options).renamed(names)
     note_source(model, report)
@@ -173,13 +173,20 @@ def finished_key(
     if source.initialisation or source.plus:
         raise InputError(f"{source} is not a GHN alone: there is no prediction to keep.")
     chosen = resolve_default(source.prediction)
-    return finished.find(model, Resolved(source, chosen, shared_ghn(chosen, torch.device("cpu"))), input_size, seed)
+    resolved = Resolved(source, chosen, shared_ghn(chosen, torch.device("cpu")))
+    name, options = model_name(model), Options(input_size=input_size, seed=seed, device="cpu")
+    [plan] = recipe.plan(Place(model, name, source.seed_or(seed), options), [resolved], options)
+    return plan.key(model, resolved.digest), hub.repo_name(name, chosen, resolved.digest)
 
 
 def _resolve(place: Place, source: Source, options: Options) -> Resolved:
-    own = options.ghn
-    if source.initialisation and place.whole:
+    own, keep, org = options.ghn, False, None
+    if source.initialisation:
         return Resolved(source, source.prediction, None, cache=bool(source.cache or options.cache))
+    if place.whole:
+        wanted = source.cache if options.cache is None else options.cache
+        keep = weights_cache.is_on() if wanted is None else wanted
+        org = hub.organisation(source) if own is None else None  # nobody else has a GHN of one's own
 
     def load() -> tuple[Source, GHN]:
         if own is not None:
@@ -187,18 +194,11 @@ def _resolve(place: Place, source: Source, options: Options) -> Resolved:
         chosen = resolve_default(source.prediction, options.progress)
         return chosen, shared_ghn(chosen, place.device)
 
-    keep, org = False, None
-    if place.whole:
-        wanted = source.cache if options.cache is None else options.cache
-        keep = weights_cache.is_on() if wanted is None else wanted
-        org = hub.organisation(source) if own is None else None  # nobody else has a GHN of one's own
     chosen, ghn = place.share(str(source), load)
     return Resolved(source, chosen, ghn, own is not None, keep, org)
 
 
-def _check_sharded(place: Place, source: Source, cache: bool | None) -> None:
-    if place.whole:
-        return
+def _refuse_for_sharded(place: Place, source: Source, cache: bool | None) -> None:
     if source.initialisation:
         raise InputError(
             f"{place.name}: {source} gives whole parameters. Initialise the model with it before sharding it."

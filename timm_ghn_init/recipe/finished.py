@@ -3,18 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..graph import model_name, trace
-from ..own_init.values import set_values
 from ..weights import cache, hub
 from ..weights.key import arithmetic
 from . import assign
-from .offer import predicted
 from .place import Place
-from .plan import Plan, kept_parameters, make_plan
-from .purpose import find_purpose
-from .resolved import Resolved
+from .plan import Plan
 
 
 class Finished:
@@ -79,17 +74,3 @@ class Finished:
             self.cached = place.clock("cache", remember)
         else:
             make()
-
-
-def find(
-    model: nn.Module, resolved: Resolved, input_size: int | Sequence[Any] | None, seed: int | None
-) -> tuple[str, str]:
-    """The key of what would be predicted for a model, and the name of the Hub repository to look for it in."""
-    assert resolved.ghn is not None
-    name, source = model_name(model), resolved.source
-    offer = predicted(trace(model, input_size, resolved.ghn.dialect), resolved.ghn.num_classes, source)
-    kept = kept_parameters(model, name, source.only, source.skip, {})
-    roles = {n: role for n, role in offer.roles.items() if n not in kept}
-    purpose = find_purpose(model, roles, set_values(model, list(roles)), lambda: offer.graph, source.only)
-    plan = make_plan(model, name, offer, resolved, seed, kept | purpose.kept)
-    return plan.key(model, resolved.digest), hub.repo_name(name, resolved.source, resolved.digest)

@@ -8,8 +8,7 @@ Everything is computed in float32, layer by layer, and cast to the parameter's d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -64,6 +63,9 @@ class Equations(NamedTuple):
     seed: int = 0
 
 
+Read = Callable[[Layer, Tensor], object]  # writes what a layer's weight is to begin with into a tensor
+
+
 def list_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The layers that the paper's L counts, the first of them being number 1.
 
@@ -96,27 +98,6 @@ def layers_of(model: nn.Module) -> list[Layer]:
         if weight is not None and (is_lazy(weight) or weight.dim() >= 2):
             layers.append(Layer(len(layers) + 1, name, weight, module, stream, by))
     return layers
-
-
-def check(model: nn.Module, layer: int, beta: float = 3e-5, *, overwritten: Collection[str] = ()) -> None:
-    """Raises whatever `postprocess` would raise, and writes nothing.
-
-    Args:
-        model: The model to post-process.
-        layer: First layer to process.
-        beta: Scale of the noise.
-        overwritten: Names of the weights whose present values do not matter, because they are going to be written
-            before the post-processing. They may be NaN.
-
-    Raises:
-        ValueError: As `postprocess`.
-    """
-    check_options(model, layer, beta)
-    for target in to_process(model, layer):
-        weight, matters = target.weight, target.name not in overwritten
-        problem = unprocessable(weight) or _no_values(weight, matters) or unwritable(weight)
-        if problem:
-            raise InputError(f"{type(model).__name__}: {target.name} {problem}")
 
 
 def check_options(model: nn.Module, layer: int, beta: float) -> None:
@@ -191,7 +172,11 @@ def postprocess(
     whole(-(2**63)).check("seed", seed)
     with bare(model) as (inner, given):
         results: dict[str, Tensor] = {}
-        check(inner, layer, beta)
+        check_options(inner, layer, beta)
+        for target in to_process(inner, layer):
+            problem = unprocessable(target.weight) or _no_values(target.weight) or unwritable(target.weight)
+            if problem:
+                raise InputError(f"{type(inner).__name__}: {target.name} {problem}")
         unknown = set(names or ()) - {n for n, _ in model.named_parameters(remove_duplicate=False)}
         if unknown:
             raise InputError(f"{type(model).__name__} has no parameter {shown(min(unknown))}, which names= names.")
@@ -214,7 +199,7 @@ def process(
     layers: Collection[Layer],
     equations: Equations,
     where: Mapping[str, torch.device],
-    read: Callable[[Layer, Tensor], object],
+    read: Read,
     results: dict[str, Tensor],
     progress: bool | None,
 ) -> dict[str, float]:
@@ -222,7 +207,6 @@ def process(
 
     Args:
         where: the device on which to compute each, by name.
-        read: writes what a layer's weight is to begin with into a tensor.
         results: gets what is to be written, by the names of parameters and buffers.
 
     Returns:
@@ -240,28 +224,19 @@ def process(
         return layer.name, _process_alone(layer, equations, where[layer.name], read, results)
 
     ordered = sorted(layers, key=lambda layer: cost(layer.weight), reverse=True)  # else the longest might end up alone
-    with progress_bar(progress, len(ordered)) as advance:
-        return dict(one_thread_each(one, ordered, _MAX_WORKERS, advance))
+    with progress_bar(progress, len(ordered)) as bar:
+        return dict(one_thread_each(one, ordered, _MAX_WORKERS, bar.step))
 
 
 def _process_alone(
-    layer: Layer,
-    equations: Equations,
-    device: torch.device,
-    read: Callable[[Layer, Tensor], object],
-    results: dict[str, Tensor],
+    layer: Layer, equations: Equations, device: torch.device, read: Read, results: dict[str, Tensor]
 ) -> float:
     """`process` for one layer."""
-    whole = _begin(layer, device, read)
+    whole = empty_for(layer.weight, device)
+    read(layer, whole)
     sigma = process_weight(whole, layer.stream, *equations, device)
     _end(layer, rounded(whole, layer, equations), results)
     return sigma
-
-
-def _begin(layer: Layer, device: torch.device, read: Callable[[Layer, Tensor], object]) -> Tensor:
-    whole = empty_for(layer.weight, device)
-    read(layer, whole)
-    return whole
 
 
 def _end(layer: Layer, whole: Tensor, results: dict[str, Tensor]) -> None:
@@ -272,7 +247,7 @@ def _process_at_once(
     layers: Collection[Layer],
     equations: Equations,
     where: Mapping[str, torch.device],
-    read: Callable[[Layer, Tensor], object],
+    read: Read,
     results: dict[str, Tensor],
     progress: bool | None,
 ) -> dict[str, float]:
@@ -282,15 +257,17 @@ def _process_at_once(
     kinds = {n: (x.weight.shape, x.weight.dtype, where[n]) for n, x in by_name.items()}
     sizes = {n: x.weight.numel() for n, x in by_name.items()}
     done: list[str] = []
-    with progress_bar(progress, len(layers)) as advance:
+    with progress_bar(progress, len(layers)) as bar:
         wholes: list[Tensor] = []
         for names in batches(kinds, sizes):
-            begun = [_begin(by_name[name], where[name], read) for name in names]
+            begun = [empty_for(by_name[name].weight, where[name]) for name in names]
+            for name, whole in zip(names, begun, strict=True):
+                read(by_name[name], whole)
             batch = process_batch(begun, [by_name[n].stream for n in names], *equations, where[names[0]])
             for name, whole, columns in zip(names, begun, batch.columns, strict=True):
                 write_back(columns, whole)
                 wholes.append(whole.to(by_name[name].weight.dtype))
-                advance()
+                bar.step()
             finite = torch.stack([_dense(whole).isfinite().all() for whole in wholes[len(done) :]])
             done += names
             looks.append(torch.stack((batch.sigma, batch.good.double(), finite.double())))
@@ -405,14 +382,14 @@ def unprocessable(weight: Tensor) -> str | None:
     return None
 
 
-def _no_values(weight: Tensor, values_matter: bool) -> str | None:
+def _no_values(weight: Tensor) -> str | None:
     if hasattr(weight, "device_mesh"):
         return "is sharded: name a source with -orth in `init_model`, or post-process the model before sharding it"
     if isinstance(weight, FakeTensor):
         return "is fake (FakeTensorMode): it has no values"
     if weight.is_meta:
         return "is on the meta device: materialise the model first (`model.to_empty(device=...)`, then load or predict)"
-    if values_matter and not is_finite(weight.detach()):
+    if not is_finite(weight.detach()):
         return "holds NaN or infinite values: load or predict sound parameters first"
     return None
 
@@ -425,8 +402,6 @@ def _compute_device(weight: Tensor, device: torch.device | str | None) -> torch.
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@contextmanager
-def progress_bar(show: bool | None, total: int) -> Iterator[Callable[[], object]]:
-    """Yields what to call after each layer."""
-    with Progress("post-processing", total, show=show, unit="layer") as progress:
-        yield progress.step
+def progress_bar(show: bool | None, total: int) -> Progress:
+    """Shows how many layers are done."""
+    return Progress("post-processing", total, show=show, unit="layer")

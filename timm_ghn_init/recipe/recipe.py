@@ -47,6 +47,11 @@ def initialise(place: Place, resolved: Sequence[Resolved], options: Options) -> 
     return _report(place, plans, finished)
 
 
+def plan(place: Place, resolved: Sequence[Resolved], options: Options) -> list[Plan]:
+    """What `initialise` would do: a plan for each part of the source. Nothing is written."""
+    return _Run(place, options).plan(resolved)
+
+
 class _Run:
     """One initialisation: the graphs and values that its steps share.
 

@@ -63,7 +63,7 @@ def postprocess_parts(
         return torch.empty(layer.weight.shape, dtype=layer.weight.dtype, device=home)
 
     show = progress if layout.rank == 0 else False
-    with one_thread(), progress_bar(show, len(plan.changed)) as advance:
+    with one_thread(), progress_bar(show, len(plan.changed)) as bar:
         for round_ in owners(plan.changed, layout.size):
             mine = round_.get(layout.rank)
             computed = None if mine is None else compute(mine)
@@ -73,6 +73,6 @@ def postprocess_parts(
                 part = local(layer.weight)
                 results[layer.name] = layout.own_box(layer.weight).of(whole).to(part.device, copy=True)
                 del tiles[layer.name]
-                advance()
+                bar.step()
     if failures:
         raise failures[0]
