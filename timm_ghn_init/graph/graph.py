@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from .distances import shortest_paths
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -148,3 +146,33 @@ class Graph:
             f"Graph({len(self.nodes)} nodes, {len(self.edges)} edges, {len(self.targets)} parameters to predict, "
             f"{len(self.skipped)} not, dialect={self.dialect!r})"
         )
+
+
+def shortest_paths(n: int, edges: np.ndarray, cutoff: int = 50) -> np.ndarray:
+    """Lengths of the shortest directed paths of a graph whose nodes are in topological order.
+
+    In that order one pass is enough, a row for each node: whoever reaches v reaches it through a predecessor of v.
+    That is N vector operations, where a general algorithm would search from each node.
+
+    Args:
+        n: number of nodes.
+        edges: (E, 2) integers (from, to), each with from < to.
+        cutoff: longest path that counts.
+
+    Returns:
+        (n, n) int16, [u, v] is the path length from u to v, 0 where there is none up to `cutoff`.
+    """
+    far = np.int16(cutoff + 1)
+    to = np.full((n, n), far, dtype=np.int16)  # to[v, u]: rows are contiguous, so v's own row is what is written
+    predecessors: list[list[int]] = [[] for _ in range(n)]
+    for u, v in edges.tolist():
+        predecessors[v].append(u)
+    one = np.int16(1)
+    for v, sources in enumerate(predecessors):
+        if len(sources) == 1:
+            np.add(to[sources[0], :v], one, out=to[v, :v])
+        elif sources:
+            np.add(to[sources, :v].min(0), one, out=to[v, :v])
+        to[v, v] = 0
+    to[to >= far] = 0
+    return np.ascontiguousarray(to.T)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import BaseTorchFunctionMode
 
 from ..utils.own_draws import keep_seed
 from .undo import Undo
@@ -70,17 +70,10 @@ def isolated(
         if device != "meta":
             undo.made([copy for copy, _ in buffers], [original for _, original in buffers])
         # On the CPU `nn.MultiheadAttention` would take its fast path, one opaque operator, but for a function mode.
-        with keep_seed(), nullcontext() if device == "meta" else _FunctionsAsTheyAre():
+        with keep_seed(), nullcontext() if device == "meta" else BaseTorchFunctionMode():
             yield Isolation(names, buffers, undo)
     finally:
         undo()
-
-
-class _FunctionsAsTheyAre(TorchFunctionMode):
-    """Calls every function of PyTorch as it is."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
 
 
 def _eval(modules: Sequence[nn.Module]) -> None:

@@ -66,6 +66,8 @@ def locked(tensor: Tensor) -> str | None:
 
 def _overlaps(tensor: Tensor) -> bool:
     """Whether several values of a tensor share one place in memory."""
+    if tensor.is_contiguous():
+        return False
     reached = 1  # by all dimensions of smaller steps
     for step, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and step < reached:
@@ -75,9 +77,8 @@ def _overlaps(tensor: Tensor) -> bool:
 
 
 @torch.no_grad()
-def write(model: nn.Module, tiles: Mapping[str, Tile]) -> None:
-    """Write predictions into the parameters of a model: identity, dtype, device and `requires_grad` stay."""
-    parameters = dict(model.named_parameters())
+def write(parameters: Mapping[str, Tensor], tiles: Mapping[str, Tile]) -> None:
+    """Write predictions into the parameters of these names: identity, dtype, device and `requires_grad` stay."""
     with one_thread():  # as fast as memory takes it, and never waiting for a second core
         for name, tile in brought({n: parameters[n].device for n in tiles}, tiles).items():
             tile.write_(parameters[name])

@@ -48,8 +48,8 @@ class Finished:
         if not self.key:
             predict()
             return
-        targets, parameters = self._plan.graph.targets, dict(place.model.named_parameters())
-        parts = {n: targets[n].part(parameters[n]) for n in self._plan.names}
+        targets = self._plan.graph.targets
+        parts = {n: targets[n].part(place.parameters[n]) for n in self._plan.names}
 
         def take(found: Mapping[str, Tensor]) -> None:
             with assign.uninterrupted():

@@ -5,6 +5,7 @@ The recipe works on a `Place` and does not ask which of the two it is.
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -140,6 +141,11 @@ class Place:
             if name in self._own:
                 tensors[name].detach().copy_(self._own[name])
 
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The model's, by name: they stay the same objects."""
+        return dict(self.model.named_parameters())
+
     def values(self, names: Collection[str]) -> Mapping[str, Tensor]:
         """As `set_values`, of the model as its constructor left it."""
         is_drawn = None if self._settle is None else self._settle.is_drawn
@@ -223,7 +229,7 @@ class Place:
         own = [(tensors[name], value) for name, value in self._own.items()]
         for part, value in (*own, *found):
             part.copy_(value)
-        assign.write(self.model, tiles)
+        assign.write(self.parameters, tiles)
         assign.write_results(self.model, results)
         warn_unset(self.name, self.unset)
 

@@ -169,11 +169,11 @@ def _check(place: Place, plan: Plan) -> None:
             raise InputError(
                 f"{place.name}: {by.name} is computed from {name}. Initialise the model before sharding it."
             )
-    parameters = dict(place.model.named_parameters(remove_duplicate=False))
     # The classifier too, whatever classes the GHN has.
     heads = [] if plan.offer.graph is None else [n for n, t in plan.graph.targets.items() if t.classifier]
     for name in dict.fromkeys((*plan.written, *plan.scaled, *heads)):
-        problem = assign.unwritable(place.part(parameters[name]))
+        parameter = place.parameters[name] if name in place.parameters else place.model.get_parameter(name)
+        problem = assign.unwritable(place.part(parameter))
         if problem:
             raise InputError(f"{place.name}: {name} {problem} Nothing was changed.")
     for layer in plan.changed:
@@ -206,7 +206,7 @@ def _report(place: Place, plans: Sequence[Plan], finished: Finished) -> InitRepo
         edges=len(graph.edges) if graph else 0,
         predicted=roles,
         skipped=skipped,
-        sizes={n: p.numel() for n, p in place.model.named_parameters()},
+        sizes={n: p.numel() for n, p in place.parameters.items()},
         layer=postprocessed[0].layer if postprocessed else None,
         postprocessed=tuple(layer.name for plan in plans for layer in plan.changed),
         seed=next((plan.seed for plan in plans if plan.layer or plan.offer.graph is None), None),
