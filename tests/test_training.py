@@ -246,7 +246,7 @@ def test_a_run_can_begin_from_another_ghn(tmp_path: Path) -> None:
     assert all(torch.equal(value, begun[name]) for name, value in second.ghn.state_dict().items())
     assert all(p.requires_grad for p in second.ghn.parameters())
     assert json.loads(second.metadata()["training"])["start"] == "ghn.safetensors"
-    with pytest.raises(TrainingError, match=r"cannot be gone on from.*'hid': 8"):
+    with pytest.raises(TrainingError, match=r"cannot be the start.*'hid': 8"):
         Trainer(replace(CONFIG, ghn={**TINY, "hid": 12}, start=f"file:{ghn}"), tmp_path / "third")
 
 

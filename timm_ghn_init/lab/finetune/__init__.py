@@ -9,8 +9,8 @@ share, and `work` runs all trials of a plan that are not in it yet.
 """
 
 from .plans import Each, Tuned, work
-from .protocol import Trial
+from .protocol import Trial, settled
 from .results import Runs, summary
 from .train import run
 
-__all__ = ["Each", "Runs", "Trial", "Tuned", "run", "summary", "work"]
+__all__ = ["Each", "Runs", "Trial", "Tuned", "run", "settled", "summary", "work"]

@@ -87,7 +87,7 @@ class Tuned:
     """The plan that searches the best candidate on the validation images, then runs it with several seeds.
 
     With one round, every candidate is trained once. With more it is successive halving: each round trains for `FACTOR`
-    times as many epochs as the one before, with a cosine schedule of its own, and the best third of a round goes on to
+    times as many epochs as the one before, with a cosine schedule of its own, and the best third of a round enters
     the next. The search is read from the results: it can be interrupted, and several processes can share it.
 
     Args:

@@ -36,7 +36,7 @@ class Score:
 
     Attributes:
         group: "timm", or "test: " and the family of a sampled network.
-        name: what tells the network from the others of its group.
+        name: of the network, unique in its group.
         predicted: accuracy with predicted parameters.
     """
 

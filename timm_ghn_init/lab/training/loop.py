@@ -39,7 +39,7 @@ _LOGGED = 50  # steps between two lines of the log
 
 
 class TrainingError(Told, RuntimeError):
-    """A training run cannot start or go on; the message says why and what to do."""
+    """A training run cannot start or continue; the message names the cause and the fix."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class Trainer:
 
     Args:
         config: see `TrainConfig`.
-        folder: created if need be.
-        resume: go on from the checkpoint in the folder, if there is one.
+        folder: created if it is missing.
+        resume: continue from the checkpoint in the folder, if there is one.
         device: default: CUDA if there is one, else the CPU.
         data_dir: of CIFAR-10 and Fashion-MNIST.
         workers: processes that prepare images.
@@ -156,7 +156,9 @@ class Trainer:
         self.log: list[dict[str, float]] = []  # a row for every 50 steps
         if (self.folder / CHECKPOINT).exists():
             if not resume:
-                raise TrainingError(f"{self.folder} holds a run already: go on with --resume, or name another folder.")
+                raise TrainingError(
+                    f"{self.folder} holds a run already: continue it with --resume, or name another folder."
+                )
             self._load()
         elif config.start is not None:
             self._begin_from(config.start)
@@ -172,7 +174,7 @@ class Trainer:
             progress: True: a bar; False: nothing. Default: a bar in a terminal, elsewhere a line of the log a minute.
 
         Raises:
-            TrainingError: the loss was not finite for 50 steps on end.
+            TrainingError: the loss was not finite in 50 consecutive steps.
         """
         begun, before, saved, bad = time.monotonic(), self.state.seconds, time.monotonic(), 0
         steps, show = self.config.steps, False if self.rank else progress
@@ -185,7 +187,7 @@ class Trainer:
                 figures = self._step(batch)
                 bad = bad + 1 if figures is None else 0
                 if bad == 50:
-                    raise TrainingError("The loss was not finite for 50 steps on end. Try a lower --lr.")
+                    raise TrainingError("The loss was not finite in 50 consecutive steps. Try a lower --lr.")
                 recent += [{**figures, "lr": lr}] if figures else []
                 self.state.step += 1
                 self.state.seconds = self._agreed(before + time.monotonic() - begun)
@@ -235,9 +237,7 @@ class Trainer:
     def _begin_from(self, start: str) -> None:
         other = load_ghn(start)
         if other.config != self.ghn.config:
-            raise TrainingError(
-                f"{start} cannot be gone on from: it is a GHN with {other.config}, not {self.ghn.config}."
-            )
+            raise TrainingError(f"{start} cannot be the start: it is a GHN with {other.config}, not {self.ghn.config}.")
         self.ghn.load_state_dict(other.state_dict())
 
     def _load(self) -> None:
