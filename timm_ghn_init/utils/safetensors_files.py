@@ -49,12 +49,14 @@ def header(
 def _code(dtype: "torch.dtype") -> str | None:
     """What the library itself calls a dtype in a header; None if it does not know it."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save
 
     try:
-        return json.loads(save({"x": torch.empty(0, dtype=dtype)})[8:])["x"]["dtype"]
-    except (KeyError, ValueError):
+        entry = json.loads(save({"x": torch.empty(1, dtype=dtype, device="cpu")})[8 : -dtype.itemsize])["x"]
+    except (KeyError, ValueError, SafetensorError):
         return None
+    return entry["dtype"] if entry["shape"] == [1] else None  # two numbers of float4 share a byte
 
 
 def layout(tensors: "Mapping[str, Tensor]") -> "dict[str, tuple[tuple[int, ...], torch.dtype]]":

@@ -193,13 +193,13 @@ def _fetch(repo: str, file: str, revision: str) -> Path | None:
 
 def _is_there(repo: str, file: str, revision: str) -> bool:
     """Whether the Hub has a file. Raises as `_fetch` does, and whatever huggingface_hub raises if it cannot tell."""
-    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, utils
 
     try:
         found = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
-    except errors.GatedRepoError:  # also a RepositoryNotFoundError
+    except utils.GatedRepoError:  # also a RepositoryNotFoundError
         raise
-    except (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+    except (utils.EntryNotFoundError, utils.RepositoryNotFoundError, utils.RevisionNotFoundError):
         return False
     for name in (found.etag, found.commit_hash):  # it names files after them
         if not re.fullmatch(r"\w[\w.-]*", name or ""):
