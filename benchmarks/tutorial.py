@@ -5,7 +5,7 @@
     python benchmarks/tutorial.py --quick    without slow blocks
 
 Blocks of a page share one Python namespace and one empty folder. Only durations ("0.48 s") may differ. A block after
-the comment `<!-- slow -->` takes a minute; tests leave it out. Blocks after any other comment are not run.
+the comment `<!-- slow -->` takes long; tests leave it out. Blocks after any other comment are not run.
 """
 
 import argparse

@@ -225,7 +225,7 @@ def test_shards_that_cannot_be(shard: str, run: Run, tmp_path: Path) -> None:
         (("--models", "test_vit"), "--out --hub"),
         (("--models", "test_vit", "--out", "x", "--hub", "me"), "not allowed with"),
         (("--models", "test_vit", "--hub", "../me"), "organisation"),
-        (("--models", "test_vit", "--out", "{file}"), "--out"),
+        (("--models", "test_vit", "--out", "{file}"), "File exists"),
     ],
 )
 def test_mistakes(options: tuple[str, ...], says: str, run: Run, tmp_path: Path) -> None:

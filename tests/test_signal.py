@@ -22,6 +22,7 @@ DEPTH, WIDTH = 12, 64
 
 def chain(gain: float, act: Callable[[], nn.Module] = nn.Identity, bias: float = 0.0) -> nn.Module:
     """Blocks of a linear layer, each of which changes the size of what it is given by a factor, and a classifier."""
+    torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Linear(WIDTH, WIDTH), act()) for _ in range(DEPTH)]
     model = nn.Sequential(nn.Flatten(), *blocks, nn.Linear(WIDTH, 10))
     for module in model.modules():

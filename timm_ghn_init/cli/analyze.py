@@ -118,8 +118,10 @@ def _images(args: argparse.Namespace, model: "nn.Module") -> "tuple[Tensor, Tens
     opt("arch", "timm architectures to highlight", nargs="+", metavar="ARCH"),
     one_source(DEFAULT, "the GHN that embeds, see `list`"),
     opt(
-        "--reference", "other architectures: timm, timm:PATTERN,... or networks (those that train-ghn holds out)",
-        default="timm", metavar="SET",
+        "--reference",
+        "others: timm, timm:PATTERN,... or networks, held out by train-ghn",
+        default="timm",
+        metavar="SET",
     ),
     opt("--size", "how many others", whole(2), 100, metavar="N"),
     opt("--values", "colour by a number from this table (default: by module)", metavar="FILE.csv"),
@@ -127,7 +129,7 @@ def _images(args: argparse.Namespace, model: "nn.Module") -> "tuple[Tensor, Tens
     RANDOM,
     _OUTPUT,
     name="analyze embed",
-)  # fmt: skip
+)
 def embed(args: argparse.Namespace) -> int:
     """Project graph embeddings of architectures on two principal components (the paper's Figure 5)."""
     from ..checkpoints.load import load_ghn, resolve_default

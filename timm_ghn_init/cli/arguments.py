@@ -92,6 +92,11 @@ def _reader(kind: Kind) -> Callable[[str], Any]:
     return read
 
 
+def output(metavar: str, text: str) -> Declare:
+    """The path of what the command writes."""
+    return opt("-o --output", text, required=True, metavar=metavar)
+
+
 def flag(names: str, text: str, **settings: Any) -> Declare:
     """An option without a value."""
     return opt(names, text, **{"default": False, "action": "store_true", **settings})
@@ -150,20 +155,14 @@ MODEL_OPTIONS = (  # arguments of `timm.create_model`
     opt("--num-classes", "classes of the last layer (default: the architecture's)", whole(0), metavar="N"),
     opt("--in-chans", "input channels (default: the architecture's)", whole(1), metavar="C"),
     opt("--img-size", "input height and width, pixels (default: the architecture's)", whole(1), metavar="H"),
-    opt(
-        "--model-kwargs", "other arguments of timm.create_model (default: none)", key_value, (), nargs="*",
-        metavar="KEY=VALUE",
-    ),
-)  # fmt: skip
+    opt("--model-kwargs", "others of timm.create_model (default: none)", key_value, (), nargs="*", metavar="KEY=VALUE"),
+)
 ARCHITECTURE = (ARCH, *MODEL_OPTIONS)
 RANDOM = opt("--seed", "seed of everything random", SEED, 0)
-PATTERNS = tuple(
-    opt(
-        f"--{name}", f"{what} parameters of these names, e.g. 'blocks.*' (default: no restriction)", nargs="+",
-        metavar="PATTERN",
-    )
-    for name, what in (("only", "initialise only"), ("skip", "leave"))
-)  # fmt: skip
+PATTERNS = (
+    opt("--only", "names of the parameters, e.g. 'blocks.*' (default: all)", nargs="+", metavar="PATTERN"),
+    opt("--skip", "names of parameters to leave (default: none)", nargs="+", metavar="PATTERN"),
+)
 
 
 def image_options(first: str, default: str = "") -> tuple[Declare, Declare]:

@@ -55,10 +55,7 @@ def bake(args: argparse.Namespace) -> int:
     if args.out is None:
         need_hub(f"{args.hub}/NAME")
     else:
-        try:
-            args.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {args.out}: {error}") from error
+        args.out.mkdir(parents=True, exist_ok=True)
     args.device = args.device or device_of_rank()
     rows = []
     for arch in over(mine, "bake", show=None if rank == 0 else False, unit="model", stays=True):

@@ -24,6 +24,7 @@ from .arguments import (
     literal,
     one_source,
     opt,
+    output,
     seconds,
     sources,
 )
@@ -68,20 +69,13 @@ _TRIAL = (
     opt("--model-ema-decay", "decay of averaged weights; 0 for none (default: 0)", FINITE, dest="ema_decay"),
     flag("--amp", "train in bfloat16 autocast", default=None),
 )
+_SEARCHES = ("grid", "random", "halving")
 _SEARCH = (
-    opt(
-        "--search", "try the whole grid, random points of it, or successively fewer of them for longer "
-        "(default: no search)", choices=("grid", "random", "halving"),
-    ),
-    opt(
-        "--grid", "values to try; options above fix one (default: the paper's grid)", default=(), nargs="*",
-        metavar="NAME=A,B",
-    ),
+    opt("--search", "all, random, or successively fewer points of the grid (default: none)", choices=_SEARCHES),
+    opt("--grid", "values; options above fix one (default: the paper's)", default=(), nargs="*", metavar="NAME=A,B"),
     opt("--trials", "at most so many points (default: all)", whole(1), metavar="N"),
-    opt(
-        "--time-budget", "training time, for halving, e.g. 90m (default: unlimited)", seconds, metavar="TIME",
-    ),
-)  # fmt: skip
+    opt("--time-budget", "training time, for halving, e.g. 90m (default: unlimited)", seconds, metavar="TIME"),
+)
 
 
 @command(
@@ -89,7 +83,7 @@ _SEARCH = (
     ARCH,
     sources((), f"sources to compare; also pretrained, timm (default: {' '.join(INITS)}, or the preset's)"),
     opt("--preset", "the paper's Table 2; options replace its values (default: none)", metavar="ARCH/INIT"),
-    opt("-o --output", "results are appended", required=True, metavar="RUNS.jsonl"),
+    output("RUNS.jsonl", "results are appended"),
     *_run_options(seeds=5),
     group("choose hyper-parameters on the validation images, for each initialisation", *_SEARCH),
     resume_hint=AGAIN,
@@ -104,9 +98,9 @@ def finetune(args: argparse.Namespace) -> int:
     from ..lab.finetune.data import load
     from ..lab.finetune.plans import one_after_another
 
-    output = output_path(args.output, (".jsonl",))
+    path = output_path(args.output, (".jsonl",))
     device = read_device(args.device or device_of_rank())
-    runs = Runs(output)
+    runs = Runs(path)
     with _less_messages(args):
         trials = _trials(args)
         plans = [_plan(trial, args) for trial in trials]
@@ -210,17 +204,20 @@ def _as_text(records: "list[dict[str, Any]]") -> str:
     "report runs.jsonl --correlations correlations.json -o report.html",
     opt("runs", "results of finetune", metavar="RUNS.jsonl"),
     opt(
-        "--correlations", "also show this output of analyze correlations; repeatable (default: none)", default=[],
-        action="append", metavar="FILE.json",
+        "--correlations",
+        "an output of analyze correlations; repeatable",
+        default=[],
+        action="append",
+        metavar="FILE.json",
     ),
-    opt("-o --output", "the page", required=True, metavar="REPORT.html"),
-)  # fmt: skip
+    output("REPORT.html", "the page"),
+)
 def report(args: argparse.Namespace) -> int:
     """Write the results of finetune as one HTML page: table, curves, correlations, commands."""
     from ..lab.analysis import experiments, page
     from ..lab.finetune.results import read
 
-    output = output_path(args.output, (".html",))
+    path = output_path(args.output, (".html",))
     runs = Path(args.runs)
     if not runs.is_file():
         raise UserError(f"{runs}: there is no such file. finetune ... -o {runs} writes one.")
@@ -229,9 +226,9 @@ def report(args: argparse.Namespace) -> int:
         raise UserError(f"{runs} holds no finished run of finetune.")
     measured = [_read_correlations(Path(path)) for path in args.correlations]
     text = page(found, measured, left_out)
-    with writing(output) as temporary:
+    with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    show(args, {"output": output}, str(output))
+    show(args, {"output": path}, str(path))
     return 0
 
 
@@ -252,13 +249,10 @@ def _read_correlations(path: Path) -> Any:
     ARCH,
     one_source("ghn-orth", "a GHN with -orth"),
     opt("--time-budget", "training time in all, e.g. 20m (default: unlimited)", seconds, metavar="TIME"),
-    opt(
-        "-o --output", "accuracy by layer, with its numbers in FILE.json and the runs in FILE.jsonl", required=True,
-        metavar="FILE.svg|png|json",
-    ),
+    output("FILE.svg|png|json", "accuracy by layer, with its numbers in FILE.json and the runs in FILE.jsonl"),
     *_run_options(seeds=3),
     resume_hint=AGAIN,
-)  # fmt: skip
+)
 def tune(args: argparse.Namespace) -> int:
     """Find the first post-processed layer L and the noise beta for your network and images.
 
@@ -273,9 +267,9 @@ def tune(args: argparse.Namespace) -> int:
     source = parse_source(args.source)
     if not source.orth:
         raise UserError(f"{source} is not post-processed: there is no L to tune. Name a GHN with -orth.")
-    output = picture_path(args)
-    assert output is not None  # argparse requires it
-    runs, device = Runs(output.with_suffix(".jsonl")), read_device(args.device)
+    path = picture_path(args)
+    assert path is not None  # argparse requires it
+    runs, device = Runs(path.with_suffix(".jsonl")), read_device(args.device)
     with _less_messages(args):
         trial = _tuned_trial(args, str(source))
         fixed: dict[str, Any] = {
@@ -286,7 +280,7 @@ def tune(args: argparse.Namespace) -> int:
         load(trial, args.data_dir)  # before the work
         work(tuning, runs, data_dir=args.data_dir, device=device, workers=args.workers)
     data = _summary(tuning, runs)
-    present(args, output, data, layer_figure, _tuned_as_text)
+    present(args, path, data, layer_figure, _tuned_as_text)
     return 0
 
 

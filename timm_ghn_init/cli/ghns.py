@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..sources import DEFAULT, KNOWN, SUFFIXES, list_sources
 from ..utils.checks import CLASSES, FINITE, PROCESSES, WIDTH, whole
-from .arguments import AGAIN, RANDOM, as_source, command, flag, image_options, needed_source, opt, seconds
+from .arguments import AGAIN, RANDOM, as_source, command, flag, image_options, needed_source, opt, output, seconds
 from .messages import UserError, table
 from .models import read_device
 from .results import show
@@ -60,7 +60,7 @@ def fetch(args: argparse.Namespace) -> int:
 
 @command(
     "train-ghn --data path/to/images --time-budget 4h -o runs/mine",
-    opt("-o --output", "folder of the run: checkpoint, log, GHN", required=True, metavar="DIR"),
+    output("DIR", "folder of the run: checkpoint, log, GHN"),
     *image_options("formula", "fashion-mnist"),
     opt("--classes", "classes of formula", CLASSES, 100, metavar="N"),
     opt("--steps", "optimiser updates", whole(1), 10_000),

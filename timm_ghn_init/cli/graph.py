@@ -1,12 +1,13 @@
 """`inspect` and `graph`: the graph of an architecture in numbers and as a picture."""
 
 import argparse
+from argparse import BooleanOptionalAction
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ..report import percentage
 from ..sources import DEFAULT
-from .arguments import ARCHITECTURE, PATTERNS, command, one_source, opt, read_source
+from .arguments import ARCHITECTURE, PATTERNS, command, one_source, opt, output, read_source
 from .files import output_path
 from .messages import mistakes, table
 from .models import build, read_ghn, trace_model
@@ -98,16 +99,10 @@ def _as_text(s: dict[str, Any]) -> str:
     "graph resnet18 -o resnet18.svg",
     *ARCHITECTURE,
     one_source(DEFAULT, "the GHN that reads the graph: GHN-3 reads another one than GHN-2"),
-    opt("-o --output", "the picture", required=True, metavar="FILE.svg|png|pdf"),
-    opt(
-        "--labels", "write primitive and shape next to each node (default: if at most 200 nodes are drawn)",
-        action=argparse.BooleanOptionalAction,
-    ),
-    opt(
-        "--fold", "draw rows of equal blocks once (default: in graphs of more than 200 nodes)",
-        action=argparse.BooleanOptionalAction,
-    ),
-)  # fmt: skip
+    output("FILE.svg|png|pdf", "the picture"),
+    opt("--labels", "primitive and shape next to each node (default: up to 200 nodes)", action=BooleanOptionalAction),
+    opt("--fold", "draw rows of equal blocks once (default: above 200 nodes)", action=BooleanOptionalAction),
+)
 def graph(args: argparse.Namespace) -> int:
     """Draw the primitive graph of an architecture; no checkpoint is needed."""
     from ..lab.draw import FORMATS, MOST_LABELLED_NODES, draw

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 
 from ..weights.files import provenance, save, state_dict
-from .arguments import ARCHITECTURE, PREDICTION, command, either, flag, opt, read_source
+from .arguments import ARCHITECTURE, PREDICTION, command, either, flag, opt, output, read_source
 from .files import is_folder, output_path, writing
 from .messages import UserError, mistakes
 from .models import build_initialised, model_key
@@ -15,24 +15,21 @@ from .results import show
     "predict resnet50 --source ghn2-orth -o resnet50.safetensors",
     *ARCHITECTURE,
     *PREDICTION,
-    opt(
-        "-o --output", "a file for timm's --initial-checkpoint, or a folder for its --model local-dir:FOLDER "
-        "--pretrained", required=True, metavar="FILE.safetensors|FOLDER/",
-    ),
-)  # fmt: skip
+    output("FILE.safetensors|FOLDER/", "for timm's --initial-checkpoint, or its --model local-dir:FOLDER --pretrained"),
+)
 def predict(args: argparse.Namespace) -> int:
     """Write the weights that a source predicts, as a file or folder that timm loads."""
-    folder, output = is_folder(args.output), output_path(args.output, (".safetensors",), folder=True)
+    folder, path = is_folder(args.output), output_path(args.output, (".safetensors",), folder=True)
     source = read_source(args)
     from ..weights.push import write_folder  # imports torch and timm, which take seconds: mistakes above come first
 
     model, options, report, seed = build_initialised(args, source)
-    with writing(output, folder) as temporary:
+    with writing(path, folder) as temporary:
         if folder:
             write_folder(temporary, model, report, options, seed)
         else:
             save(temporary, state_dict(model), provenance(args.arch, model, report, options, seed))
-    show(args, {"output": output, "report": report.to_dict()}, str(output))
+    show(args, {"output": path, "report": report.to_dict()}, str(path))
     return 0
 
 

@@ -5,6 +5,7 @@ answer to nothing, logits that do not depend on the image.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,19 +24,7 @@ FOLD = 1000.0  # a signal that becomes so many times smaller or larger vanishes 
 DEAD = 0.5  # share of dead units in a layer from which the verdict names it
 UNMOVED = 0.05  # share of the logits' spread that is due to images below which the verdict names it
 _STILL = 1e-5  # a unit is dead whose answers to all images spread by less, in units of the layer's spread
-_ACTIVATIONS = [
-    "relu",
-    "relu6",
-    "hardtanh",
-    "gelu",
-    "silu",
-    "hardswish",
-    "leaky_relu",
-    "elu",
-    "mish",
-    "tanh",
-    "softplus",
-]
+_ACTIVATION = re.compile("(leaky_)?relu6?|hardtanh|gelu|silu|hardswish|elu|mish|tanh|softplus")
 _NEAR = 2  # layers on either side: of a block's branches one may be silent, as those that begin at zero
 
 
@@ -184,7 +173,7 @@ class _Record(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::").rstrip("_")
-        if name in _ACTIVATIONS and self.last is not None and isinstance(result, Tensor):
+        if _ACTIVATION.fullmatch(name) and self.last is not None and isinstance(result, Tensor):
             channels_first = self.weights[self.last].dim() > 2
             self.seen["dead"][self.last].append(
                 _dead(result.detach(), 1 if channels_first and result.dim() > 1 else -1)
