@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import timm
 import torch
 from tqdm import tqdm
 
@@ -38,7 +39,7 @@ DATA = {
     "fashion-mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
 }
-MODELS = ("resnet18", "resnet50", "convnext_atto")
+MODELS = ("resnet18", "resnet50", "convnext_atto", "vit_tiny_patch8_32")
 LABELS = (100, 1000)
 INITS = ("rand", "orth", "ghn", "ghn-orth")
 TITLES = {"rand": "RAND", "orth": "ORTH", "ghn": "GHN", "ghn-orth": "GHN-ORTH"}
@@ -48,14 +49,21 @@ EPOCHS = {
     "resnet18": {100: 12, 1000: 3},
     "resnet50": {100: 8, 1000: 2},
     "convnext_atto": {100: 15, 1000: 4},
+    "vit_tiny_patch8_32": {100: 40, 1000: 5},
 }
 LEARNING_RATES = {"sgd": (0.1, 0.03, 0.01), "adamw": (0.003, 0.001)}  # the first ones tried, see `Widening`
 # The values of layer scales that are tried, by model.
-LAYER_SCALES: dict[str, tuple[str, ...]] = {"convnext_atto": ("keep", "0.1", "0.3", "1.0")}
+LAYER_SCALES: dict[str, tuple[str, ...]] = {"convnext_atto": ("keep", "0.3", "1.0")}
 STEP = 3.0  # from one learning rate to the next
 WIDEST = 1000.0  # from the lowest to the highest learning rate
 
 Record = dict[str, Any]
+
+
+@timm.models.register_model
+def vit_tiny_patch8_32(pretrained: bool = False, **options: Any) -> torch.nn.Module:
+    """timm's ViT-Tiny (12 blocks, width 192, class token) for 32 x 32 pixels: 16 patches instead of 196."""
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, **options)
 
 
 class Group(NamedTuple):
@@ -101,7 +109,7 @@ def trial(group: Group, init: str) -> Trial:
 
 def optimizer(model: str) -> Literal["sgd", "adamw"]:
     """The paper's for the family."""
-    return "adamw" if model.startswith("convnext") else "sgd"
+    return "sgd" if model.startswith("resnet") else "adamw"
 
 
 class Widening:
@@ -343,7 +351,7 @@ def protocol(args: argparse.Namespace) -> str:
             f"* Data: {names}, resized to {t.image_size} x {t.image_size}. The training images are balanced over the "
             f"classes, {t.validation} other images are for validation, the rest for testing; all runs use the same.",
             "* Models: timm's, with their own stems and a new classifier; all layers are trained.",
-            f"* Optimiser: SGD for ResNets, AdamW for ConvNeXt; batch size up to {t.batch_size}, cosine schedule, "
+            f"* Optimiser: SGD for ResNets, AdamW for ConvNeXt and ViT; batch size up to {t.batch_size}, cosine schedule, "
             f"weight decay {t.weight_decay:g}, shifts of up to 4 pixels.",
             "* Learning rate: chosen for each row and initialisation on the validation images in one run. The grid was "
             "extended by factors of 3 until the best value was inside.",
