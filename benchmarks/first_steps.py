@@ -146,7 +146,7 @@ _MONAI: dict[str, tuple[dict[str, Any], int, int]] = {  # options, dimensions, s
         64,
     ),
     "SwinUNETR": (dict(in_channels=3, out_channels=CLASSES, spatial_dims=2, feature_size=12), 2, 64),
-    "VNet": (dict(spatial_dims=3, in_channels=3, out_channels=CLASSES), 3, 32),
+    "VNet": (dict(spatial_dims=3, in_channels=1, out_channels=CLASSES), 3, 32),
     "HighResNet": (dict(spatial_dims=2, in_channels=3, out_channels=CLASSES), 2, 64),
     "DenseNet121": (dict(spatial_dims=2, in_channels=3, out_channels=CLASSES), 2, 64),
 }
@@ -155,7 +155,7 @@ _MONAI: dict[str, tuple[dict[str, Any], int, int]] = {  # options, dimensions, s
 def monai_cases() -> Iterator[tuple[str, Case]]:
     nets = importlib.import_module("monai.networks.nets")
     for name, (options, dims, size) in _MONAI.items():
-        x = images(size, 3, dims)
+        x = images(size, options["in_channels"], dims)
         labels = maps(BATCH) if name == "DenseNet121" else maps(BATCH, *(size,) * dims)
         build = lambda name=name, options=options: getattr(nets, name)(**options)  # noqa: E731
         yield name, (build, cross_entropy(x, labels), x)

@@ -49,7 +49,7 @@ EPOCHS = {
     "resnet18": {100: 12, 1000: 3},
     "resnet50": {100: 8, 1000: 2},
     "convnext_atto": {100: 15, 1000: 4},
-    "vit_tiny_patch8_32": {100: 40, 1000: 5},
+    "vit_tiny_patch8_32": {100: 20, 1000: 5},
 }
 LEARNING_RATES = {"sgd": (0.1, 0.03, 0.01), "adamw": (0.003, 0.001)}  # the first ones tried, see `Widening`
 # The values of layer scales that are tried, by model.
