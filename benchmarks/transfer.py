@@ -351,8 +351,8 @@ def protocol(args: argparse.Namespace) -> str:
             f"* Data: {names}, resized to {t.image_size} x {t.image_size}. The training images are balanced over the "
             f"classes, {t.validation} other images are for validation, the rest for testing; all runs use the same.",
             "* Models: timm's, with their own stems and a new classifier; all layers are trained.",
-            f"* Optimiser: SGD for ResNets, AdamW for ConvNeXt and ViT; batch size up to {t.batch_size}, cosine schedule, "
-            f"weight decay {t.weight_decay:g}, shifts of up to 4 pixels.",
+            f"* Optimiser: SGD for ResNets, AdamW for ConvNeXt and ViT; batch size up to {t.batch_size}, cosine "
+            f"schedule, weight decay {t.weight_decay:g}, shifts of up to 4 pixels.",
             "* Learning rate: chosen for each row and initialisation on the validation images in one run. The grid was "
             "extended by factors of 3 until the best value was inside.",
             f"* Seeds: {args.seeds}.",
