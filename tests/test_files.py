@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -178,6 +179,22 @@ def test_what_is_being_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert (own / "half").exists() and other.exists()
         remove_abandoned(tmp_path)
         assert listing(tmp_path) == [own.name]
+    assert listing(tmp_path) == []
+
+
+def test_a_new_folder_that_is_taken_for_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process removes it before it is locked."""
+    real, made = tempfile.mkdtemp, []
+
+    def mkdtemp(*arguments: Any) -> str:
+        made.append(real(*arguments))
+        if len(made) == 1:
+            remove_abandoned(tmp_path)
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    with own_folder(tmp_path) as own:
+        assert own.is_dir() and len(made) == 2
     assert listing(tmp_path) == []
 
 

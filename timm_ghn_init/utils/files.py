@@ -153,9 +153,10 @@ def own_folder(folder: Path) -> Iterator[Path]:
 
     Remains of killed processes in `folder` are removed first.
     """
+    remove_abandoned(folder)
     with ExitStack() as stack:
-        with _lock(folder):  # nobody looks for remains while the new folder is not locked yet
-            _remove_abandoned(folder)
+        own = None
+        while own is None or not own.is_dir():  # another process found it before it was locked, and removed it
             own = Path(tempfile.mkdtemp(".tmp", _PREFIX, folder))
             stack.enter_context(_lock(own))
         stack.callback(shutil.rmtree, own, ignore_errors=True)
@@ -164,11 +165,6 @@ def own_folder(folder: Path) -> Iterator[Path]:
 
 def remove_abandoned(folder: Path) -> None:
     """Remove what killed processes have left in a folder. Nothing that goes wrong is an error."""
-    with _lock(folder):
-        _remove_abandoned(folder)
-
-
-def _remove_abandoned(folder: Path) -> None:
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _FOLDER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
@@ -179,7 +175,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 @contextmanager
 def _lock(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Lock a folder for this process. Yields whether it is locked: another has the lock, or there are no locks here."""
+    """Lock a folder for this process, and say whether that was possible: there may be no locks, or another has it."""
     with ExitStack() as stack:
         is_held = False
         with suppress(OSError):
