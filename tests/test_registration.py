@@ -50,15 +50,6 @@ def test_acts_after_the_import(package: str, watch: Callable) -> None:
     assert seen == [1, 1]
 
 
-def test_two_of_a_kind(package: str, watch: Callable) -> None:
-    """Others ask all finders as well."""
-    seen: list[str] = []
-    watch(lambda: seen.append("first"))
-    watch(lambda: seen.append("second"))
-    importlib.import_module(package)
-    assert sorted(seen) == ["first", "second"]
-
-
 def test_a_fault_does_not_stop_the_import(package: str, watch: Callable, caplog: pytest.LogCaptureFixture) -> None:
     def fault() -> None:
         raise AttributeError("load_pretrained")
