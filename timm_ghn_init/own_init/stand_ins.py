@@ -16,12 +16,8 @@ def replaced(model: nn.Module, stand_in: Callable[[str, Tensor], Tensor]) -> Ite
     """Replace all parameters and buffers of a model, and leave out what PyTorch's distributed engine does in a forward.
 
     That engine hangs itself into modules by hooks (an all-gather before, a reshard after) and a class of its own. At
-    the end of the block everything is as it was, also after an error.
-
-    Args:
-        model: any module.
-        stand_in: gives the tensor to use for the one of this name. Called once for each tensor; what has several names
-            goes by the first.
+    the end of the block everything is as it was, also after an error. `stand_in` gives the tensor to use for the one of
+    this name; what has several names goes by the first.
     """
     modules = list(model.modules())
     saved = [(m, type(m), [(d, d.copy()) for d in _held(m)]) for m in modules]

@@ -18,17 +18,11 @@ _CHUNK = 1 << 24  # values in one batch, if not of a single layer: 128 MB in flo
 
 
 class Batch(NamedTuple):
-    """Results for B weights, none of which was written to, and what is to be known of them, still on the device.
+    """Results for B weights, none of which was written to, still on the device."""
 
-    Attributes:
-        columns: float32 (B, c, n), c <= n: each weight as a matrix, transposed if it is tall.
-        sigma: of Eq. (1), (B,), float64.
-        good: whether Eq. (2) could be done, if it had to be, (B,).
-    """
-
-    columns: Tensor
-    sigma: Tensor
-    good: Tensor
+    columns: Tensor  #: float32 (B, c, n), c <= n: each weight as a matrix, transposed if it is tall
+    sigma: Tensor  #: of Eq. (1), (B,), float64
+    good: Tensor  #: (B,), whether Eq. (2) could be done, if it had to be
 
 
 def process_batch(

@@ -30,19 +30,12 @@ Function = Callable[..., Iterable[tuple[str, Tensor | str]]]
 
 @dataclass
 class Offer:
-    """The values that a source has for a model.
+    """The values that a source has for a model."""
 
-    Attributes:
-        roles: name -> role ("weight", "norm", "bias", "pos_enc") of each parameter that it has values for.
-        skipped: the other parameters -> why not.
-        graph: of the model, where a GHN predicts.
-        cached: whether the values of a function came from the cache.
-    """
-
-    roles: dict[str, str]
-    skipped: dict[str, str]
-    graph: Graph | None = None
-    cached: bool = False
+    roles: dict[str, str]  #: name -> role of each parameter that it has values for, as in `InitReport.predicted`
+    skipped: dict[str, str]  #: the other parameters -> why not
+    graph: Graph | None = None  #: of the model, where a GHN predicts
+    cached: bool = False  #: whether the values of a function came from the cache
 
     def whole(self, name: str) -> bool:
         """Whether every value of a parameter is offered, not only some rows."""
@@ -75,16 +68,11 @@ def given(
     results: dict[str, Tensor],
     cache: bool = False,
 ) -> Offer:
-    """Run the function of a source, and check each value that it gives.
-
-    It runs on one thread. CPU random numbers without a generator start from the seed.
+    """Run the function of a source on one thread, and check each value that it gives.
 
     Args:
-        model: given to the function. Nothing is written to it.
         name: of the model, for messages.
-        source: whose function it is.
-        function: see `Function`.
-        seed: given to the function.
+        seed: given to the function; CPU random numbers without a generator start from it too.
         kept: names of parameters whose values are not wanted.
         results: gets the values.
         cache: keep what the function gives on disk, for a model of the same values and code of the same text.

@@ -6,7 +6,7 @@ singular vectors of spectral norm for instance.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,19 +22,12 @@ _Hook = WeightNorm | SpectralNorm
 
 
 class Parametrised(NamedTuple):
-    """A tensor that a module computes.
-
-    Attributes:
-        module: whose it is.
-        attribute: what it is called there.
-        path: of the module in the model, with a dot at its end unless it is empty.
-        by: what computes it: of the newer kind, or a hook of the older one.
-    """
+    """A tensor that a module computes."""
 
     module: nn.Module
     attribute: str
-    path: str
-    by: ParametrizationList | _Hook
+    path: str  #: of the module in the model, with a dot at its end unless it is empty
+    by: ParametrizationList | _Hook  #: what computes it: of the newer kind, or a hook of the older one
 
     @property
     def name(self) -> str:
@@ -105,13 +98,7 @@ class Parametrised(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """A parameter that its layer multiplies by a constant (equalised learning rate, arXiv 1710.10196, Section 4.1).
-
-    Attributes:
-        name: of the parameter.
-        parameter: itself.
-        scale: the constant.
-    """
+    """A parameter that its layer multiplies by a constant (equalised learning rate, arXiv 1710.10196, Section 4.1)."""
 
     name: str
     parameter: nn.Parameter
@@ -145,6 +132,15 @@ def parametrised(model: nn.Module) -> Iterator[Parametrised]:
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, _Hook):
                 yield Parametrised(module, hook.name, prefix, hook)
+
+
+def with_companions(model: nn.Module, reasons: Mapping[str, str]) -> dict[str, str]:
+    """Names and reasons, and the same for all that one weight is computed from, which stays together."""
+    found = dict(reasons)
+    for by in parametrised(model) if found else ():
+        reason = next((found[n] for n in by.parameters if n in found), None)
+        found |= {} if reason is None else dict.fromkeys(by.parameters, reason)
+    return found
 
 
 def _inverted(modules: Sequence[nn.Module], value: Tensor) -> tuple[Tensor, ...]:

@@ -98,26 +98,17 @@ class Place:
         self.clock = Clock(self.device)
 
     def share(self, what: str, load: Callable[[], tuple[Source, GHN]]) -> tuple[Source, GHN]:
-        """The resolved source and its GHN, loaded once for all who work on this model.
-
-        Args:
-            what: what is loaded, in words for messages.
-            load: loads it.
-        """
+        """The resolved source and its GHN, loaded once for all who work on this model; `what` is for messages."""
         return load()
 
     def together(
         self, topic: str, work: Callable[[], T], in_common: Callable[[T], Mapping[str, str]] | None = None
     ) -> T:
-        """Do a piece of work; where it fails for one who works on this model, it fails for all.
+        """The result of a piece of work; if it fails for one who works on this model, it fails for all.
 
         Args:
             topic: what the work is, in words for messages.
-            work: what to do.
             in_common: what of the result all of them must have in common, by what it is called.
-
-        Returns:
-            This process's own result.
         """
         return work()
 

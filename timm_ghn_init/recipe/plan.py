@@ -18,7 +18,7 @@ from ..utils.text import logger
 from ..weights.key import weights_key
 from .layer_scale import layer_scales
 from .offer import Offer
-from .parametrised import Computed, Scaled, parametrised
+from .parametrised import Computed, Scaled, parametrised, with_companions
 from .postprocessing import Equations, Layer, check_options, layers_of, to_process
 from .resolved import Resolved
 
@@ -34,31 +34,18 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Plan(NamedTuple):
-    """The plan of a source for a model, which all later steps follow.
+    """The plan of a source for a model, which all later steps follow."""
 
-    Attributes:
-        resolved: what predicts, or what else has values.
-        offer: what it has for this model.
-        names: parameters that get its values.
-        skipped: the others -> why not.
-        layer: the first to post-process, counted from 1; 0 without post-processing.
-        seed: of all that is drawn at random.
-        changed: the layers to post-process: weights among `names`, and nothing else.
-        computed: those of `names` that a weight is computed from -> that weight, for which the value is.
-        scaled: layer scales that get `layer_scale`.
-        notes: as in `InitReport`.
-    """
-
-    resolved: Resolved
-    offer: Offer
-    names: list[str]
-    skipped: dict[str, str]
-    layer: int
-    seed: int
-    changed: list[Layer]
-    computed: dict[str, Computed]
-    scaled: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    resolved: Resolved  #: what predicts, or what else has values
+    offer: Offer  #: what it has for this model
+    names: list[str]  #: parameters that get its values
+    skipped: dict[str, str]  #: the others -> why not
+    layer: int  #: the first to post-process, counted from 1; 0 without post-processing
+    seed: int  #: of all that is drawn at random
+    changed: list[Layer]  #: the layers to post-process: weights among `names`, and nothing else
+    computed: dict[str, Computed]  #: those of `names` that a weight is computed from -> that weight
+    scaled: tuple[str, ...] = ()  #: layer scales that get `layer_scale`
+    notes: tuple[str, ...] = ()  #: as in `InitReport`
 
     @property
     def layer_scale(self) -> float | None:
@@ -130,14 +117,11 @@ def make_plan(
     notes: tuple[str, ...] = (),
     graph: Graph | None = None,
 ) -> Plan:
-    """Work out what a source does to a model, whose values do not matter: it may be on the meta device.
+    """Work out what a source does to a model, which may be on the meta device.
 
     Args:
-        name: of the model; the default of `layer` depends on it.
         offer: what the source has for the model.
-        seed: as in `init_model`.
         kept: parameters that are neither written nor post-processed -> why not.
-        notes: as in `InitReport`.
         graph: of the model, for constants by which layers multiply their weights. Default: the offer's.
 
     Raises:
@@ -180,12 +164,10 @@ def _with_scales(plan: Plan, scales: Collection[str]) -> Plan:
 def kept_parameters(
     model: nn.Module, name: str, only: Collection[str], skip: Collection[str], given: Mapping[str, str]
 ) -> dict[str, str]:
-    """Parameters that keep their values whatever a source has for them -> why. It is asked before anything is written.
+    """Parameters that keep their values whatever a source has for them -> why.
 
     Args:
-        name: of the model, for messages.
-        only, skip: patterns of parameter names, as `fnmatch` reads them: what none of `only` matches is kept, and what
-            one of `skip` matches. No pattern in `only` stands for all parameters.
+        only, skip: as in `init_model`.
         given: the model's own names of its parameters -> names that the user knows them by.
 
     Raises:
@@ -212,10 +194,7 @@ def kept_parameters(
     kept = {n: f"skip={pattern}" for n, pattern in left.items()}
     if only:
         kept |= {n: f"not in only={','.join(only)}" for n in known if n not in wanted}
-    for by in parametrised(model):  # what one weight is computed from stays together
-        reason = next((kept[n] for n in by.parameters if n in kept), None)
-        kept |= {} if reason is None else dict.fromkeys(by.parameters, reason)
-    return kept
+    return with_companions(model, kept)
 
 
 def _auto_layer_of(plan: Plan, n_layers: int, n_body: int) -> int:
@@ -229,18 +208,16 @@ def _auto_layer_of(plan: Plan, n_layers: int, n_body: int) -> int:
 
 
 def auto_layer(architecture: str | None, n_layers: int, depth: float | None = None) -> int:
-    """The layer L to start from when the user names none.
+    """The layer L to start from when the user names none: the first one beyond `depth`.
+
+    For a GHN without a depth it is the paper's tuned value where there is one (resnet50: 37 of 54 layers,
+    convnext_base: 94 of 113), provided the model has the same number of layers. Otherwise it is the first of the last
+    quarter of the layers, a guess that lies near the tuned values (69% and 83% of the depth).
 
     Args:
-        architecture: timm or torchvision name; a timm tag (`.fb_in1k`) is ignored. None where there is no name.
+        architecture: timm or torchvision name; a timm tag (`.fb_in1k`) is ignored.
         n_layers: `len(list_layers(model))`.
-        depth: the part of the layers to leave as they are, from 0 up to 1, as it was chosen for a GHN (`GHN.depth`).
-
-    Returns:
-        The first layer beyond `depth`. For a GHN without one, the paper's tuned value where there is one (resnet50: 37
-        of 54 layers, convnext_base: 94 of 113), provided the model has the same number of layers. Otherwise the first
-        of the last quarter of the layers, which is a guess: it lies near the tuned values (69% and 83% of the depth)
-        and nobody has tuned it.
+        depth: the part of the layers to leave as they are, from 0 up to 1 (`GHN.depth`).
     """
     if depth is not None:
         return math.floor(depth * n_layers) + 1

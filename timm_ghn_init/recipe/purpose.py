@@ -24,7 +24,7 @@ from ..graph import Graph
 from ..graph.classifier import declared_classifier
 from .assign import unwritable
 from .layer_scale import layer_scales
-from .parametrised import parametrised
+from .parametrised import with_companions
 
 FROZEN = "frozen by the model (requires_grad=False); only= predicts it all the same"
 ZERO = "set to zero by the constructor"
@@ -88,9 +88,7 @@ def find_purpose(
     found = graph() if declared_classifier(model, {}, None) is None else None
     kept |= {n: HEAD for n in (_heads(found) if found is not None else ()) if n in roles and n not in kept}
     kept |= {n: OF_A_KEPT_LAYER for n in roles if n not in kept and weights.get(n) in kept}
-    for by in parametrised(model) if kept else ():  # what one weight is computed from stays together
-        why = next((kept[n] for n in by.parameters if n in kept), None)
-        kept |= {} if why is None else dict.fromkeys(by.parameters, why)
+    kept = with_companions(model, kept)
     return Purpose({n: reason for n, reason in kept.items() if n not in only}, _notes(model, zero_norms))
 
 
@@ -122,11 +120,7 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 
 def _have_no_meaning(weights: Mapping[str, int], reasons: Mapping[str, str]) -> bool:
-    """Whether nearly all weights look as if they were set: those of a model from `to_empty`, or filled with something.
-
-    Args:
-        weights: name -> number of values.
-    """
+    """Whether nearly all weights (name -> number of values) look as if they were set: by `to_empty`, for instance."""
     return len(weights) > 3 and sum(n for name, n in weights.items() if name in reasons) > 0.9 * sum(weights.values())
 
 
@@ -227,11 +221,7 @@ def _reason_of_vector(x: Tensor, layer: torch.Size | None, coarse: bool) -> str 
 
 
 def _repeats(x: Tensor, coarse: bool) -> bool:
-    """Whether few of the absolute values are different ones: those of a draw hardly ever repeat.
-
-    Args:
-        coarse: whether they are of a dtype of 16 bits, in which they do.
-    """
+    """Whether few absolute values are different ones: those of a draw hardly ever repeat, but in 16 bits (`coarse`)."""
     scale = x.abs().max()
     most = max(1, len(x) // (16 if coarse else 2))
     return len(x) > 1 and len((x.abs() / scale).mul(1e5).round().unique()) <= most

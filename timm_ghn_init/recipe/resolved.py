@@ -12,23 +12,14 @@ from .offer import Function
 
 @dataclass(frozen=True)
 class Resolved:
-    """Made once, at the front door; whoever needs a source further down takes it from here.
+    """Made once, at the front door; whoever needs a source further down takes it from here."""
 
-    Attributes:
-        asked: the source as the user named it.
-        source: the one that is really used, "ghn" resolved, without the keys that change nothing about the weights.
-        ghn: the hypernetwork, where it is to compute; None for a source with a function.
-        own: whether that is an object of the user's instead of what the source names.
-        cache: whether finished weights are kept on disk.
-        org: whose repositories on the Hub to look for them in; None for nobody's.
-    """
-
-    asked: Source
-    source: Source
-    ghn: GHN | None
-    own: bool = False
-    cache: bool = False
-    org: str | None = None
+    asked: Source  #: as the user named it
+    source: Source  #: really used: "ghn" resolved, without the keys that change nothing about the weights
+    ghn: GHN | None  #: where it is to compute; None for a source with a function
+    own: bool = False  #: whether the GHN is an object of the user's instead of what the source names
+    cache: bool = False  #: whether finished weights are kept on disk
+    org: str | None = None  #: in whose repositories on the Hub to look for them
 
     @property
     def function(self) -> Function:

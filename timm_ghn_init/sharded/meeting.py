@@ -82,12 +82,7 @@ class Meeting:
         return [json.loads(self._store.get(key)) for key in keys.values()]
 
     def wait_for(self, transfer: dist.Work, about: str) -> None:
-        """Wait for a collective operation, unless another rank fails or the time is over.
-
-        Args:
-            transfer: the operation.
-            about: what is sent and by whom, in words for messages.
-        """
+        """Wait for a collective operation, unless another rank fails or the time is over; `about` is for messages."""
         problem: object = f"it took longer than {self.timeout:g} s"
         if self._wait_until(transfer.is_completed):
             try:

@@ -37,15 +37,9 @@ def postprocess_parts(
     device: torch.device,
     progress: bool | None,
 ) -> None:
-    """Post-process the layers of a plan. All ranks of the mesh must call it.
+    """As `Place.postprocess`; all ranks of the mesh must call it.
 
     A rank whose computation fails goes on sending, so that no other waits for it, and raises at the end.
-
-    Args:
-        tiles: predictions. Those used are taken out.
-        results: gets this rank's part of each weight.
-        device: where to compute.
-        progress: as in `init_model`.
     """
     home, failures = communication_device(layout.mesh), list[Exception]()
 

@@ -19,11 +19,7 @@ def broadcast(tensors: Sequence[Tensor], owner: int, layout: Layout, meeting: Me
     Args:
         tensors: contiguous, on the `communication_device`.
         owner: the rank within the mesh that has the values.
-        meeting: of the ranks.
         about: what is sent, in words for messages.
-
-    Raises:
-        RuntimeError: a rank is gone, has failed, or is too slow.
     """
     own, source = (np.unravel_index(rank, tuple(layout.mesh.shape)) for rank in (layout.rank, owner))
     for dim in range(layout.mesh.ndim):  # along one dimension after the other, each time from those that have it
@@ -36,14 +32,7 @@ def broadcast(tensors: Sequence[Tensor], owner: int, layout: Layout, meeting: Me
 
 
 def share_ghn(ghn: GHN | None, facts: Facts, layout: Layout, device: torch.device, meeting: Meeting) -> GHN:
-    """The GHN that the first rank of a mesh has, on all of its ranks, as `load_ghn` gives it. All ranks must call it.
-
-    Args:
-        ghn: on the first rank.
-        facts: of the GHN, on all ranks.
-        device: where it is to be.
-        meeting: of the ranks.
-    """
+    """The GHN that the first rank of a mesh has, and whose facts all know, on all of them. All ranks must call it."""
     shared: list[GHN] = []
     meeting("memory for the GHN", lambda: shared.append(ghn or _empty(facts, device)))
     tensors = list(shared[0].state_dict().values())
