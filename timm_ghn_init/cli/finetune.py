@@ -4,8 +4,7 @@ import argparse
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from .arguments import (
     sources,
 )
 from .files import output_path, picture_path, present, writing
-from .messages import UserError, one_line, table
+from .messages import REPORTS, UserError, one_line, table
 from .models import device_of_rank, read_device
 from .results import show
 
@@ -101,11 +100,11 @@ def finetune(args: argparse.Namespace) -> int:
     path = output_path(args.output, (".jsonl",))
     device = read_device(args.device or device_of_rank())
     runs = Runs(path)
-    with _less_messages(args):
-        trials = _trials(args)
-        plans = [_plan(trial, args) for trial in trials]
-        load(trials[0], args.data_dir)  # before the work
-        work(one_after_another(plans), runs, data_dir=args.data_dir, device=device, workers=args.workers)
+    _hide_reports(args)
+    trials = _trials(args)
+    plans = [_plan(trial, args) for trial in trials]
+    load(trials[0], args.data_dir)  # before the work
+    work(one_after_another(plans), runs, data_dir=args.data_dir, device=device, workers=args.workers)
     if os.environ.get("RANK", "0") == "0":
         done = runs.finished()
         records = [done[t.key] for plan in plans for t in plan.final(done)]
@@ -113,18 +112,10 @@ def finetune(args: argparse.Namespace) -> int:
     return 0
 
 
-@contextmanager
-def _less_messages(args: argparse.Namespace) -> Iterator[None]:
+def _hide_reports(args: argparse.Namespace) -> None:
     """One line per run: the reports of the initialisations are in the results, and shown with -v."""
-    loggers = [logging.getLogger(f"timm_ghn_init.{name}") for name in ("initialize", "recipe.pending")]
-    before = [(logger, logger.level) for logger in loggers]
-    for logger in loggers if args.verbose == 0 else ():
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in before:
-            logger.setLevel(level)
+    if args.verbose == 0:
+        logging.getLogger(REPORTS).setLevel(logging.WARNING)
 
 
 def _trials(args: argparse.Namespace) -> "list[Trial]":
@@ -270,15 +261,15 @@ def tune(args: argparse.Namespace) -> int:
     path = picture_path(args)
     assert path is not None  # argparse requires it
     runs, device = Runs(path.with_suffix(".jsonl")), read_device(args.device)
-    with _less_messages(args):
-        trial = _tuned_trial(args, str(source))
-        fixed: dict[str, Any] = {
-            "rates": () if args.lr is None else (args.lr,),
-            "fixed_epochs": args.epochs is not None,
-        }
-        tuning = Tuning(trial, _count_layers(args.arch), args.seeds, args.time_budget, **fixed)
-        load(trial, args.data_dir)  # before the work
-        work(tuning, runs, data_dir=args.data_dir, device=device, workers=args.workers)
+    _hide_reports(args)
+    trial = _tuned_trial(args, str(source))
+    fixed: dict[str, Any] = {
+        "rates": () if args.lr is None else (args.lr,),
+        "fixed_epochs": args.epochs is not None,
+    }
+    tuning = Tuning(trial, _count_layers(args.arch), args.seeds, args.time_budget, **fixed)
+    load(trial, args.data_dir)  # before the work
+    work(tuning, runs, data_dir=args.data_dir, device=device, workers=args.workers)
     data = _summary(tuning, runs)
     present(args, path, data, layer_figure, _tuned_as_text)
     return 0

@@ -8,6 +8,7 @@ from ..utils.progress import aside
 from ..utils.text import Told, clean
 
 PROG = "timm-ghn-init"
+REPORTS = "timm_ghn_init.initialize"  # the logger of the reports on initialisations
 
 
 class UserError(Told):
@@ -67,7 +68,8 @@ def logging_to_stderr(verbosity: int) -> Iterator[None]:
     levels = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
     handler = _Handler()
     handler.setFormatter(_Formatter())
-    saved = []
+    reports = logging.getLogger(REPORTS)
+    saved = [(reports, reports.level)]
     logging.captureWarnings(True)
     for name, offset in (("timm_ghn_init", 2), ("timm", 1), ("py.warnings", 0)):
         logger = logging.getLogger(name)
