@@ -24,9 +24,6 @@ _CHUNK = 2**18
 class DownloadError(Told, RuntimeError):
     """The file did not come, or not whole. The message is one line without anybody's password."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(clean(message, 1000))
-
 
 def download(url: str, path: Path, progress: bool | None = None) -> None:
     """Write what is at `url` to a file.

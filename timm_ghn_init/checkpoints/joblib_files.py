@@ -124,22 +124,15 @@ def _storage(data: Any) -> "Tensor":
     return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> "Tensor":
-    """Stands for `torch._utils._rebuild_tensor_v2`."""
-    return storage.as_strided(size, stride, offset)  # raises if it does not lie in the storage
-
-
-def _parameter(tensor: Any, *_: Any) -> Any:
-    """Stands for `torch._utils._rebuild_parameter`."""
-    return tensor
-
-
 _NAMES: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "numpy.dtype": _dtype,
     "numpy.ndarray": None,  # named in the description of an array, never called
     "joblib.numpy_pickle.NumpyArrayWrapper": _Array,
     "torch.storage._load_from_bytes": _storage,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
+    # `as_strided` raises if the tensor does not lie in the storage
+    "torch._utils._rebuild_tensor_v2": lambda storage, offset, size, stride, *_: storage.as_strided(
+        size, stride, offset
+    ),
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
 }

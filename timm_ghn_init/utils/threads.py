@@ -38,7 +38,7 @@ def one_thread_each(
         work: what to do with an item. It may be done twice with the same one.
         items: what to work on. They are begun in their order.
         most: how many at once at the most.
-        after: called by this thread after each item.
+        after: called by this thread after each item, where there are others.
 
     Returns:
         What `work` returned, in the order of the items.
@@ -57,11 +57,6 @@ def one_thread_each(
         with torch.inference_mode(inference), torch.no_grad():
             return work(item)
 
-    def waited(results: Iterable[R]) -> Iterator[R]:
-        for result in results:
-            after()
-            yield result
-
     pool = ThreadPoolExecutor(min(n_threads, most), initializer=begin)
     try:
         try:
@@ -69,8 +64,12 @@ def one_thread_each(
         except RuntimeError:  # the process has as many threads as it may have
             pool.shutdown(cancel_futures=True)
             with one_thread():
-                return list(waited(map(alone, items)))
-        return list(waited(future.result() for future in futures))
+                return [alone(item) for item in items]
+        results = []
+        for future in futures:
+            results.append(future.result())
+            after()
+        return results
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(n_threads)  # else a thread that is started from now on would take over the last number

@@ -226,17 +226,11 @@ def hub_error(what: str, error: Exception, token: str | None = None, advice: str
 
     It begins with `what`, and ends with the advice that fits the cause, else with `advice`.
     """
-    status = status_of(error)
-    said = getattr(error, "server_message", None) or str(error) or type(error).__name__
-    cause = without_tokens(said, token)[:300]
-    code = f"{status}: " if status else ""
-    return HubError(f"{what} ({code}{cause}). {_WAYS_OUT.get(status or 0, advice)}", status)
-
-
-def without_tokens(text: str, *tokens: str | None) -> str:
-    """A text, `clean` and without the user's token, whoever wrote it there."""
     from huggingface_hub import get_token
 
-    for token in filter(None, (*tokens, os.environ.get("HF_TOKEN"), get_token())):
-        text = text.replace(token, "***")
-    return clean(text)
+    status = status_of(error)
+    cause = getattr(error, "server_message", None) or str(error) or type(error).__name__
+    for secret in filter(None, (token, os.environ.get("HF_TOKEN"), get_token())):  # whoever wrote it there
+        cause = cause.replace(secret, "***")
+    code = f"{status}: " if status else ""
+    return HubError(f"{what} ({code}{clean(cause)[:300]}). {_WAYS_OUT.get(status or 0, advice)}", status)
