@@ -117,12 +117,7 @@ def _images(args: argparse.Namespace, model: "nn.Module") -> "tuple[Tensor, Tens
     "analyze embed resnet50 convnext_base --size 200 -o embed.svg",
     opt("arch", "timm architectures to highlight", nargs="+", metavar="ARCH"),
     one_source(DEFAULT, "the GHN that embeds, see `list`"),
-    opt(
-        "--reference",
-        "others: timm, timm:PATTERN,... or networks, held out by train-ghn",
-        default="timm",
-        metavar="SET",
-    ),
+    opt("--reference", "others: timm, timm:PATTERN,... or networks (of train-ghn)", str, "timm", metavar="SET"),
     opt("--size", "how many others", whole(2), 100, metavar="N"),
     opt("--values", "colour by a number from this table (default: by module)", metavar="FILE.csv"),
     opt("--column", "column of the table (default: the first with numbers)", metavar="NAME"),

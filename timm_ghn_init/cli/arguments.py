@@ -155,13 +155,13 @@ MODEL_OPTIONS = (  # arguments of `timm.create_model`
     opt("--num-classes", "classes of the last layer (default: the architecture's)", whole(0), metavar="N"),
     opt("--in-chans", "input channels (default: the architecture's)", whole(1), metavar="C"),
     opt("--img-size", "input height and width, pixels (default: the architecture's)", whole(1), metavar="H"),
-    opt("--model-kwargs", "others of timm.create_model (default: none)", key_value, (), nargs="*", metavar="KEY=VALUE"),
+    opt("--model-kwargs", "more for timm.create_model (default: none)", key_value, (), nargs="*", metavar="KEY=VALUE"),
 )
 ARCHITECTURE = (ARCH, *MODEL_OPTIONS)
 RANDOM = opt("--seed", "seed of everything random", SEED, 0)
 PATTERNS = (
-    opt("--only", "names of the parameters, e.g. 'blocks.*' (default: all)", nargs="+", metavar="PATTERN"),
-    opt("--skip", "names of parameters to leave (default: none)", nargs="+", metavar="PATTERN"),
+    opt("--only", "initialise only these, by name, e.g. 'blocks.*' (default: all)", nargs="+", metavar="PATTERN"),
+    opt("--skip", "leave these, by name (default: none)", nargs="+", metavar="PATTERN"),
 )
 
 

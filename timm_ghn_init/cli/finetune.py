@@ -70,8 +70,8 @@ _TRIAL = (
 )
 _SEARCHES = ("grid", "random", "halving")
 _SEARCH = (
-    opt("--search", "all, random, or successively fewer points of the grid (default: none)", choices=_SEARCHES),
-    opt("--grid", "values; options above fix one (default: the paper's)", default=(), nargs="*", metavar="NAME=A,B"),
+    opt("--search", "try all points of the grid, random ones, or fewer and fewer (default: none)", choices=_SEARCHES),
+    opt("--grid", "to try; options above fix one (default: the paper's)", default=(), nargs="*", metavar="NAME=A,B"),
     opt("--trials", "at most so many points (default: all)", whole(1), metavar="N"),
     opt("--time-budget", "training time, for halving, e.g. 90m (default: unlimited)", seconds, metavar="TIME"),
 )
@@ -196,7 +196,7 @@ def _as_text(records: "list[dict[str, Any]]") -> str:
     opt("runs", "results of finetune", metavar="RUNS.jsonl"),
     opt(
         "--correlations",
-        "an output of analyze correlations; repeatable",
+        "of analyze correlations, shown too; repeatable",
         default=[],
         action="append",
         metavar="FILE.json",
