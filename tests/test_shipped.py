@@ -2,10 +2,6 @@
 
 import json
 import logging
-import os
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +10,6 @@ import timm
 import torch
 from safetensors import safe_open
 
-import timm_ghn_init
 from timm_ghn_init import load_ghn
 from timm_ghn_init.checkpoints import load as checkpoints
 from timm_ghn_init.cli import main
@@ -73,24 +68,6 @@ def test_it_is_worth_what_its_metadata_say(monkeypatch: pytest.MonkeyPatch, meta
     ours = [s for s in scores if s.name.startswith("test ")]
     assert np.mean([s.predicted for s in ours]) == pytest.approx(np.mean([recorded[s.name] for s in ours]), abs=0.04)
     assert np.mean([s.predicted for s in ours]) > 0.25  # chance is 0.1
-
-
-def test_it_is_found_in_a_package_that_is_an_archive(tmp_path: Path) -> None:
-    package = Path(timm_ghn_init.__file__).parent
-    with zipfile.PyZipFile(str(tmp_path / "p.zip"), "w") as archive:
-        archive.writepy(str(package))
-        archive.write(package / "data" / f"{SHIPPED}.safetensors", f"{package.name}/data/{SHIPPED}.safetensors")
-    code = f"from timm_ghn_init.sources import KNOWN; p = KNOWN[{SHIPPED!r}].local_path; print(p, p.stat().st_size)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "p.zip")},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    path, size = done.stdout.split()
-    assert int(size) == (package / "data" / f"{SHIPPED}.safetensors").stat().st_size, done.stderr
-    assert not Path(path).exists()  # any more
 
 
 @pytest.mark.usefixtures("offline")

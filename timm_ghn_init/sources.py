@@ -8,13 +8,9 @@ sources too, "orth?layer=37". In "ghn2-orth+mimetic", values of the later source
 those of the earlier one.
 """
 
-import atexit
 import os
 import re
-from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -42,6 +38,7 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # of the file of a 
 _SUFFIXES_OR = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
 _PPUDA = "https://raw.githubusercontent.com/facebookresearch/ppuda/4673a42507a9dcd0a5ae04e74599e8c92af689b9/checkpoints"
+_PPUDA_PAPER = "Parameter Prediction for Unseen Deep Architectures"
 _GHN3_HUB = "SamsungSAILMontreal/ghn3"
 
 Dataset = Literal["imagenet-1k", "cifar-10", "fashion-mnist"]
@@ -97,27 +94,12 @@ class KnownGHN:
 
     @property
     def local_path(self) -> Path | None:
-        """The file inside the package, for a GHN that ships with it; a copy, where the package is in an archive."""
-        if not self.local:
-            return None
-        path = Path(__file__).parent / self.local / self.file
-        return path if path.is_file() else _unpacked(self.local, self.file) or path
-
-
-@lru_cache
-def _unpacked(folder: str, file: str) -> Path | None:
-    """A copy of a file of a package that was imported from an archive, until this process ends."""
-    found = files(__package__).joinpath(folder).joinpath(file)
-    if not found.is_file():
-        return None
-    kept = ExitStack()
-    atexit.register(kept.close)
-    return kept.enter_context(as_file(found))
+        """The file inside the package, for a GHN that ships with it."""
+        return Path(__file__).parent / self.local / self.file if self.local else None
 
 
 def _ppuda(name: str, file: str, blob: str, description: str, dataset: Dataset = "imagenet-1k") -> KnownGHN:
-    paper = "Parameter Prediction for Unseen Deep Architectures"
-    return KnownGHN(name, file, description, paper, "2110.13100", dataset=dataset, url=_PPUDA, blob=blob)
+    return KnownGHN(name, file, description, _PPUDA_PAPER, "2110.13100", dataset=dataset, url=_PPUDA, blob=blob)
 
 
 def _ghn3(size: str, file: str, description: str) -> KnownGHN:
@@ -127,12 +109,8 @@ def _ghn3(size: str, file: str, description: str) -> KnownGHN:
 
 def _ours(name: str, trained: str, dataset: Dataset) -> KnownGHN:
     """Trained by this project, in the package."""
-    description, paper = (
-        f"GHN-2 trained by this project {trained}",
-        "Parameter Prediction for Unseen Deep Architectures",
-    )
-    file = f"{name}.safetensors"
-    return KnownGHN(name, file, description, paper, "2110.13100", "apache-2.0", dataset, local="data")
+    about = f"GHN-2 trained by this project {trained}"
+    return KnownGHN(name, f"{name}.safetensors", about, _PPUDA_PAPER, "2110.13100", "apache-2.0", dataset, local="data")
 
 
 _GHN2_CIFAR, _GHN1_CIFAR = "4f290e0fad1b73066eeabb50be52e0c377d0b15b", "0c97a283aefc0445dd357c08f1b36698149b8013"
@@ -478,8 +456,7 @@ def _loads(name: str) -> bool:
 def _read_query(query: str, text: str, source: str) -> dict[str, Any]:
     allowed, row = Source(source).keys, Source(source).initialisation
     kinds = {**{n: k.kind for n, k in KEYS.items()}, **(row.keys if row else {})}
-    values: dict[str, Any] = {}
-    own: list[tuple[str, Any]] = []
+    read: dict[str, Any] = {}
     for pair in query.split("&"):
         name, equals, value = pair.partition("=")
         if name not in kinds or not equals:
@@ -489,17 +466,14 @@ def _read_query(query: str, text: str, source: str) -> dict[str, Any]:
             )
         if name not in allowed:
             raise InputError(f"Source {text!r}: {_has_no_key(source, name)}")
-        if name in dict(own) or (name in KEYS and KEYS[name].field in values):
+        if name in read:
             raise InputError(f"Source {text!r}: the key {name} is given twice.")
         try:
-            read = kinds[name].read(value)
+            read[name] = kinds[name].read(value)
         except ValueError as error:
             raise InputError(f"Source {text!r}: {name} {error}.") from None
-        if name in KEYS:
-            values[KEYS[name].field] = read
-        else:
-            own.append((name, read))
-    return {**values, "own": tuple(own)}
+    shared = {KEYS[name].field: value for name, value in read.items() if name in KEYS}
+    return {**shared, "own": tuple((name, value) for name, value in read.items() if name not in KEYS)}
 
 
 def _check_name(name: str, text: str) -> None:

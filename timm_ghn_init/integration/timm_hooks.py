@@ -17,6 +17,7 @@ Everything else, features_only, in_chans, num_classes, checkpoint_path and so on
 such weights is made by `weights.timm_config`.
 """
 
+import copy
 import functools
 import logging
 import os
@@ -117,13 +118,7 @@ def _wrap_model_entrypoint(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _EntryPoint:
-    """The function that builds a model, which initialises it where that is asked for.
-
-    Args:
-        create: timm's function.
-        name: of the architecture.
-        tag: a source, or None.
-    """
+    """timm's function `create` that builds the architecture `name`; with a source (`tag`), initialises it as well."""
 
     def __init__(self, create: Callable[..., nn.Module], name: str, tag: str | None) -> None:
         functools.update_wrapper(self, create)
@@ -145,7 +140,7 @@ class _EntryPoint:
     def __reduce__(self) -> tuple[Any, ...]:
         """A pickle names timm's own function, so that it can be read without this package."""
         if self.tag is None:
-            return _same, (self.create,)
+            return copy.copy, (self.create,)  # of a function: itself
         from timm.models import _registry
 
         return _registry.model_entrypoint, (f"{self.name}.{self.tag}",)
@@ -165,13 +160,7 @@ def _config_for(name: str, pretrained: Any, config: Any, overlay: Any) -> tuple[
     """The source that is asked for, if any, and the `pretrained_cfg` to build with.
 
     It names the source if that is going to be applied. Otherwise the weights are random, and a warning explains that.
-
-    Args:
-        name: of the architecture.
-        pretrained, config, overlay: what timm was given as `pretrained`, `pretrained_cfg` and `pretrained_cfg_overlay`.
-
-    Raises:
-        ValueError: no such source; two that disagree, or other weights as well; a path instead of a source.
+    `config` and `overlay` are what timm was given as `pretrained_cfg` and `pretrained_cfg_overlay`.
     """
     _refuse_path(name, pretrained)
     source = _requested(name, pretrained, config, overlay)
@@ -225,10 +214,6 @@ def _unnamed(config: Any) -> Any:
     if isinstance(config, dict):
         return {key: value for key, value in config.items() if key not in cfg_fields(None)}
     return source_cfg(None, config)
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _refuse_other_weights(name: str, source: Source, place: str, config: Any) -> None:
