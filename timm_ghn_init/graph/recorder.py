@@ -141,6 +141,8 @@ class Recorder(TorchDispatchMode):
         if isinstance(func, HigherOrderOperator):
             return self._higher_order(func, args, kwargs)
         operator = _operator(func)
+        if operator.name == "aten::empty" and not self.has_values:
+            return func(*args, **kwargs)  # batch norms ask for it, and nothing is known of it
         written = written_by(operator.writes, args, kwargs) if operator.writes else ()
         for tensor in written:
             self._undo.keep(tensor)

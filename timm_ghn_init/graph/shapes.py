@@ -18,7 +18,7 @@ def infer(func: Any, args: Any) -> Any:
     if rule is None:
         return None
     x = args[0][0] if isinstance(args[0], (list, tuple)) and args[0] else args[0]
-    return rule(*args) if isinstance(x, Tensor) and x.device.type == "meta" else None
+    return rule(*args) if isinstance(x, Tensor) and x.is_meta else None
 
 
 def _new(x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -59,7 +59,7 @@ def _binary(x: Tensor, y: Any) -> Tensor | None:
         return None
     if type(y) in (int, float):  # a bool cannot be subtracted
         return _like(x)
-    if not isinstance(y, Tensor) or y.dtype != x.dtype or y.device != x.device:
+    if not isinstance(y, Tensor) or not _of_a_kind(x, y):
         return None
     if x.shape == y.shape:
         return _like(x) if x.stride() == y.stride() else None
@@ -74,7 +74,7 @@ def _binary(x: Tensor, y: Any) -> Tensor | None:
 
 def _binary_(x: Tensor, y: Any) -> Tensor | None:
     """The same in place: x stays what it is."""
-    if isinstance(y, Tensor) and not (y.dtype == x.dtype and y.device == x.device and _broadcasts(y.shape, x.shape)):
+    if isinstance(y, Tensor) and not (_of_a_kind(x, y) and _broadcasts(y.shape, x.shape)):
         return None
     fits = isinstance(y, Tensor) or type(y) in (int, float)
     return x if fits and x.is_floating_point() and 0 not in x.stride() else None
@@ -86,9 +86,9 @@ def _broadcasts(part: torch.Size, whole: torch.Size) -> bool:
 
 
 def _of_a_kind(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether all are real and of one type and device."""
-    kind = x.dtype, x.device
-    return x.is_floating_point() and all(t is None or (t.dtype, t.device) == kind for t in others)
+    """Whether all are real, on the meta device as x is, and of one type."""
+    dtype = x.dtype
+    return x.is_floating_point() and all(t is None or (t.is_meta and t.dtype is dtype) for t in others)
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor | None:
@@ -149,11 +149,11 @@ def _batch_norm(
 ) -> Any:
     if training == (mean is not None) or (mean is None) != (var is None) or x.dim() < 2:
         return None
-    vectors = (weight, bias, mean, var)
-    if not _of_a_kind(x, *vectors) or any(p is not None and p.shape != x.shape[1:2] for p in vectors):
+    vectors, size = (weight, bias, mean, var), (x.shape[1],)
+    if not _of_a_kind(x, *vectors) or not all(p is None or p.shape == size for p in vectors):
         return None
-    statistics = (x.shape[1] if training else 0,)
-    return _like(x), _new(x, statistics), _new(x, statistics)
+    statistics = _new(x, size if training else (0,))
+    return _like(x), statistics, statistics
 
 
 def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor | None:

@@ -142,16 +142,16 @@ class Tape:
     # -- operations ----------------------------------------------------------------------------------------------
 
     def add(self, op: Op) -> frozenset[int]:
-        if op.channels is None or op.grid is None:
-            known = [self.ops[s] for s in sorted(op.sources)]
-            if op.channels is None and known:
-                channels = [k.channels for k in known]
-                if op.kind == "concat":
-                    op.channels = sum(c for c in channels if c) if all(channels) else None
-                else:
-                    op.channels = channels[0] if len(set(channels)) == 1 else None
-            op.grid = op.grid or next((k.grid for k in known if k.grid), None)
-        op.free = self.is_free(op.sources)
+        known = [self.ops[s] for s in sorted(op.sources)]
+        if op.channels is None and known:
+            channels = [k.channels for k in known]
+            if op.kind == "concat":
+                op.channels = sum(c for c in channels if c) if all(channels) else None
+            else:
+                op.channels = channels[0] if len(set(channels)) == 1 else None
+        for k in known:
+            op.grid = op.grid or k.grid
+        op.free = all(k.free for k in known)
         self.ops.append(op)
         return frozenset((len(self.ops) - 1,))
 
@@ -164,7 +164,7 @@ class Tape:
         parts = value.parts or ((main, 0),)
         for name, offset in parts:
             self.uses.setdefault(name, []).append(Use(op, role, shape, offset, **kwargs))
-        for name in value.leaves.difference(n for n, _ in parts):
+        for name in value.leaves.difference([n for n, _ in parts]):
             self.explain(name, f"folded into a {role} that is predicted without it")
 
     def scale_output(self, value: Value, tensor: Tensor, constant: float) -> Value:
