@@ -62,6 +62,7 @@ class _Run:
     def __init__(self, place: Place, options: Options) -> None:
         self._place, self._options = place, options
         self._graphs: dict[Dialect, Graph] = {}
+        self._traceable = True
         self.results: dict[str, Tensor] = {}
 
     def plan(self, resolved: Sequence[Resolved]) -> list[Plan]:
@@ -111,11 +112,13 @@ class _Run:
         return self._graphs[dialect]
 
     def _graph_if_any(self) -> Graph | None:
-        """The graph of a source that can do without; None of a model that cannot be traced."""
-        try:
-            return next(iter(self._graphs.values()), None) or self._graph("ghn2")
-        except TraceError:
-            return None
+        """The graph for a source that can do without; None of a model that cannot be traced, which is tried once."""
+        if not self._graphs and self._traceable:
+            try:
+                self._graph("ghn2")
+            except TraceError:
+                self._traceable = False
+        return next(iter(self._graphs.values()), None)
 
     def set_scales(self, plans: Sequence[Plan]) -> None:
         """The values of layer scales."""
