@@ -124,7 +124,7 @@ class _Behind:
         if primitive == "bias":
             weights = [w for w in sources if self._nodes[w].primitive == "conv"]
             return (frozenset((node,)), [(w, pooled) for w in weights]) if weights or not pooled else (None, [])
-        if primitive not in (*_POOLS, *_MERGES) or _is_residual(sources, self._before):
+        if primitive not in (*_POOLS, *_MERGES) or is_residual(sources, self._before):
             return None, []
         return frozenset(), [(source, pooled or primitive in _POOLS) for source in sources]
 
@@ -138,7 +138,7 @@ def _add_up(channels: Sequence[int | None], classes: int) -> bool:
     return len(known) < len(channels) or (max(known, default=0) <= classes and sum(known) % classes == 0)
 
 
-def _is_residual(sources: Collection[int], before: Mapping[int, list[int]]) -> bool:
+def is_residual(sources: Collection[int], before: Mapping[int, list[int]]) -> bool:
     """Whether one of the sources comes from another."""
     seen: set[int] = set()
     stack = [u for source in sources for u in before.get(source, ())]

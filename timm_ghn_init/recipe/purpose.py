@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Graph
-from ..graph.classifier import declared_classifier
+from ..graph.classifier import declared_classifier, is_residual
 from .assign import unwritable
 from .layer_scale import layer_scales
 from .parametrised import with_companions
@@ -281,7 +281,7 @@ def _unnormed(graph: Graph, before: Mapping[int, list[int]], sink: int) -> tuple
         if node in found:
             continue
         primitive = graph.nodes[node].primitive
-        if primitive in _NORMS or (primitive == "sum" and _is_residual(before[node], before)):
+        if primitive in _NORMS or (primitive == "sum" and is_residual(before[node], before)):
             normed = True
             continue
         found.add(node)
@@ -298,15 +298,3 @@ def _last(graph: Graph, before: Mapping[int, list[int]], sink: int) -> set[int]:
             found.add(node)
             stack += () if graph.nodes[node].primitive in _LAYERS else before[node]
     return found
-
-
-def _is_residual(sources: Collection[int], before: Mapping[int, list[int]]) -> bool:
-    """Whether one of the sources comes from another."""
-    seen: set[int] = set()
-    stack = [u for source in sources for u in before[source]]
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            stack.extend(before[node])
-    return not seen.isdisjoint(sources)
