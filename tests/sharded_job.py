@@ -276,7 +276,7 @@ def meta_hsdp(job: Job) -> None:
     same(model, job.expected("resnet-meta"))
 
 
-@check(4)
+@check(2)
 def create_and_save(job: Job) -> None:
     """Layer scale, which only the constructor knows, included; and the file is that of the unsharded model."""
     ghn, path = source_of(job.ghn, ORTH), job.folder / f"{job.world}.safetensors"
