@@ -287,7 +287,7 @@ def our_stages(case: Case) -> Seconds:
         z = clock("embed", lambda: case.ghn.embed(graph))
         tiles = clock("decode", lambda: case.ghn.decode(graph, z))
         clock("check", lambda: assign.check_finite(tiles, case.name))
-        clock("write", lambda: assign.write(case.model, tiles))
+        clock("write", lambda: assign.write(dict(case.model.named_parameters()), tiles))
     s = clock.seconds
     return {**s, "decode + write": s["decode"] + s["check"] + s["write"]}
 

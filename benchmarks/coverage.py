@@ -211,7 +211,7 @@ def in_memory(task: Task) -> Record:
     for name, target in graph.targets.items():
         if target.role != "pos_enc":  # of which rows of class tokens are left alone
             parameters[name].fill_(torch.nan)  # so that what is not written shows
-    assign.write(model, tiles)
+    assign.write(dict(model.named_parameters()), tiles)
     written = time.perf_counter()
     faults = [fault for name in graph.targets for fault in faults_of(name, parameters[name], graph.targets[name].shape)]
     faults += [f"{name}: changed" for name, p in before.items() if not torch.equal(p, parameters[name])]
