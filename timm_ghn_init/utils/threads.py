@@ -31,8 +31,8 @@ def one_thread_each(
 ) -> list[R]:
     """Do `work` without gradients on several items at once, on as many as PyTorch has threads.
 
-    The results do not depend on the number of threads: each item is computed by one. If a thread cannot be started,
-    the calling thread computes all of them.
+    The results do not depend on the number of threads: each item is computed by one. If PyTorch has only one, or if a
+    thread cannot be started, the calling thread computes all of them.
 
     Args:
         work: what to do with an item. It may be done twice with the same one.
@@ -57,6 +57,10 @@ def one_thread_each(
         with torch.inference_mode(inference), torch.no_grad():
             return work(item)
 
+    if min(n_threads, most) == 1:
+        # A process that is forked after another thread has used MKL may wait forever in MKL's allocator.
+        with one_thread():
+            return [alone(item) for item in items]
     pool = ThreadPoolExecutor(min(n_threads, most), initializer=begin)
     try:
         try:
