@@ -109,7 +109,7 @@ def trial(group: Group, init: str) -> Trial:
 
 def optimizer(model: str) -> Literal["sgd", "adamw"]:
     """The paper's for the family."""
-    return "sgd" if model.startswith("resnet") else "adamw"
+    return "adamw" if model.startswith(("convnext", "vit")) else "sgd"
 
 
 class Widening:

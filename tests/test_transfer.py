@@ -123,7 +123,7 @@ def test_the_value_of_layer_scales_is_chosen_with_the_learning_rate() -> None:
     """The grid of rates is widened where the best value is, and nowhere else."""
     module = benchmark()
     trials = module.trials(module.Group("digits", "convnext_atto", 100, 1, "orth"), "ghn2")
-    assert [t.init for t in trials] == [f"orth?layer_scale={v}" for v in ("keep", "0.1", "0.3", "1.0")]
+    assert [t.init for t in trials] == [f"orth?layer_scale={v}" for v in ("keep", "0.3", "1.0")]
     plan = module.Widening(trials, (0.003, 0.001), 2)
     results: dict[str, Any] = {}
     while todo := plan(results):
@@ -131,7 +131,7 @@ def test_the_value_of_layer_scales_is_chosen_with_the_learning_rate() -> None:
         results[todo[0].key] = finished(todo[0], accuracy if "0.3" in todo[0].init else accuracy / 2)
     assert [(t.init, t.lr) for t in plan.final(results)] == [("orth?layer_scale=0.3", 0.01)] * 2
     assert plan.tried(results) == [0.001, 0.003, 0.01, 0.03]
-    assert len(results) == 3 * 2 + 4 + 2
+    assert len(results) == 2 * 2 + 4 + 2
 
 
 def test_epochs_to_a_given_accuracy() -> None:
