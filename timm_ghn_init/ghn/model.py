@@ -154,12 +154,25 @@ class GHN(nn.Module):
         return self.primitive_table(primitives) + self.shape_enc(nodes)
 
     def embed(self, graph: Graph) -> Tensor:
-        """Node embeddings after message passing, (N, hid), rows in the order of `graph.nodes`.
+        """Embed the nodes of a graph by message passing (arXiv 2110.13100, Section 3).
 
         Differentiable where gradients are on and the GHN's parameters require them.
 
+        Args:
+            graph: from `trace`, with this GHN's dialect.
+
+        Returns:
+            (N, hid), float32; row i belongs to `graph.nodes[i]`.
+
         Raises:
             ValueError: the graph is of another dialect than the GHN was trained on.
+
+        Example:
+            >>> import timm, timm_ghn_init
+            >>> ghn = timm_ghn_init.load_ghn("ghn2-fashion")
+            >>> graph = timm_ghn_init.trace(timm.create_model("test_resnet"))
+            >>> ghn.embed(graph).shape == (len(graph.nodes), ghn.config["hid"])
+            True
         """
         self._check_dialect(graph)
         small = isinstance(self.gnn, GatedGNN) and not self.training
@@ -182,18 +195,28 @@ class GHN(nn.Module):
             graph: from `trace`, with this GHN's dialect.
             names: parameters to predict. Default: all of `graph.targets`.
 
+        Returns:
+            Name -> value, on the GHN's device.
+
         Raises:
-            KeyError: a name is not among `graph.targets`; the message says why it is not predicted.
+            KeyError: a name is not among `graph.targets`; the message gives the reason.
+            ValueError: as `embed`.
         """
         return {name: tile.full() for name, tile in self.decode(graph, self.embed(graph), names).items()}
 
     def decode(self, graph: Graph, z: Tensor, names: Iterable[str] | None = None) -> dict[str, Tile]:
-        """The predictions before they are repeated to the parameters' sizes, see `Tile`.
+        """Decode node embeddings to predictions that are not yet repeated to the parameters' sizes.
 
         Args:
             graph: as in `predict`.
             z: (N, hid), from `embed`, on the GHN's device.
             names: as in `predict`.
+
+        Returns:
+            Name -> `Tile`; its `full()` has the parameter's shape.
+
+        Raises:
+            KeyError: as `predict`.
         """
         targets = list(graph.targets.values()) if names is None else [_target(graph, name) for name in names]
         with nullcontext() if self.training else one_thread():  # many small products
@@ -201,6 +224,12 @@ class GHN(nn.Module):
 
     def predict_many(self, graphs: Sequence[Graph]) -> list[dict[str, Tensor]]:
         """`predict` for several graphs at once, for training: faster, and differentiable.
+
+        Args:
+            graphs: each as in `predict`.
+
+        Returns:
+            One dictionary as of `predict` for each graph, in their order. Repeated values share memory.
 
         Raises:
             ValueError: as `embed`.
