@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = [
         "# Classifiers that keep parameters on purpose",
         "",
-        *(line for line in (__doc__ or "").splitlines()[2:] if line),
+        *(__doc__ or "").splitlines()[2:],
         "",
         "| architecture | parameters kept | reason | example |",
         "|---|---:|---|---|",

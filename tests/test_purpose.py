@@ -290,8 +290,17 @@ def test_a_classifier_has_no_such_head() -> None:
     for options in ({}, {"num_classes": 0}, {"features_only": True}):
         report = init_model(timm.create_model("test_nfnet", **options), "rand")
         assert purpose.HEAD not in report.skipped.values()
-    model = two_layers()
-    assert purpose.HEAD not in init_model(model, SOURCE, input_size=16).skipped.values()
+    squeezenet_like = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 5, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    for model in (two_layers(), squeezenet_like):
+        assert purpose.HEAD not in init_model(model, SOURCE, input_size=16).skipped.values()
 
 
 def test_without_a_norm_the_last_layer_is_the_head() -> None:

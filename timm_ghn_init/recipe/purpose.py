@@ -254,12 +254,15 @@ def _heads(graph: Graph) -> set[str]:
     """Parameters of the layers between the last norms and the outputs that are no logits.
 
     Of a network that has no norm before an output it is the last layer: the size of everything in it follows from all
-    of its weights.
+    of its weights. A single output that is averaged over the image is logits (SqueezeNet), or features.
     """
     before = _sources(graph)
     classifiers = {t.node for t in graph.targets.values() if t.classifier}
     nodes: set[int] = set()
-    for sink in set(range(len(graph.nodes))) - {u for u, _ in graph.edges.tolist()}:
+    sinks = set(range(len(graph.nodes))) - {u for u, _ in graph.edges.tolist()}
+    if [graph.nodes[sink].primitive for sink in sinks] == ["glob_avg"]:
+        return set()
+    for sink in sinks:
         layers, normed = _unnormed(graph, before, sink)
         if not layers & classifiers:
             nodes |= layers if normed else _last(graph, before, sink)
