@@ -40,7 +40,8 @@ from timm_ghn_init.recipe.offer import predicted
 from timm_ghn_init.recipe.plan import auto_layer, make_plan
 from timm_ghn_init.recipe.postprocessing import list_layers, process_weight, to_process
 from timm_ghn_init.recipe.resolved import Resolved
-from timm_ghn_init.sharded import exchange, post
+from timm_ghn_init.sharded import place as sharded_place
+from timm_ghn_init.sharded import post
 from timm_ghn_init.sharded.blocks import shard_blocks
 from timm_ghn_init.sharded.post import owners
 
@@ -82,30 +83,31 @@ def memory(key: str) -> int:
 
 def count_memory() -> Callable[[], int]:
     """From here on, by how much memory rises above its start in post-processing."""
-    rise, run = [0], post.PostProcessing.run
+    rise, run = [0], post.postprocess_parts
 
-    def measured(self: Any, *args: Any) -> None:
+    def measured(*args: Any) -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 17)  # what is freed goes back at once: memory in use is counted, no more
         libc.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
         before = memory("VmRSS")
-        run(self, *args)
+        run(*args)
         rise[0] = memory("VmHWM") - before
 
-    post.PostProcessing.run = measured  # type: ignore[method-assign]
+    sharded_place.postprocess_parts = measured  # type: ignore[attr-defined]
     return lambda: rise[0]
 
 
 def count_bytes() -> Callable[[], int]:
-    """From here on, what is sent from rank to rank in post-processing."""
-    total, send = [0], exchange.Exchange._send
+    """From here on, what this rank sends to the others in post-processing."""
+    total, send = [0], post.broadcast
 
-    def counted(self: Any, part: torch.Tensor, *args: Any) -> None:
-        total[0] += part.nbytes
-        send(self, part, *args)
+    def counted(tensors: list[torch.Tensor], owner: int, layout: Any, *args: Any) -> None:
+        if owner == layout.rank and layout.size > 1:
+            total[0] += sum(tensor.nbytes for tensor in tensors)
+        send(tensors, owner, layout, *args)
 
-    exchange.Exchange._send = counted  # type: ignore[method-assign]
+    post.broadcast = counted  # type: ignore[attr-defined]
     return lambda: total[0]
 
 
@@ -191,10 +193,10 @@ def paper_table(model: str, source: str, ranks: list[int], args: argparse.Namesp
         f"{model}: {total / args.bytes / 1e9:.2f} B parameters of {args.bytes} bytes, {len(plan.changed)} layers to "
         f"post-process. Trace, embed and decode on every rank: {everywhere:.2f} s, measured here. Post-processing at "
         f"{rate / 1e12:.3g} TFLOP/s ({where}), links of {args.link:g} GB/s for each rank, writes at {args.memory:g} "
-        "GB/s. Sending overlaps with computing, so a rank takes about the larger of the two.",
+        "GB/s. A rank sends each layer that it computes to all others.",
         "",
-        "| ranks | own parameters, GB | write, s | post-processing: compute, s | send, GB | send, s | extra memory, GB "
-        "| if every rank gathered the layers, GB |",
+        "| ranks | own parameters, GB | write, s | post-processing: compute, s | send, GB | receive, GB | send and "
+        "receive, s | extra memory, GB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     sizes = {layer.name: layer.weight.numel() * args.bytes for layer in plan.changed}
@@ -203,19 +205,20 @@ def paper_table(model: str, source: str, ranks: list[int], args: argparse.Namesp
         for one_round in owners(plan.changed, world):
             for owner, layer in one_round.items():
                 compute[owner] += operations(layer.weight) / rate
-                sent[owner] += sizes[layer.name] * (world - 1) / world
-        # one layer is sent while the next is computed, in float32
+                sent[owner] += sizes[layer.name]
+        # one layer of its own, in float32, and one of another rank
         extra = max(sizes.values()) + max(layer.weight.numel() * 4 for layer in plan.changed)
-        gathered = sum(sizes.values()) * (world - 1) / world
+        total_sent = sum(sizes.values())
         cells = (
             total / world / 1e9,
             total / world / write,
             max(compute),
             max(sent) / 1e9,
-            max(sent) / link,
+            (total_sent - min(sent)) / 1e9,
+            total_sent / link,
             extra / 1e9,
         )
-        lines.append(f"| {world} | " + " | ".join(f"{c:.3g}" for c in (*cells, gathered / 1e9)) + " |")
+        lines.append(f"| {world} | " + " | ".join(f"{c:.3g}" for c in cells) + " |")
     return "\n".join(lines)
 
 
