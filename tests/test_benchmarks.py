@@ -52,8 +52,8 @@ def test_table(bench: ModuleType, tmp_path: Path, ghn_file: Path) -> None:
     seconds = {figure: s["median"] for figure, s in record["seconds"].items()}
     assert seconds["total"] > seconds["post-process"]
     assert "| test_vit | 0.4 M | 86 |" in text
-    assert "post-process / bare QR | at most 1.2 x" in text
-    assert "Not measured here" in text
+    assert "post-process / bare QR |" in text
+    assert "Milliseconds" not in text  # of a CPU, which say more about the machine than about the package
 
 
 def test_sweep_fits_growth(bench: ModuleType, tmp_path: Path, ghn_file: Path) -> None:
@@ -64,9 +64,9 @@ def test_sweep_fits_growth(bench: ModuleType, tmp_path: Path, ghn_file: Path) ->
     assert nodes == [nodes[0] + 5 * (blocks - 1) for blocks in (1, 2, 4, 8)]
     assert sweep["growth"].keys() == {"trace", "embed", "decode + write"}
     assert "Exponent of growth with the nodes" in text
-    traces = {r["model"]: r["seconds"]["trace"]["median"] for r in sweep["models"]}
-    each = 1e6 * (traces["chain:8"] - traces["chain:4"]) / 4
-    assert f"| trace of a further block that is like the others | at most 20 microseconds | {each:.3g} micro" in text
+    first, last = sweep["models"][0]["seconds"]["trace"], sweep["models"][-1]["seconds"]["trace"]
+    row = next(line for line in text.splitlines() if line.startswith("| chain:8 |"))
+    assert row.split("|")[4].strip() == f"{last['median'] / first['median']:.2f}"
 
 
 def test_exponent(bench: ModuleType) -> None:
@@ -89,15 +89,6 @@ def test_ratios_are_taken_within_a_repetition(bench: ModuleType) -> None:
     ratios = bench.ratios({"decode + write": [1.0, 8.0, 3.0], "fill_": [1.0, 2.0, 1.0], "total": [1.0, 1.0, 1.0]})
     assert ratios.keys() == {"decode + write / fill_"}
     assert ratios["decode + write / fill_"]["runs"] == [1.0, 4.0, 3.0]
-
-
-@pytest.mark.parametrize(("seconds", "verdict"), [(2.9, "met"), (3.1, "**missed**")])
-def test_verdicts_are_computed(bench: ModuleType, seconds: float, verdict: str) -> None:
-    record = {"model": "convnext_base", "device": "cpu", "params": 1, "nodes": 1, "largest_layer": 1, "ratios": {}}
-    record["seconds"] = {"graph + prediction": {"median": seconds}}
-    lines = "\n".join(importlib.import_module("speed_report").targets([{"ghn": "ghn3-xl", "models": [record]}]))
-    assert lines.count("| at most") == 1
-    assert f"| at most 3 s | {seconds} s | convnext_base | {verdict} |" in lines
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
