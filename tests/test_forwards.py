@@ -12,7 +12,7 @@ from torch._higher_order_ops.scan import scan
 from torch._higher_order_ops.while_loop import while_loop
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from timm_ghn_init import GHN, init_model
 from timm_ghn_init.graph import Graph, trace
@@ -43,6 +43,7 @@ FUNCTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
         lambda i, y: i < 3, lambda i, y: (i + 1, m.b(m.a(y))), (torch.zeros((), dtype=torch.int64), x)
     )[1],
     "scan": lambda m, x: scan(lambda c, y: (m.a(c) + y, m.b(c)), x[0], x, dim=0)[1],
+    "inference mode": lambda m, x: torch.inference_mode()(lambda y: m.b(m.a(y)))(x),
     "map": lambda m, x: mapped(lambda y: m.b(m.a(y)), x),
     "compiled function": lambda m, x: torch.compile(lambda y: m.b(m.a(y)), fullgraph=True, backend="eager")(x),
     "spikes": lambda m, x: m.b(spike(m.a(x))),
@@ -55,6 +56,14 @@ FUNCTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_layer_is_found(name: str) -> None:
     graph = trace(Two(FUNCTIONS[name]), (8,))
+    assert len(graph.targets) == 6, graph.skipped
+
+
+def test_convolutions_in_branches() -> None:
+    """Functions of `cond` hold operators such as `conv2d`, which consist of others."""
+    model = Two(lambda m, x: torch.cond(x.sum() > 0, lambda y: m.a(y).relu(), lambda y: m.b(y), (x,)).mean((2, 3)))
+    model.a, model.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)  # type: ignore[assignment]
+    graph = trace(model, (3, 16, 16))
     assert len(graph.targets) == 6, graph.skipped
 
 
@@ -77,6 +86,20 @@ def test_packed_sequences(kind: type[nn.RNNBase]) -> None:
             return self.head(pad_packed_sequence(out, batch_first=True)[0].mean(1))
 
     assert len(trace(Packed(), example_inputs=torch.zeros(2, 4, 8)).targets) == 6
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,), lambda x: {"x": x}], ids=["bare", "tuple", "dict"])
+def test_packed_sequences_as_inputs(wrap: Callable[[Any], Any]) -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.GRU(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Any) -> Tensor:
+            return self.head(self.rnn(x)[1][-1])
+
+    packed = pack_sequence([torch.zeros(2, 8), torch.zeros(4, 8)], enforce_sorted=False)
+    assert len(trace(Packed(), example_inputs=wrap(packed)).targets) == 6
 
 
 def test_output_that_is_a_gradient() -> None:

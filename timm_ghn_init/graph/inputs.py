@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ..utils.checks import InputError, shown
 from ..utils.checks import whole as whole_number
@@ -116,7 +117,8 @@ def given(example_inputs: Any) -> Inputs:
     if isinstance(example_inputs, Mapping):
         inputs = Inputs(kwargs=example_inputs)
     else:
-        inputs = Inputs(example_inputs if isinstance(example_inputs, tuple) else (example_inputs,))
+        several = isinstance(example_inputs, tuple) and not isinstance(example_inputs, PackedSequence)
+        inputs = Inputs(example_inputs if several else (example_inputs,))
     if not any(True for _ in inputs._tensors()):
         raise InputError(
             "example_inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments with a "

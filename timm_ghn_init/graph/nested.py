@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 _DEPTH = 5
 
@@ -20,6 +21,8 @@ def named_tensors(thing: Any, name: str = "", depth: int = _DEPTH) -> Iterator[t
 def _parts(thing: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(thing, Mapping):
         yield from thing.items()
+    elif isinstance(thing, PackedSequence):  # the lengths and the order must stay where they are, with their values
+        yield "data", thing.data
     elif isinstance(thing, (tuple, list, set, frozenset)):
         yield from zip(getattr(thing, "_fields", range(len(thing))), thing, strict=True)
     elif hasattr(thing, "__dict__") and not isinstance(thing, (nn.Module, type)) and not callable(thing):

@@ -141,6 +141,9 @@ class Recorder(TorchDispatchMode):
         if isinstance(func, HigherOrderOperator):
             return self._higher_order(func, args, kwargs)
         operator = _operator(func)
+        if operator.consists_of_others:
+            with self:
+                return func.decompose(*args, **kwargs)
         if operator.name == "aten::empty" and not self.has_values:
             return func(*args, **kwargs)  # batch norms ask for it, and nothing is known of it
         written = written_by(operator.writes, args, kwargs) if operator.writes else ()
@@ -218,6 +221,9 @@ class _Operator(NamedTuple):
     rule: Rule | None
     writes: list[tuple[int, str]]  # position and name of the arguments that it writes to
     draws: bool  # random numbers
+    consists_of_others: (
+        bool  # as `conv2d` of `convolution`; inference mode and functions of `cond` do not take it apart
+    )
 
 
 @cache
@@ -225,7 +231,9 @@ def _operator(func: Any) -> _Operator:
     arguments = func._schema.arguments if func._schema.is_mutable else ()
     writes = [(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
     draws = torch.Tag.nondeterministic_seeded in func.tags
-    return _Operator(func._schema.name, OPERATORS.get(func._schema.name), writes, draws)
+    rule = OPERATORS.get(func._schema.name)
+    composite = func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    return _Operator(func._schema.name, rule, writes, draws, rule is None and composite)
 
 
 def _carries(tensor: Tensor, value: Value) -> bool:
