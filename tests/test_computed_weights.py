@@ -227,7 +227,9 @@ def test_an_adapter_that_adds_nothing_is_not_there(make: Make, bias: str) -> Non
     model = Net(lambda m, x: m.l(x if isinstance(m.l.base, nn.Conv2d) else x.flatten(1)), l=layer)
     graph = trace(model, SIZE)
     assert_graph(graph, "input > conv l.base.weight" + bias.replace("bias base", " > bias l.base"))
-    assert all("low-rank adapter" in graph.skipped[name] for name, _ in model.named_parameters() if "base" not in name)
+    assert all(
+        "adapter that adds nothing" in graph.skipped[name] for name, _ in model.named_parameters() if "base" not in name
+    )
 
 
 def test_an_adapter_that_adds_something_and_a_branch_that_is_none() -> None:

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 
 from timm_ghn_init import GHN, init_model
 from timm_ghn_init.graph import Graph, trace
+from timm_ghn_init.graph.neutral import neutral_adapters
 
 
 class Two(nn.Module):
@@ -255,6 +256,80 @@ def test_an_adapter_that_adds_nothing_is_left(seeded_ghn2: GHN) -> None:
     report = init_model(model, "ghn2-orth?layer=1", ghn=seeded_ghn2, input_size=(8,))
     assert report.postprocessed == ("0.base.weight",)
     assert not model[0].up.weight.any()  # type: ignore[union-attr]
+
+
+class Vera(nn.Module):
+    """Two fixed random matrices, scaled by vectors that are learned."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.d, self.b = base, nn.Parameter(torch.ones(2)), nn.Parameter(torch.zeros(base.out_features))
+        self.register_buffer("first", torch.randn(2, base.in_features))
+        self.register_buffer("second", torch.randn(base.out_features, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.b * F.linear(self.d * F.linear(x, self.first), self.second)
+
+
+class Bottleneck(nn.Module):
+    """After a layer, with biases and an activation (arXiv 1902.00751)."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.down, self.up = base, nn.Linear(base.out_features, 2), nn.Linear(2, base.out_features)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.base(x)
+        return x + self.up(F.gelu(self.down(x)))
+
+
+class OfALayer(nn.Linear):
+    """A layer that is its own base, with a small matrix between two fixed ones."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base.in_features, base.out_features)
+        self.core = nn.Parameter(torch.zeros(2, 2))
+        self.register_buffer("first", torch.randn(base.in_features, 2))
+        self.register_buffer("second", torch.randn(2, base.out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x @ self.first @ self.core @ self.second
+
+
+class Renormalised(OfALayer):
+    """Adds nothing to the weight that it has, but would add something to another."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base)
+        self.norm = self.weight.norm().item()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (self.norm / self.weight.norm())
+
+
+def network_around(wrap: Callable[[nn.Linear], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    first, layer, head = nn.Linear(8, 32), nn.Linear(32, 32), nn.Linear(32, 3)
+    return nn.Sequential(first, nn.ReLU(), wrap(layer), nn.ReLU(), head)
+
+
+@pytest.mark.parametrize("wrap", [Vera, Bottleneck, OfALayer])
+def test_a_network_with_adapters_computes_what_it_does_without(wrap: Any, seeded_ghn2: GHN) -> None:
+    plain, adapted, x = network_around(lambda layer: layer), network_around(wrap), torch.randn(4, 8)
+    init_model(plain, "ghn2", ghn=seeded_ghn2, input_size=(8,))
+    report = init_model(adapted, "ghn2", ghn=seeded_ghn2, input_size=(8,))
+    torch.testing.assert_close(adapted(x), plain(x))
+    left = {name for name, reason in report.skipped.items() if "adapter that adds nothing" in reason}
+    names = dict(plain.named_parameters()).keys()
+    assert left == {n for n, _ in adapted.named_parameters() if n.replace("base.", "") not in names} != set()
+
+
+def test_what_depends_on_the_weight_is_no_neutral_adapter() -> None:
+    model = network_around(Renormalised)
+    assert not neutral_adapters(list(model.named_modules()))
+    assert neutral_adapters(list(network_around(OfALayer).named_modules()))[0].names == ["2.core"]
 
 
 class Wrong(nn.Module):

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from ..utils.checks import InputError
+from .neutral import NEUTRAL
 from .reduce import Op
 from .tape import Tape
 
 _LAYERS = ("conv", "sep_conv", "dil_conv")
-REASON = "of a low-rank adapter that adds nothing yet, as one of its two factors is zero"
 
 
 def leave_adapters(tape: Tape, modules: Sequence[tuple[str, nn.Module]], model: str) -> None:
@@ -38,7 +38,7 @@ def leave_adapters(tape: Tape, modules: Sequence[tuple[str, nn.Module]], model: 
                 _refuse(model, factors[0].param)
             op.sources -= {up}
             for factor in factors:
-                tape.explain(factor.param, REASON)
+                tape.explain(factor.param, NEUTRAL)
     for name in tape.rotations:
         if _is_zero(tape.parameters, name):  # of which a rotation by nothing is computed (OFT)
             _refuse(model, name)
@@ -51,7 +51,7 @@ def leave_adapters(tape: Tape, modules: Sequence[tuple[str, nn.Module]], model: 
         if isinstance(module, tuners):
             own = [n for n in tape.parameters if n.startswith(f"{path}.") and not n.startswith(f"{path}.base_layer.")]
             for name in own:
-                if tape.reasons.get(name) != REASON:
+                if tape.reasons.get(name) != NEUTRAL:
                     _refuse(model, name)
 
 

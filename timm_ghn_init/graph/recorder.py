@@ -21,6 +21,7 @@ from .inputs import Inputs
 from .isolate import isolated
 from .modules import may_scale, unrolled_once
 from .nested import named_tensors
+from .neutral import NEUTRAL, neutral_adapters
 from .primitives import OPERATORS, Rule, constant
 from .rules.moments import running_statistics
 from .shapes import infer
@@ -73,6 +74,7 @@ class Recorder(TorchDispatchMode):
         self.named_modules = list(model.named_modules())
         self.modules = [module for _, module in self.named_modules]
         self.tape = Tape(self.named_modules)
+        self._adapted = neutral_adapters(self.named_modules)
         self._fault: Exception | None = None
         self._steps = 0
         self._generator = torch.Generator()  # of what a forward draws on the CPU
@@ -112,6 +114,10 @@ class Recorder(TorchDispatchMode):
                     module.__dict__["forward"] = partial(unrolled_once, module)
                 elif may_scale(module):
                     module.__dict__["forward"] = partial(self._inside, module)
+            for adapted in self._adapted:
+                adapted.module.__dict__["forward"] = adapted.base
+                for name in adapted.names:
+                    tape.explain(name, NEUTRAL)
             with _uncompiled(), self:
                 output = self._call(placed.args, placed.kwargs)
         self.outputs = [(name, tuple(t.shape), tape.value(t)) for name, t in named_tensors(output)]

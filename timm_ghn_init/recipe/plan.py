@@ -10,8 +10,8 @@ from typing import NamedTuple
 from torch import nn
 
 from ..graph import Graph, TraceError
-from ..graph.adapters import REASON as ADAPTER
 from ..graph.classifier import declared_classifier
+from ..graph.neutral import NEUTRAL
 from ..sources import Source
 from ..utils.checks import InputError
 from ..utils.text import logger
@@ -139,7 +139,7 @@ def make_plan(
         plan = _with_scales(plan, layer_scales(model, {*kept, *plan.written}))
     if not source.is_postprocessed:
         return plan
-    layers = [f for f in layers_of(model) if offer.skipped.get(f.name) != ADAPTER]
+    layers = [f for f in layers_of(model) if offer.skipped.get(f.name) != NEUTRAL]
     if not layers and source.orth:
         return plan
     stay = _stay(model, offer.graph, layers)
