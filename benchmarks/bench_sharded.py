@@ -43,6 +43,7 @@ from timm_ghn_init.recipe.resolved import Resolved
 from timm_ghn_init.sharded import place as sharded_place
 from timm_ghn_init.sharded import post
 from timm_ghn_init.sharded.blocks import shard_blocks
+from timm_ghn_init.sharded.meeting import Meeting
 from timm_ghn_init.sharded.post import owners
 
 CONFIG = {"max_shape": (64, 64, 16, 16), "num_classes": 1000, "weight_norm": True, "ve": True, "layernorm": True}
@@ -100,14 +101,14 @@ def count_memory() -> Callable[[], int]:
 
 def count_bytes() -> Callable[[], int]:
     """From here on, what this rank sends to the others in post-processing."""
-    total, send = [0], post.broadcast
+    total, send = [0], Meeting.broadcast
 
-    def counted(tensors: list[torch.Tensor], owner: int, layout: Any, *args: Any) -> None:
-        if owner == layout.rank and layout.size > 1:
+    def counted(meeting: Meeting, tensors: list[torch.Tensor], owner: int, about: str) -> None:
+        if owner == meeting.rank and len(meeting.members) > 1 and about != "the GHN":
             total[0] += sum(tensor.nbytes for tensor in tensors)
-        send(tensors, owner, layout, *args)
+        send(meeting, tensors, owner, about)
 
-    post.broadcast = counted  # type: ignore[attr-defined]
+    Meeting.broadcast = counted  # type: ignore[assignment,method-assign]
     return lambda: total[0]
 
 

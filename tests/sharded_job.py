@@ -34,7 +34,8 @@ import timm_ghn_init
 from timm_ghn_init import CheckpointError, TraceError, init_model, initialize, load_ghn, save_ghn
 from timm_ghn_init.checkpoints.load import shared_ghn
 from timm_ghn_init.recipe.postprocessing import process_weight
-from timm_ghn_init.sharded import post, share
+from timm_ghn_init.sharded import place as sharded_place
+from timm_ghn_init.sharded import post
 from timm_ghn_init.sharded.layout import local
 from timm_ghn_init.weights import files as weights
 
@@ -458,15 +459,15 @@ def a_rank_with_other_arguments(job: Job) -> None:
 @check(2)
 def a_rank_without_memory_for_the_ghn(job: Job) -> None:
     model = place(build("tied"), job.mesh, [Shard(0)])
-    empty = share._empty
+    empty = sharded_place._empty
 
     def fail(*args: Any) -> Any:
         raise MemoryError("full")
 
     if job.rank == 1:
-        share._empty = fail
+        sharded_place._empty = fail
         fails(lambda: job.init(model, "tied"), MemoryError, "full")
-        share._empty = empty
+        sharded_place._empty = empty
     else:
         refused(model, lambda: job.init(model, "tied"), RuntimeError, "rank 1 failed (memory for the GHN)", "full")
     job.init(model, "tied")  # nothing is under way that would be taken for this

@@ -237,9 +237,7 @@ def mesh(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceMesh]:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(Meeting, "__call__", lambda meeting, topic, work: [json.loads(json.dumps(work()))] * 2)
-    monkeypatch.setattr(
-        Meeting, "wait_for", lambda meeting, transfer, about: transfer.wait()
-    )  # fake ones are never completed
+    monkeypatch.setattr(Meeting, "_wait_for", lambda meeting, transfer, about: transfer.wait())  # fakes never complete
     dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=2)
     mesh = DeviceMesh("cuda", [0, 1])
     monkeypatch.setattr(DeviceMesh, "mesh", np.array([0, 1]))  # a tensor would have no values here

@@ -133,13 +133,13 @@ def test_boxes_are_what_chunks_leave(mesh: tuple[int, ...]) -> None:
     for shape in itertools.product((1, 5, 8), (1, 3, 4)):
         whole = torch.arange(shape[0] * shape[1]).view(shape)
         for placements in itertools.product((Shard(0), Shard(1), Replicate()), repeat=len(mesh)):
-            for rank, coordinate in enumerate(itertools.product(*map(range, mesh))):
+            for coordinate in itertools.product(*map(range, mesh)):
                 part = whole
                 for placement, count, index in zip(placements, mesh, coordinate, strict=True):
                     if isinstance(placement, Shard):
                         chunks = part.chunk(count, placement.dim)
                         part = chunks[index] if index < len(chunks) else part.narrow(placement.dim, 0, 0)
-                box = _box(shape, mesh, rank, placements)
+                box = _box(shape, mesh, coordinate, placements)
                 assert torch.equal(box.of(whole), part)
                 assert box.size == tuple(part.shape)
 

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -99,14 +99,16 @@ def brought(where: Mapping[str, torch.device], tiles: Mapping[str, Tile]) -> dic
 
 
 @torch.no_grad()
-def write_results(model: nn.Module, results: dict[str, Tensor]) -> None:
-    """Write what has waited for it into parameters and buffers of a model, as `write` does."""
+def write_results(
+    model: nn.Module, results: dict[str, Tensor], part: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> None:
+    """Write what has waited for it into parameters and buffers of a model, or the `part` of each, as `write` does."""
     if not results:
         return
     tensors = named_tensors(model)
     with one_thread():
         for name in list(results):
-            tensors[name].copy_(results.pop(name))
+            part(tensors[name]).copy_(results.pop(name))
         for weight in parametrised(model):
             weight.refresh()
 

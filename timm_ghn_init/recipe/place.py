@@ -62,6 +62,7 @@ class Place:
         seed: of what the model's own initialisation draws.
         options: of these `device` and `init_rest`.
         settle: as in `initialize.initialise`.
+        home: where a model from the meta device gets memory. Default: the device of `options`, else PyTorch's default.
 
     Attributes:
         device: where to decode and post-process.
@@ -81,9 +82,17 @@ class Place:
     own: tuple[str, ...] = ()
     unset: tuple[str, ...] = ()
 
-    def __init__(self, model: nn.Module, name: str, seed: int, options: Options, settle: Settle | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        seed: int,
+        options: Options,
+        settle: Settle | None = None,
+        home: torch.device | None = None,
+    ) -> None:
         self.model, self.name = model, name
-        self._settle, self._seed, self._init_rest = settle, seed, options.init_rest
+        self._settle, self._seed, self._options = settle, seed, options
         self._without_memory = on_meta(model)
         self._own: dict[str, Tensor] = {}
         if settle is not None and self._without_memory:
@@ -91,10 +100,11 @@ class Place:
                 f"{name}: {self._without_memory[0]} is on the meta device, so there is no memory to initialise. "
                 'Materialise the model first: model.to_empty(device="cpu").'
             )
-        self._home = torch.get_default_device() if options.device is None else torch.device(options.device)
+        default = torch.get_default_device() if options.device is None else torch.device(options.device)
+        self._home = home or default
         if self._without_memory and self._home.type == "meta":
             raise InputError(f'{name} and the default device are on meta: say device="cpu", or another.')
-        self.device = _device(model, options.device)
+        self.device = _device(model, options.device or home)
         self.clock = Clock(self.device)
 
     def share(self, what: str, load: Callable[[], tuple[Source, GHN]]) -> tuple[Source, GHN]:
@@ -124,6 +134,10 @@ class Place:
         wanted = self._wanted([])
         return own_values(self.model, wanted, self._seed).values if wanted else None
 
+    def _own_values(self, names: list[str]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """As `own_values`, of the parts that this process has."""
+        return own_values(self.model, names, self._seed)
+
     def give_values(self) -> None:
         """Values for all of the model, so that a function may read any. The model's own initialisation gives them."""
         self.give_memory([])
@@ -140,15 +154,15 @@ class Place:
     def values(self, names: Collection[str]) -> Mapping[str, Tensor]:
         """As `set_values`, of the model as its constructor left it."""
         is_drawn = None if self._settle is None else self._settle.is_drawn
-        return set_values(self.model, names, is_drawn, lost=bool(self._init_rest))
+        return set_values(self.model, names, is_drawn, lost=bool(self._options.init_rest))
 
     def agreed(self, kept: Mapping[str, str], values: Mapping[str, Tensor]) -> Mapping[str, str]:
         """The parameters to keep, by what all who work on this model have seen of their `values`."""
         return kept
 
-    def part(self, parameter: Tensor) -> Tensor:
-        """The part of a parameter that this process has, to read and write."""
-        return parameter
+    def part(self, tensor: Tensor) -> Tensor:
+        """The part of a parameter or buffer that this process has, to read and write."""
+        return tensor
 
     def give_memory(self, overwritten: list[str]) -> None:
         """Memory, and their own initialisation, for values that do not have it yet.
@@ -161,14 +175,13 @@ class Place:
             return
         wanted = self._wanted(overwritten)
         if wanted and not self._own:
-            self._own, unset = own_values(self.model, wanted, self._seed)
-            self.unset = unset
+            self._own, self.unset = self.clock("own", lambda: self._own_values(wanted))
         self._own = {n: value for n, value in self._own.items() if n in set(wanted)}
         self.unset = tuple(n for n in self.unset if n in self._own)
         self.own = tuple(n for n in self._own if n not in self.unset)
         tensors = named_tensors(self.model) if self._own else {}
         for name in self._own:
-            problem = None if tensors[name].is_meta else assign.locked(tensors[name])
+            problem = None if tensors[name].is_meta else assign.locked(self.part(tensors[name]))
             if problem:
                 raise InputError(f"{self.name}: {name} {problem} Nothing was changed.")
         if self._without_memory:
@@ -176,9 +189,9 @@ class Place:
 
     def _wanted(self, overwritten: list[str]) -> list[str]:
         """Names of what gets the values of the model's own initialisation."""
-        if self._init_rest is False:
+        if self._options.init_rest is False:
             return []
-        tensors = named_tensors(self.model) if self._init_rest else self._without_memory
+        tensors = named_tensors(self.model) if self._options.init_rest else self._without_memory
         return [n for n in tensors if n not in set(overwritten)]
 
     def postprocess(
@@ -214,15 +227,19 @@ class Place:
             results: other values. They are let go of one by one.
             found: parts of parameters, and finished values for them.
         """
-        tensors = named_tensors(self.model) if self._own else {}
-        if tensors:  # before the first write, for memory might be short
-            tiles = assign.brought({name: tensors[name].device for name in tiles}, tiles)
-        own = [(tensors[name], value) for name, value in self._own.items()]
+        tensors = named_tensors(self.model)
+        # Before the first write, for memory might be short.
+        tiles = assign.brought({name: self.part(tensors[name]).device for name in tiles}, tiles)
+        own = [(self.part(tensors[name]), value) for name, value in self._own.items()]
         for part, value in (*own, *found):
             part.copy_(value)
+        self._write_tiles(tiles)
+        assign.write_results(self.model, results, self.part)
+        if self.first:
+            warn_unset(self.name, self.unset)
+
+    def _write_tiles(self, tiles: Mapping[str, Tile]) -> None:
         assign.write(self.parameters, tiles)
-        assign.write_results(self.model, results)
-        warn_unset(self.name, self.unset)
 
     def take_back(self) -> None:
         """Take back what `give_memory` and `give_values` gave: the model is as it was."""

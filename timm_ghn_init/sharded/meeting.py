@@ -2,10 +2,13 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..utils.checks import InputError
@@ -27,6 +30,7 @@ class Meeting:
 
     Attributes:
         members: the global ranks; this process is the one at `rank`.
+        device: of tensors that the mesh sends.
         timeout: seconds to wait for all the others.
 
     Raises:
@@ -39,7 +43,9 @@ class Meeting:
             raise InputError(
                 f"{model}: this rank is not part of its {mesh}. Initialise it on the ranks of the mesh only."
             )
-        self.rank, self.timeout = self.members.index(dist.get_rank()), TIMEOUT
+        self.rank, self.timeout, self.mesh = self.members.index(dist.get_rank()), TIMEOUT, mesh
+        kind = mesh.device_type
+        self.device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
         self._model, self._topic, self._held = model, "before the first meeting", 0
         self._store: Any = dist.distributed_c10d._get_default_store()
         group = "-".join(map(str, self.members))
@@ -81,8 +87,27 @@ class Meeting:
             )
         return [json.loads(self._store.get(key)) for key in keys.values()]
 
-    def wait_for(self, transfer: dist.Work, about: str) -> None:
-        """Wait for a collective operation, unless another rank fails or the time is over; `about` is for messages."""
+    def broadcast(self, tensors: Sequence[Tensor], owner: int, about: str) -> None:
+        """Fill tensors on all ranks with the values that one rank has.
+
+        Args:
+            tensors: contiguous, on `device`.
+            owner: the position in `members` of the rank that has the values.
+            about: what is sent, in words for messages.
+
+        Raises:
+            RuntimeError: another rank fails, or the time is over.
+        """
+        own, source = (np.unravel_index(rank, tuple(self.mesh.shape)) for rank in (self.rank, owner))
+        for dim in range(self.mesh.ndim):  # along one dimension after the other, each time from those that have it
+            if own[dim + 1 :] == source[dim + 1 :]:
+                group = self.mesh.get_group(dim)
+                first = dist.get_global_rank(group, int(source[dim]))
+                transfers = [dist.broadcast(tensor, first, group, async_op=True) for tensor in tensors]
+                for transfer in filter(None, transfers):
+                    self._wait_for(transfer, f"{about} from rank {self.members[owner]}")
+
+    def _wait_for(self, transfer: dist.Work, about: str) -> None:
         problem: object = f"it took longer than {self.timeout:g} s"
         if self._wait_until(transfer.is_completed):
             try:

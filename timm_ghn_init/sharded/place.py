@@ -6,43 +6,39 @@ blocks, and writes what lies in its part. Only post-processing needs whole weigh
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..ghn import GHN, Facts, Tile
 from ..graph import Graph, TraceError, trace
 from ..own_init.stand_ins import meta_parameter, named_tensors, replaced
-from ..own_init.values import materialise, on_meta, own_values, set_values, warn_unset
-from ..recipe.assign import brought
+from ..own_init.values import on_meta
 from ..recipe.options import Options
-from ..recipe.place import Clock, Place, T
+from ..recipe.place import Place, T
 from ..recipe.plan import Plan
 from ..sources import Source
 from ..utils.threads import one_thread
-from .layout import layout_of, local
+from .layout import check_layout, local, own_box
 from .meeting import Meeting
 from .post import postprocess_parts
-from .share import communication_device, share_ghn
 
 
 class Sharded(Place):
     """A model whose parameters are DTensors. All ranks of their mesh must make one, and do the same with it.
 
     Args:
-        model: with at least one DTensor among its parameters; may be on the meta device.
-        name: of the model.
-        seed: of what the model's own initialisation draws.
-        options: of these `ghn`, `device`, `init_rest` and `timeout`.
         meeting: of the ranks.
         constructed: as in `initialize.initialise`.
+        others: as of `Place`.
 
     Raises:
-        ValueError: as `layout_of`.
+        ValueError: as `check_layout`.
     """
 
     whole = False
@@ -56,38 +52,44 @@ class Sharded(Place):
         meeting: Meeting,
         constructed: Callable[[Collection[str]], dict[str, Tensor]] | None = None,
     ) -> None:
-        self.model, self.name = model, name
-        self._seed, self._options, self._constructed = seed, options, constructed
         _bring_back_shards(model)
-        self.layout = layout_of(model, name)
-        self._meeting, self._members = meeting, meeting.members
+        check_layout(model, name, meeting.mesh)
+        super().__init__(model, name, seed, options, home=meeting.device)
+        self._meeting, self._constructed = meeting, constructed
         meeting.timeout = meeting.timeout if options.timeout is None else options.timeout
         self.first = meeting.rank == 0
-        home = communication_device(self.layout.mesh)
-        self.device = home if options.device is None else torch.device(options.device)
-        self.clock = Clock(self.device)
-        self._without_memory: list[str] = []
-        self._own: dict[str, Tensor] = {}
 
     def share(self, what: str, load: Callable[[], tuple[Source, GHN]]) -> tuple[Source, GHN]:
-        own = self._options.ghn is not None
-        loaded: tuple[Source, GHN] | None = None
+        meeting, loaded = self._meeting, list[tuple[Source, GHN]]()
+        if self._options.ghn is not None:
+            meeting("checks", lambda: loaded.append(load()))
+            return loaded[0]
 
-        def begin() -> Any:
-            nonlocal loaded
-            if own or self.first:
-                loaded = load()
-                return None if own else {"source": asdict(loaded[0]), "ghn": loaded[1].facts.metadata()}
-            return None
+        def describe() -> Any:
+            if not self.first:
+                return None
+            source, ghn = load()
+            loaded.append((source, ghn))
+            return {"source": asdict(source), "ghn": ghn.facts.metadata()}
 
-        said = self._meeting("checks" if own else f"rank {self._members[0]} fetches {what}", begin)
-        if own:
-            assert loaded is not None
-            return loaded
-        mine = None if loaded is None else loaded[1]
-        facts = Facts.read(said[0]["ghn"])
-        ghn = self.clock("share", lambda: share_ghn(mine, facts, self.layout, self.device, self._meeting))
-        return Source(**said[0]["source"]), ghn
+        said = meeting(f"rank {meeting.members[0]} fetches {what}", describe)[0]
+
+        def begin() -> None:
+            if not loaded:
+                loaded.append((Source(**said["source"]), _empty(Facts.read(said["ghn"]), self.device)))
+
+        meeting("memory for the GHN", begin)
+        self.clock("share", lambda: self._send(loaded[0][1]))
+        return loaded[0]
+
+    def _send(self, ghn: GHN) -> None:
+        """The values of a GHN from the first rank to all others."""
+        tensors = list(ghn.state_dict().values())
+        passed = [tensor.to(self._meeting.device).contiguous() for tensor in tensors]
+        self._meeting.broadcast(passed, 0, "the GHN")
+        for tensor, values in zip(tensors, passed, strict=True):
+            if values is not tensor:
+                tensor.copy_(values)
 
     def together(
         self, topic: str, work: Callable[[], T], in_common: Callable[[T], Mapping[str, str]] | None = None
@@ -100,7 +102,7 @@ class Sharded(Place):
 
         said = self._meeting(topic, begin)
         if in_common is not None:
-            _compare(self.name, said, self._members)
+            _compare(self.name, said, self._meeting.members)
         return results[0]
 
     def _in_common(self) -> dict[str, str]:
@@ -108,7 +110,7 @@ class Sharded(Place):
         placements = {n: [str(x) for x in p.placements] for n, p in model.named_parameters()}  # type: ignore[attr-defined]
         return {
             "init_rest": str(self._options.init_rest),
-            "mesh": str(self.layout.mesh.mesh.tolist()),
+            "mesh": str(self._meeting.mesh.mesh.tolist()),
             "placements": hashlib.sha256(json.dumps(placements).encode()).hexdigest(),
             "what is on the meta device": hashlib.sha256(json.dumps(sorted(on_meta(model))).encode()).hexdigest(),
         }
@@ -120,69 +122,41 @@ class Sharded(Place):
         except TraceError as error:
             raise TraceError(f"{error}. If it needs real values: initialise the model before sharding it.") from None
 
-    def give_values(self) -> None:
-        raise AssertionError("functions are refused for sharded models")
-
-    def values(self, names: Collection[str]) -> Mapping[str, Tensor]:
-        return set_values(self.model, names, lost=bool(self._options.init_rest))
-
     def agreed(self, kept: Mapping[str, str], values: Mapping[str, Tensor]) -> Mapping[str, str]:
         without = [n for n, value in values.items() if not value.numel()]
         said = self._meeting("values set on purpose", lambda: [dict(kept), without])
         seen = {n: why for theirs, _ in said for n, why in theirs.items()}
         return {n: why for n, why in seen.items() if all(n in theirs or n in empty for theirs, empty in said)}
 
-    def part(self, parameter: Tensor) -> Tensor:
-        return local(parameter)
+    def part(self, tensor: Tensor) -> Tensor:
+        return local(tensor)
 
-    def give_memory(self, overwritten: list[str]) -> None:
-        self._without_memory = on_meta(self.model)
-        wanted = {None: self._without_memory, True: list(named_tensors(self.model)), False: []}[self._options.init_rest]
-        rest = [n for n in wanted if n not in set(overwritten)]
-        if rest:
-            self.clock("own", lambda: self._own_values(rest))
-        if self._without_memory:
-            materialise(self.model, communication_device(self.layout.mesh))
-
-    def _own_values(self, names: list[str]) -> None:
-        """This rank's part of the model's own values for parameters and buffers of these names."""
-        if self._constructed is not None:
-            values, self.unset = self._constructed(names), ()
-        else:
-            values, self.unset = own_values(self.model, names, self._seed)
+    def _own_values(self, names: list[str]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        values, unset = (self._constructed(names), ()) if self._constructed else super()._own_values(names)
         tensors = named_tensors(self.model)
-        for name, value in values.items():
-            sharded = hasattr(tensors[name], "device_mesh")
-            self._own[name] = self.layout.own_box(tensors[name]).of(value).clone() if sharded else value
-        self.own = tuple(n for n in values if n not in self.unset)
+        sharded = [n for n in values if isinstance(tensors[n], DTensor)]
+        return values | {n: own_box(tensors[n]).of(values[n]).clone() for n in sharded}, unset
 
     def postprocess(
         self, plan: Plan, tiles: dict[str, Tile], results: dict[str, Tensor], progress: bool | None
     ) -> None:
-        run = partial(postprocess_parts, plan, tiles, results, self.layout, self._meeting, self.device, progress)
+        run = partial(postprocess_parts, plan, tiles, results, self._meeting, self.device, progress)
         self._meeting("post-processing", run)
 
-    @torch.no_grad()
-    def write(
-        self, tiles: Mapping[str, Tile], results: dict[str, Tensor], found: Iterable[tuple[Tensor, Tensor]] = ()
-    ) -> None:
-        tensors = named_tensors(self.model)
-        parts = {name: local(tensors[name]) for name in tiles}
-        tiles = brought({name: part.device for name, part in parts.items()}, tiles)
-        for name, value in self._own.items():
-            _local(tensors[name]).copy_(value)
+    def _write_tiles(self, tiles: Mapping[str, Tile]) -> None:
         with one_thread():
             for name, tile in tiles.items():
-                tile.write_part_(parts[name], self.layout.own_box(tensors[name]).offset)
-        for name in list(results):
-            local(tensors[name]).copy_(results.pop(name))
-        if self.first:
-            warn_unset(self.name, self.unset)
+                parameter = self.parameters[name]
+                tile.write_part_(local(parameter), own_box(parameter).offset)
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a parameter, or a buffer, which each has whole."""
-    return local(tensor) if hasattr(tensor, "device_mesh") else tensor
+def _empty(facts: Facts, device: torch.device) -> GHN:
+    """A GHN whose values are still to come."""
+    with torch.device("meta"):
+        ghn = GHN.of(facts)
+    empty = {n: torch.empty(t.shape, dtype=torch.float32, device=device) for n, t in ghn.state_dict().items()}
+    ghn.load_state_dict(empty, assign=True)
+    return ghn.eval().requires_grad_(False)
 
 
 def _bring_back_shards(model: nn.Module) -> None:

@@ -14,9 +14,8 @@ from ..ghn import Tile
 from ..recipe.plan import Plan
 from ..recipe.postprocessing import Layer, cost, empty_for, process_weight, progress_bar, rounded
 from ..utils.threads import one_thread
-from .layout import Layout, local
+from .layout import local, own_box
 from .meeting import Meeting
-from .share import broadcast, communication_device
 
 
 def owners(layers: Sequence[Layer], ranks: int) -> list[dict[int, Layer]]:
@@ -32,7 +31,6 @@ def postprocess_parts(
     plan: Plan,
     tiles: dict[str, Tile],
     results: dict[str, Tensor],
-    layout: Layout,
     meeting: Meeting,
     device: torch.device,
     progress: bool | None,
@@ -41,31 +39,30 @@ def postprocess_parts(
 
     A rank whose computation fails goes on sending, so that no other waits for it, and raises at the end.
     """
-    home, failures = communication_device(layout.mesh), list[Exception]()
+    failures = list[Exception]()
+
+    def empty(layer: Layer) -> Tensor:
+        return torch.empty(layer.weight.shape, dtype=layer.weight.dtype, device=meeting.device)
 
     def compute(layer: Layer) -> Tensor:
         try:
             whole = empty_for(layer.weight, device)
             tiles[layer.name].to(device).write_(whole)
             process_weight(whole, layer.stream, *plan.equations, device)
-            return rounded(whole, layer, plan.equations).to(home).contiguous()
+            return rounded(whole, layer, plan.equations).to(meeting.device).contiguous()
         except Exception as error:  # out of memory, for one
             failures.append(RuntimeError(f"{layer.name}: {type(error).__name__}: {error}. Nothing was written."))
             return empty(layer)
 
-    def empty(layer: Layer) -> Tensor:
-        return torch.empty(layer.weight.shape, dtype=layer.weight.dtype, device=home)
-
-    show = progress if layout.rank == 0 else False
+    show = progress if meeting.rank == 0 else False
     with one_thread(), progress_bar(show, len(plan.changed)) as bar:
-        for round_ in owners(plan.changed, layout.size):
-            mine = round_.get(layout.rank)
-            computed = None if mine is None else compute(mine)
+        for round_ in owners(plan.changed, len(meeting.members)):
+            computed = compute(round_[meeting.rank]) if meeting.rank in round_ else None
             for rank, layer in round_.items():
-                whole = computed if computed is not None and layer is mine else empty(layer)
-                broadcast([whole], rank, layout, meeting, layer.name)
+                whole = computed if computed is not None and rank == meeting.rank else empty(layer)
+                meeting.broadcast([whole], rank, layer.name)
                 part = local(layer.weight)
-                results[layer.name] = layout.own_box(layer.weight).of(whole).to(part.device, copy=True)
+                results[layer.name] = own_box(layer.weight).of(whole).to(part.device, copy=True)
                 del tiles[layer.name]
                 bar.step()
     if failures:

@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -17,7 +17,7 @@ from ..utils.files import own_folder
 from ..utils.safetensors_files import as_bytes, header
 from ..utils.safetensors_files import layout as file_layout
 from ..weights.files import add_to_digest, metadata_of, provenance
-from .layout import layout_of, mesh_of
+from .layout import check_layout
 from .meeting import Meeting
 
 
@@ -51,86 +51,60 @@ def save_sharded(
         RuntimeError: another rank has failed, is gone or did not come.
     """
     name, path = model_name(model), Path(path)
-    mesh = mesh_of(model)
+    mesh = next((p.device_mesh for p in model.parameters() if isinstance(p, DTensor)), None)
     if mesh is None:
         raise InputError(f"{name} is not sharded: save its state dict.")
-    with ExitStack() as stack:
-        meeting = stack.enter_context(Meeting(name, mesh))
+    with Meeting(name, mesh) as meeting, ExitStack() as stack:
         meeting.timeout = meeting.timeout if timeout is None else timeout
-        layout = layout_of(model, name)
+        check_layout(model, name, mesh)
         tensors = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
-        writer = _Writer(path, tensors) if layout.rank == 0 else None
+        writers: list[_Writer] = []
 
         def begin() -> None:
-            if writer is not None:
-                stack.callback(writer.clean_up)
-                writer.begin({} if report is None else provenance(name, model, report, options or {}, seed))
+            if meeting.rank == 0:
+                about = {} if report is None else provenance(name, model, report, options or {}, seed)
+                writers.append(stack.enter_context(_writer(path, tensors, about)))
 
         meeting(f"opening {path}", begin)
         for key in sorted(tensors):
             tensor = tensors[key]
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            if writer is not None:
-                writer.add(key, whole)
+            for write in writers:
+                write(key, whole)
             del whole
-        meeting(f"writing {path}", lambda: None if writer is None else writer.finish())
+        meeting(f"writing {path}", stack.close)
 
 
-class _Writer:
-    """A file that grows by one tensor at a time.
+_Writer = Callable[[str, Tensor], None]
 
-    Errors are raised at the end, so that no rank is kept waiting for this one.
+
+@contextmanager
+def _writer(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Iterator[_Writer]:
+    """Writes the tensors of a file in the order of their names; the file gets its name at the end of the block.
+
+    The first error is raised only there, so that no rank is kept waiting for this one.
     """
+    path = Path(os.path.realpath(path))  # a link stays
+    entries, digest, errors = file_layout(tensors), hashlib.sha256(), list[Exception]()
+    text, starts = header(entries, metadata_of(about, "0" * 64))  # the digest is known at the end
+    with own_folder(path.parent) as folder:
+        with open(folder / path.name, "wb") as file:
+            file.write(text)
 
-    def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        self._path, self._stack = Path(os.path.realpath(path)), ExitStack()  # a link stays
-        self._entries = file_layout(tensors)
-        self._digest = hashlib.sha256()
-        self._file: BinaryIO
-        self._error: Exception | None = None
+            def write(name: str, tensor: Tensor) -> None:
+                try:
+                    values = tensor.detach().cpu().contiguous()
+                    add_to_digest(digest, name, values)
+                    file.seek(starts[name])
+                    file.write(as_bytes(values))
+                except Exception as error:
+                    errors.append(error)
 
-    def begin(self, about: Mapping[str, Any]) -> None:
-        """Open a temporary file. Facts about the tensors go into its metadata."""
-        self._about = about
-        text, self._starts = self._header("0" * 64)  # the digest is known at the end
-        self._temporary = self._stack.enter_context(own_folder(self._path.parent)) / self._path.name
-        self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed by `finish`)
-        self._file.write(text)
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Write a tensor. They come in the order of their names."""
-
-        def write() -> None:
-            values = tensor.detach().cpu().contiguous()
-            add_to_digest(self._digest, name, values)
-            self._file.seek(self._starts[name])
-            self._file.write(as_bytes(values))
-
-        self._try(write)
-
-    def finish(self) -> None:
-        """Close the file and give it its name, or raise what went wrong."""
-        text, _ = self._header(self._digest.hexdigest())
-        self._try(lambda: self._file.seek(0))
-        self._try(lambda: self._file.write(text))
-        self._try(self._file.flush)
-        self._try(lambda: os.fsync(self._file.fileno()))
-        self._try(self._file.close)
-        if self._error is None:
-            self._try(lambda: self._temporary.replace(self._path))
-        if self._error is not None:
-            raise self._error
-
-    def clean_up(self) -> None:
-        """Leave nothing behind but the finished file."""
-        self._stack.close()
-
-    def _header(self, digest: str) -> tuple[bytes, dict[str, int]]:
-        return header(self._entries, metadata_of(self._about, digest))
-
-    def _try(self, step: Callable[[], object]) -> None:
-        if self._error is None:
-            try:
-                step()
-            except Exception as error:
-                self._error = error
+            yield write
+            if errors:
+                raise errors[0]
+            file.seek(0)
+            file.write(header(entries, metadata_of(about, digest.hexdigest()))[0])
+            file.flush()
+            os.fsync(file.fileno())
+        (folder / path.name).replace(path)
