@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from timm_ghn_init import TraceError, init_model
 from timm_ghn_init.own_init.deferred import DeferredInit
 from timm_ghn_init.own_init.values import set_values
-from timm_ghn_init.recipe import purpose
+from timm_ghn_init.recipe import purpose, unusual
 from timm_ghn_init.recipe.purpose import find_purpose
 
 SOURCE = "ghn2-fashion-orth"
@@ -86,25 +86,25 @@ def masked(t: Tensor) -> Tensor:
 
 
 SET: dict[str, tuple[Tensor, str, str]] = {
-    "zero": (torch.zeros(16, 8, 3, 3), "weight", purpose.ZERO),
-    "average": (torch.full((8, 1, 3, 3), 1 / 9), "weight", purpose.TABLE),
-    "identity": (torch.eye(32), "weight", purpose.TABLE),
-    "dirac": (nn.init.dirac_(torch.empty(32, 32, 3, 3)), "weight", purpose.TABLE),
-    "permutation": (torch.eye(64)[torch.randperm(64)], "weight", purpose.TABLE),
-    "signs": (hadamard(32) / 32**0.5, "weight", purpose.TABLE),
-    "bins": (torch.arange(16.0).view(1, 16, 1, 1), "weight", purpose.TABLE),
-    "copies": (torch.randn(8, 1, 16, 3).expand(8, 4, 16, 3).reshape(32, 16, 3), "weight", purpose.TABLE),
-    "mask": (masked(torch.randn(64, 64)), "weight", purpose.TABLE),
-    "sines": (sines(64, 32)[None], "pos_enc", purpose.TABLE),
-    "sines as a weight": (sines(64, 32), "weight", purpose.TABLE),
-    "prior": (torch.full((80,), -4.6), "bias", purpose.CONSTANT),
-    "prior of one class": (torch.full((1,), -4.6), "bias", purpose.CONSTANT),
-    "slice": (torch.cat([torch.zeros(32), torch.ones(32), torch.zeros(64)]), "bias", purpose.CONSTANT),
-    "slice of a draw": (torch.cat([torch.zeros(10), torch.randn(30)]), "bias", purpose.CONSTANT),
-    "classes": (torch.tensor([-4.6, 0.0, -4.6, 0.0]), "bias", purpose.CONSTANT),
-    "steps": (torch.linspace(-4, 4, 9), "bias", purpose.TABLE),
-    "around a prior": (torch.randn(64).mul(0.3).sub(4), "bias", purpose.CONSTANT),
-    "gain": (torch.full((16,), 0.1), "norm", purpose.CONSTANT),
+    "zero": (torch.zeros(16, 8, 3, 3), "weight", unusual.ZERO),
+    "average": (torch.full((8, 1, 3, 3), 1 / 9), "weight", unusual.TABLE),
+    "identity": (torch.eye(32), "weight", unusual.TABLE),
+    "dirac": (nn.init.dirac_(torch.empty(32, 32, 3, 3)), "weight", unusual.TABLE),
+    "permutation": (torch.eye(64)[torch.randperm(64)], "weight", unusual.TABLE),
+    "signs": (hadamard(32) / 32**0.5, "weight", unusual.TABLE),
+    "bins": (torch.arange(16.0).view(1, 16, 1, 1), "weight", unusual.TABLE),
+    "copies": (torch.randn(8, 1, 16, 3).expand(8, 4, 16, 3).reshape(32, 16, 3), "weight", unusual.TABLE),
+    "mask": (masked(torch.randn(64, 64)), "weight", unusual.TABLE),
+    "sines": (sines(64, 32)[None], "pos_enc", unusual.TABLE),
+    "sines as a weight": (sines(64, 32), "weight", unusual.TABLE),
+    "prior": (torch.full((80,), -4.6), "bias", unusual.CONSTANT),
+    "prior of one class": (torch.full((1,), -4.6), "bias", unusual.CONSTANT),
+    "slice": (torch.cat([torch.zeros(32), torch.ones(32), torch.zeros(64)]), "bias", unusual.CONSTANT),
+    "slice of a draw": (torch.cat([torch.zeros(10), torch.randn(30)]), "bias", unusual.CONSTANT),
+    "classes": (torch.tensor([-4.6, 0.0, -4.6, 0.0]), "bias", unusual.CONSTANT),
+    "steps": (torch.linspace(-4, 4, 9), "bias", unusual.TABLE),
+    "around a prior": (torch.randn(64).mul(0.3).sub(4), "bias", unusual.CONSTANT),
+    "gain": (torch.full((16,), 0.1), "norm", unusual.CONSTANT),
 }
 
 
@@ -192,7 +192,7 @@ class Zeroed(nn.Module):
 
 def test_without_values_the_models_own_initialisation_is_asked() -> None:
     report = init_model(Zeroed(), SOURCE, input_size=16)
-    assert report.skipped["b.weight"] == purpose.ZERO
+    assert report.skipped["b.weight"] == unusual.ZERO
     with torch.device("meta"):
         model = Zeroed()
     on_meta = init_model(model, SOURCE, input_size=16, device="cpu")
@@ -219,7 +219,7 @@ class Around(nn.Module):
 @pytest.mark.parametrize("source", [SOURCE, "rand", "orth"])
 def test_a_module_is_reset_after_those_inside_of_it(source: str) -> None:
     expected = init_model(Around(), source, input_size=16).skipped
-    assert expected["b.weight"] == purpose.ZERO
+    assert expected["b.weight"] == unusual.ZERO
     with torch.device("meta"):
         model, emptied = Around(), Around()
     assert init_model(model, source, input_size=16, device="cpu").skipped == expected

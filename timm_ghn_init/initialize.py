@@ -125,7 +125,7 @@ def initialise(
     """
     refuse_unsupported(model, model_name(model))
     options = options or Options()
-    with _meeting(model) if meeting is None else nullcontext(meeting) as meeting, bare(model) as (inner, names):
+    with bare(model) as (inner, names):
         seed, name = source.seed_or(options.seed), model_name(inner)
         if meeting is None:
             place = Place(inner, name, seed, options, settle)

@@ -23,7 +23,7 @@ def layer_scales(model: nn.Module, kept: Collection[str]) -> dict[str, Tensor]:
         model: may be on the meta device.
         kept: names of parameters to leave out.
     """
-    found: dict[int, Tensor] = {}
+    found: dict[int, tuple[str, Tensor]] = {}
     for path, module in model.named_modules():
         own = {name: p for name, p in module._parameters.items() if p is not None}
         if not own or "beta" in own or "norm" in type(module).__name__.lower():
@@ -32,6 +32,5 @@ def layer_scales(model: nn.Module, kept: Collection[str]) -> dict[str, Tensor]:
         for name, parameter in own.items():
             vector = parameter.dim() > 0 and parameter.numel() == max(parameter.shape)
             if vector and (of_scales or _PARAMETER.fullmatch(name)):
-                found[id(parameter)] = parameter
-    names = {id(p): name for name, p in model.named_parameters()} if found else {}
-    return {names[key]: p for key, p in found.items() if names[key] not in kept}
+                found.setdefault(id(parameter), (f"{path}.{name}" if path else name, parameter))
+    return {name: p for name, p in found.values() if name not in kept}

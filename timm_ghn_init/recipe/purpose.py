@@ -8,34 +8,24 @@ Three kinds of parameters are kept, and the report gives the reason for each:
 * layers of a head, where a network yields something other than logits, as far as no norm follows them. The size of
   their outputs is that of their weights, so a loss that the constructor has prepared for would explode (detectors,
   segmentation).
-
-Values are read from a small sample of each parameter, and in full only where the sample calls for it.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ..graph import Graph
 from ..graph.classifier import declared_classifier, is_residual
-from .assign import unwritable
 from .layer_scale import layer_scales
 from .parametrised import with_companions
+from .unusual import Suspect, unusual
 
 FROZEN = "frozen by the model (requires_grad=False); only= predicts it all the same"
-ZERO = "set to zero by the constructor"
-CONSTANT = "set to a constant by the constructor (a prior or a gate)"
-TABLE = "a table, filter or identity: values that no random initialisation draws"
 OF_A_KEPT_LAYER = "the weight of its layer is kept"
 HEAD = "in the head of a network that is no classifier, and no norm follows"
 
-_ALL = 4096  # values up to which a vector is read whole
-_BLOCK = 16  # rows and columns that are read of anything else
-_STRIDED = 64  # values that are read from all over it
 _NORMS = ("bn", "ln")
 _LAYERS = ("conv", "sep_conv", "dil_conv")
 
@@ -74,17 +64,15 @@ def find_purpose(
     frozen = {n for n, p in parameters.items() if p.is_floating_point() and not p.requires_grad}
     kept = {} if only else dict.fromkeys((n for n in parameters if n in frozen), FROZEN)
     before = _predicted_before(model) | set(layer_scales(model, ()))  # a source for these means to set them
-    samples = _samples({n: values[n] for n in roles if n in values and n not in kept and n not in before})
     weights = _weights_of_biases(parameters)
-    reasons: dict[str, str] = {}
-    for name, sample in samples.items():
-        of = parameters.get(weights.get(name, ""))
-        vector = parameters[name].numel() == max(parameters[name].shape, default=1)
-        reason = _reason(sample, roles[name], values[name], vector, None if of is None else of.shape)
-        reasons |= {} if reason is None else {name: reason}
-    if not _have_no_meaning({n: values[n].numel() for n in samples if roles[n] == "weight"}, reasons):
+    suspects = [
+        Suspect(n, roles[n], values[n], parameters[weights[n]].shape if n in weights else None)
+        for n in roles
+        if n in values and n not in kept and n not in before
+    ]
+    reasons, zero_norms = unusual(suspects)
+    if not _have_no_meaning({s.name: s.value.numel() for s in suspects if s.role == "weight"}, reasons):
         kept |= reasons
-    zero_norms = sum(roles[n] == "norm" and not sample.block.any() for n, sample in samples.items())
     found = graph() if declared_classifier(model, {}, None) is None else None
     kept |= {n: HEAD for n in (_heads(found) if found is not None else ()) if n in roles and n not in kept}
     kept |= {n: OF_A_KEPT_LAYER for n in roles if n not in kept and weights.get(n) in kept}
@@ -143,108 +131,6 @@ def _weights_of_biases(names: Collection[str]) -> dict[str, str]:
         if weight != name and weight in names:
             pairs[name] = weight
     return pairs
-
-
-# -- values ------------------------------------------------------------------------------------------------------------
-
-
-class _Sample(NamedTuple):
-    """Some values of a parameter, in float64 on the CPU."""
-
-    block: Tensor  #: (rows, columns) of its beginning; (1, n) of a vector
-    strided: Tensor  #: (n,) from all over it
-
-    @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """Values that are different ones, if they are drawn."""
-        return (self.block.flatten(), self.strided)
-
-
-@torch.no_grad()
-def _samples(values: Mapping[str, Tensor]) -> dict[str, _Sample]:
-    """Samples of several parameters, by one copy for each device."""
-    pieces: dict[torch.device, list[tuple[str, Tensor, Tensor]]] = defaultdict(list)
-    for name, value in values.items():
-        if value.numel() and value.is_floating_point() and unwritable(value) is None:
-            value = value.detach()
-            pieces[value.device].append((name, _beginning(value), _from_all_over(value)))
-    found = {}
-    for parts in pieces.values():
-        flat = torch.cat([piece.flatten().float() for _, *both in parts for piece in both]).cpu().double()
-        split = iter(flat.split([piece.numel() for _, *both in parts for piece in both]))
-        for name, block, _ in parts:
-            found[name] = _Sample(next(split).view(block.shape), next(split))
-    return found
-
-
-def _beginning(value: Tensor) -> Tensor:
-    if value.numel() == max(value.shape, default=1):
-        return value.reshape(1, -1)[:, :_ALL]
-    while value.dim() > 2 and len(value) == 1:
-        value = value[0]
-    rows = value[:_BLOCK]
-    return rows.reshape(len(rows), -1)[:, :_BLOCK]
-
-
-def _from_all_over(value: Tensor) -> Tensor:
-    count = min(_STRIDED, value.numel())
-    places = torch.linspace(0, value.numel() - 1, count, dtype=torch.float64, device=value.device).long()
-    index = torch.unravel_index(places, value.shape)
-    return value[index] if value.dim() else value.reshape(1)
-
-
-def _reason(sample: _Sample, role: str, value: Tensor, vector: bool, layer: torch.Size | None) -> str | None:
-    """Why values are no random draw; None if they may be one, or are ordinary for their role."""
-    block, coarse = sample.block, value.element_size() < 4
-    if not any(part.any() for part in sample.parts):
-        return ZERO if role == "weight" and not vector and not value.any() else None
-    if role == "norm" and bool((block == 1).all()):
-        return None
-    if role in ("bias", "norm") or vector:
-        return _reason_of_vector(block.flatten(), layer if role == "bias" else None, coarse)
-    if any(_repeats(part, coarse) or _has_zeros(part) for part in sample.parts) or _is_smooth(block):
-        return TABLE
-    return None
-
-
-def _reason_of_vector(x: Tensor, layer: torch.Size | None, coarse: bool) -> str | None:
-    rest = x[x != 0]
-    if len(x) > 3 and _is_regular(x):
-        return TABLE
-    if len(x) > 1 and (_has_zeros(x) or (len(rest) > 1 and _repeats(rest, coarse))):
-        return CONSTANT
-    if layer is None:
-        return None
-    bound = 1 / math.sqrt(max(1, math.prod(layer[1:])))  # of PyTorch's own biases
-    far = float(x.abs().min()) > max(2 * bound, 0.1)
-    return CONSTANT if far or (len(x) >= _BLOCK and float(x.mean().abs()) > 2 * float(x.std())) else None
-
-
-def _repeats(x: Tensor, coarse: bool) -> bool:
-    """Whether few absolute values are different ones: those of a draw hardly ever repeat, but in 16 bits (`coarse`)."""
-    scale = x.abs().max()
-    most = max(1, len(x) // (16 if coarse else 2))
-    return len(x) > 1 and len((x.abs() / scale).mul(1e5).round().unique()) <= most
-
-
-def _has_zeros(x: Tensor) -> bool:
-    return 8 * int((x == 0).sum()) > len(x)
-
-
-def _is_regular(x: Tensor) -> bool:
-    steps = x.diff()
-    largest = float(steps.abs().max())
-    return largest > 0 and float(steps.diff().abs().max()) < 0.05 * largest
-
-
-def _is_smooth(block: Tensor) -> bool:
-    """Whether neighbours along rows or columns are nearly the same, as in tables of sines and cosines."""
-    z = block - block.mean()
-    power = z.square().mean()
-    if block.numel() < 128 or not power > 0:
-        return False
-    pairs = [(z[1:] * z[:-1]) if len(z) > 2 else None, (z[:, 1:] * z[:, :-1]) if z.shape[1] > 2 else None]
-    return any(float(pair.mean() / power) > 0.8 for pair in pairs if pair is not None)
 
 
 # -- heads -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,162 @@
+"""Values that no random initialisation draws: zeros, priors, gates, tables, filters, identities.
+
+They are told from a small sample of each parameter, and in full only where the sample calls for it. Parameters whose
+samples have one shape are looked at together: a network has hundreds of parameters, and few such shapes.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .assign import unwritable
+
+ZERO = "set to zero by the constructor"
+CONSTANT = "set to a constant by the constructor (a prior or a gate)"
+TABLE = "a table, filter or identity: values that no random initialisation draws"
+
+_ALL = 4096  # values up to which a vector is read whole
+_BLOCK = 16  # rows and columns that are read of anything else
+_STRIDED = 64  # values that are read from all over it
+
+
+class Suspect(NamedTuple):
+    """A parameter that may have been set on purpose."""
+
+    name: str
+    role: str  #: as in `InitReport.predicted`
+    value: Tensor
+    layer: torch.Size | None  #: of a bias: the shape of its layer's weight
+
+
+class _Samples(NamedTuple):
+    """Samples of one shape, in float64 on the CPU."""
+
+    of: list[Suspect]
+    blocks: Tensor  #: (parameters, rows, columns) of their beginnings; one row of vectors
+    strided: Tensor  #: (parameters, n) from all over them; nothing of vectors
+    are_coarse: bool  #: of 16 bits
+
+    def named(self, which: Tensor) -> list[Suspect]:
+        return [self.of[i] for i in which.nonzero().flatten().tolist()]
+
+    def having(self, role: str) -> Tensor:
+        return torch.tensor([suspect.role == role for suspect in self.of])
+
+
+@torch.no_grad()
+def unusual(suspects: list[Suspect]) -> tuple[dict[str, str], int]:
+    """The parameters whose values are no random draw and not ordinary for their role.
+
+    Returns:
+        Name -> reason, and the number of norm weights that are zero.
+    """
+    found, zero_norms = dict[str, str](), 0
+    for samples in _samples(suspects):
+        flat = torch.cat([samples.blocks.flatten(1), samples.strided], 1)
+        zero, norms = ~flat.any(1), samples.having("norm")
+        zero_norms += int((zero & norms).sum())
+        ordinary = zero | (norms & (flat == 1).all(1))
+        is_vector = samples.strided.shape[1] == 0
+        if not is_vector:
+            found |= {s.name: ZERO for s in samples.named(zero & samples.having("weight")) if not s.value.any()}
+        if not ordinary.all():
+            for reason, which in (_vectors if is_vector else _matrices)(samples).items():
+                found |= dict.fromkeys((s.name for s in samples.named(which & ~ordinary)), reason)
+    return found, zero_norms
+
+
+def _samples(suspects: list[Suspect]) -> Iterator[_Samples]:
+    groups: dict[object, list[tuple[Suspect, Tensor, Tensor]]] = defaultdict(list)
+    for suspect in suspects:
+        value = suspect.value.detach()
+        if value.numel() and value.is_floating_point() and unwritable(value) is None:
+            is_vector = value.numel() == max(value.shape, default=1)
+            block = _beginning(value, is_vector)
+            is_vector |= suspect.role in ("bias", "norm")
+            strided = value.take(_places(0 if is_vector else value.numel(), value.device))
+            key = block.shape, strided.shape, value.device, value.element_size() < 4
+            groups[key].append((suspect, block.float(), strided.float()))
+    for group in groups.values():
+        blocks, strided = (torch.stack([row[i] for row in group]).cpu().double() for i in (1, 2))  # type: ignore[misc]
+        yield _Samples([row[0] for row in group], blocks, strided, group[0][0].value.element_size() < 4)
+
+
+def _beginning(value: Tensor, is_vector: bool) -> Tensor:
+    """(rows, columns) of the beginning of a parameter; (1, n) of a vector."""
+    if is_vector:
+        return value.reshape(1, -1)[:, :_ALL]
+    while value.dim() > 2 and len(value) == 1:
+        value = value[0]
+    rows = value[:_BLOCK]
+    return rows.reshape(len(rows), -1)[:, :_BLOCK]
+
+
+@lru_cache(maxsize=1024)
+def _places(size: int, device: torch.device) -> Tensor:
+    """Positions of values from all over a parameter."""
+    return torch.linspace(0, size - 1, min(_STRIDED, size), dtype=torch.float64, device=device).long()
+
+
+def _matrices(samples: _Samples) -> dict[str, Tensor]:
+    """Reason -> of which samples it is true."""
+    table = _is_smooth(samples.blocks)
+    for part in (samples.blocks.flatten(1), samples.strided):
+        table |= _repeats(part, samples.are_coarse) | _has_zeros(part)
+    return {TABLE: table}
+
+
+def _vectors(samples: _Samples) -> dict[str, Tensor]:
+    """Reason -> of which samples it is true. The last one counts."""
+    x = samples.blocks.flatten(1)
+    n, zeros = x.shape[1], _has_zeros(x)
+    constant = zeros | _repeats(x, samples.are_coarse)
+    for i in (x.eq(0).any(1) & ~zeros).nonzero().flatten().tolist():  # a few zeros do not count
+        constant[i] = _repeats(x[i][x[i] != 0][None], samples.are_coarse)[0]
+    constant &= torch.tensor(n > 1)
+    # PyTorch's own biases are at most this large.
+    bounds = [1 / math.sqrt(max(1, math.prod(s.layer[1:]))) if s.layer else math.inf for s in samples.of]
+    far = x.abs().amin(1) > (2 * torch.tensor(bounds)).clamp_min(0.1)
+    if n >= _BLOCK:
+        far |= x.mean(1).abs() > 2 * x.std(1)
+    biases = samples.having("bias") & torch.tensor([s.layer is not None for s in samples.of])
+    return {CONSTANT: constant | (far & biases), TABLE: _is_regular(x)}
+
+
+def _repeats(x: Tensor, coarse: bool) -> Tensor:
+    """Whether few absolute values are different ones: those of a draw hardly ever repeat, but in 16 bits (`coarse`)."""
+    n = x.shape[1]
+    rounded = (x.abs() / x.abs().amax(1, keepdim=True)).mul(1e5).round().sort(1).values
+    different = 1 + rounded.diff(dim=1).ne(0).sum(1)
+    return (different <= max(1, n // (16 if coarse else 2))) & (n > 1)
+
+
+def _has_zeros(x: Tensor) -> Tensor:
+    return 8 * x.eq(0).sum(1) > x.shape[1]
+
+
+def _is_regular(x: Tensor) -> Tensor:
+    """Whether values go up or down in equal steps."""
+    if x.shape[1] < 4:
+        return torch.zeros(len(x), dtype=torch.bool)
+    steps = x.diff(dim=1)
+    largest = steps.abs().amax(1)
+    return (largest > 0) & (steps.diff(dim=1).abs().amax(1) < 0.05 * largest)
+
+
+def _is_smooth(blocks: Tensor) -> Tensor:
+    """Whether neighbours along rows or columns are nearly the same, as in tables of sines and cosines."""
+    smooth = torch.zeros(len(blocks), dtype=torch.bool)
+    if blocks[0].numel() < 128:
+        return smooth
+    z = blocks - blocks.mean((1, 2), keepdim=True)
+    power = z.square().mean((1, 2))
+    for along in (1, 2):
+        if z.shape[along] > 2:
+            ahead, behind = z.narrow(along, 1, z.shape[along] - 1), z.narrow(along, 0, z.shape[along] - 1)
+            smooth |= (power > 0) & ((ahead * behind).mean((1, 2)) / power > 0.8)
+    return smooth
