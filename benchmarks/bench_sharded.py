@@ -63,7 +63,7 @@ def measure(model: str, source: str, rank: int, world: int, store: Path, out: Pa
     with torch.device("meta"):
         built = timm.create_model(model)
     shard_blocks(built, mesh=mesh)
-    process_weight(torch.randn(512, 512), "warm up", 3e-5, True, 0, torch.device("cpu"))  # LAPACK's own pages
+    process_weight(torch.randn(512, 512), "warm up", 3e-5, True, 0)  # LAPACK's own pages
     sent, extra = count_bytes(), count_memory()
     dist.barrier()
     start = time.perf_counter()
@@ -235,7 +235,7 @@ def measured_rate(size: int = 1024) -> float:
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        process_weight(weight, "weight", 3e-5, True, 0, torch.device("cpu"))
+        process_weight(weight, "weight", 3e-5, True, 0)
         seconds.append(time.perf_counter() - start)
     return operations(weight) / statistics.median(seconds)
 

@@ -33,9 +33,8 @@ except ImportError:  # before PyTorch 2.6
 import timm_ghn_init
 from timm_ghn_init import CheckpointError, TraceError, init_model, initialize, load_ghn, save_ghn
 from timm_ghn_init.checkpoints.load import shared_ghn
-from timm_ghn_init.recipe.postprocessing import process_weight
+from timm_ghn_init.recipe import postprocessing
 from timm_ghn_init.sharded import place as sharded_place
-from timm_ghn_init.sharded import post
 from timm_ghn_init.sharded.layout import local
 from timm_ghn_init.weights import files as weights
 
@@ -509,18 +508,20 @@ def a_rank_that_dies(job: Job) -> None:
 def failing_at(name: str, error: Exception | None) -> Iterator[None]:
     """Whoever post-processes a weight of this name raises the error; None is the end of the process."""
 
-    def fail(weight: torch.Tensor, which: str, *args: Any) -> float:
+    process_weight = postprocessing.process_weight
+
+    def fail(columns: torch.Tensor, which: str, *args: Any) -> float:
         if error is None:
             os._exit(0)
         if which == name:
             raise error
-        return process_weight(weight, which, *args)
+        return process_weight(columns, which, *args)
 
-    post.process_weight = fail  # type: ignore[assignment]
+    postprocessing.process_weight = fail  # type: ignore[assignment]
     try:
         yield
     finally:
-        post.process_weight = process_weight
+        postprocessing.process_weight = process_weight
 
 
 def on_ranks(ghn: str, folder: Path, worlds: Sequence[int]) -> None:

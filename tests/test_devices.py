@@ -36,7 +36,7 @@ from timm_ghn_init.lab.training.loop import TrainConfig, Trainer
 from timm_ghn_init.recipe import assign, baselines, finished, noise
 from timm_ghn_init.recipe import place as recipe_place
 from timm_ghn_init.recipe.plan import Plan
-from timm_ghn_init.recipe.postprocessing import _compute_device
+from timm_ghn_init.recipe.postprocessing import compute_device
 from timm_ghn_init.sharded.meeting import Meeting
 from timm_ghn_init.sharded.place import Sharded
 from timm_ghn_init.weights import cache, files
@@ -168,7 +168,7 @@ def test_other_devices_get_what_the_cpu_has_computed(device: str, seen: Counter[
     """As far as this mode knows these devices: it can bring tensors there, and nothing more."""
     model = nn.Linear(16, 16)
     model.weight = nn.Parameter(torch.empty(16, 16, device=device))
-    assert str(recipe_place._device(model, None)) == str(_compute_device(model.weight, None)) == "cpu"
+    assert str(compute_device(model, None)) == "cpu"
     tile = Tile(torch.zeros(16, 16), Target("weight", (16, 16), 0, "weight"))
     assert assign.brought({"weight": model.weight.device}, {"weight": tile})["weight"].block.device.type == device
 
@@ -191,7 +191,7 @@ def test_create_model_predicts_on_a_gpu_for_a_model_on_the_cpu(
     seen: Counter[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(recipe_place, "_device", lambda model, device: CUDA)
+    monkeypatch.setattr(recipe_place, "compute_device", lambda model, device: CUDA)
     asked = []
 
     def load_ghn(source: Any, device: torch.device) -> GHN:  # a file has values, which this mode cannot read
@@ -261,7 +261,7 @@ def test_sharded_models(own: bool, mesh: DeviceMesh, seen: Counter[str], monkeyp
         assert {str(p.to_local().device) for p in model.parameters()} == {"cuda:0"}
         assert len(report.postprocessed) == 1 + 2 * depth
         waits.append(dict(seen))
-        waits[-1]["looks"] -= 2 * (len(report.postprocessed) // 2)  # in each round, which waits for the other GPU too
+        waits[-1]["looks"] -= len(report.postprocessed) // 2  # in each round, which waits for the other GPU too
     assert waits[0] == waits[1]
     assert waits[0]["looks"] == 1  # whether predictions are finite
 

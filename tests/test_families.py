@@ -172,7 +172,7 @@ def test_the_report_is_true(case: Case, tiny_ghn: GHN, monkeypatch: pytest.Monke
         for p in parameters.values():
             p.fill_(7)
     monkeypatch.setattr(Place, "trace", lambda *args: graph)
-    monkeypatch.setattr(postprocessing, "process_weight", lambda weight, *args: float(weight.fill_(3).numel() > 0))
+    monkeypatch.setattr(postprocessing, "process_weight", lambda columns, *args: float(columns.fill_(3).numel() > 0))
     report = init_model(model, "ghn2-orth?layer=auto", ghn=tiny_ghn)
 
     kept = {name for name, p in parameters.items() if p.numel() and (p == 7).all()}

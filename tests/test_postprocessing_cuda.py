@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from timm_ghn_init.recipe.many import orthogonal_alone
 from timm_ghn_init.recipe.noise import correlation_stds
 from timm_ghn_init.recipe.orthogonal import cholesky_qr
-from timm_ghn_init.recipe.postprocessing import postprocess
+from timm_ghn_init.recipe.postprocessing import orthogonal_alone, postprocess
 
 pytestmark = [
     pytest.mark.cuda,
@@ -55,7 +54,7 @@ def test_predicted_weights_become_orthonormal_by_cholesky(monkeypatch):
     def no_householder(columns):
         raise AssertionError("fell back to Householder")
 
-    monkeypatch.setattr("timm_ghn_init.recipe.many.orthogonalize_", no_householder)
+    monkeypatch.setattr("timm_ghn_init.recipe.postprocessing.orthogonalize_", no_householder)
     model = network(predicted(2048, 512), predicted(512, 2048), predicted(512, 512), predicted(1024, 49)).cuda()
     postprocess(model, layer=1)
     for layer in model[:4]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 _ORTHONORMAL_TO = 1e-7  # largest entry of |Q^T Q - I|; float32 output cannot show less
-_NO_PERIOD = 1 << 62
+NO_PERIOD = 1 << 62
 
 
 def orthogonalize_(columns: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def orthogonalize_(columns: Tensor) -> Tensor:
     return columns.mul_(torch.where(flip, -1.0, 1.0).to(columns)[:, None])
 
 
-def cholesky_qr(columns: Tensor, period: int = _NO_PERIOD, shifted: bool = False) -> tuple[Tensor, Tensor]:
+def cholesky_qr(columns: Tensor, period: int = NO_PERIOD, shifted: bool = False) -> tuple[Tensor, Tensor]:
     """`orthogonalize_` for several matrices by repeated Cholesky QR in float64; not in place, and without looking.
 
     Each pass takes the Gram matrix G = L L^T and replaces Q^T by L^-1 Q^T. Every pass multiplies R by a factor with a

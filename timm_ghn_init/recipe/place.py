@@ -21,7 +21,7 @@ from ..utils.checks import InputError
 from . import assign
 from .options import Options
 from .plan import Plan
-from .postprocessing import Layer, process
+from .postprocessing import Layer, compute_device, process
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ class Place:
         self._home = home or default
         if self._without_memory and self._home.type == "meta":
             raise InputError(f'{name} and the default device are on meta: say device="cpu", or another.')
-        self.device = _device(model, options.device or home)
+        self.device = compute_device(model, options.device or home)
         self.clock = Clock(self.device)
 
     def share(self, what: str, load: Callable[[], tuple[Source, GHN]]) -> tuple[Source, GHN]:
@@ -211,10 +211,9 @@ class Place:
             else:
                 whole.copy_(results[layer.name])
 
-        where = {layer.name: self.device for layer in plan.changed}
-        process(plan.changed, plan.equations, where, read, results, progress)
-        for name in where:
-            tiles.pop(name, None)
+        process(plan.changed, plan.equations, self.device, read, results, progress)
+        for layer in plan.changed:
+            tiles.pop(layer.name, None)
 
     @torch.no_grad()
     def write(
@@ -244,14 +243,3 @@ class Place:
     def take_back(self) -> None:
         """Take back what `give_memory` and `give_values` gave: the model is as it was."""
         forget(self.model, self._without_memory)
-
-
-def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:
-    """CUDA where the model is there or one is present, else the CPU; with its index, so that devices compare equal."""
-    if device is None:
-        cuda = next((p.device for p in model.parameters() if p.is_cuda), None)
-        device = cuda or ("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    return device

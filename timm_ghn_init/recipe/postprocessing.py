@@ -8,8 +8,9 @@ Everything is computed in float32, layer by layer, and cast to the parameter's d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,8 @@ from ..utils.progress import Progress
 from ..utils.threads import one_thread_each
 from .assign import PredictionError, uninterrupted, unwritable, write_results
 from .exact import exact
-from .many import batches, orthogonal_alone, process_batch, write_back
-from .noise import add_noise_, correlation_std
-from .orthogonal import orthogonalize_
+from .noise import add_noise_, correlation_std, correlation_stds, draw_noise
+from .orthogonal import NO_PERIOD, cholesky_qr, orthogonalize_
 from .parametrised import Computed, Parametrised, parametrised
 from .wrappers import bare, name_inside
 
@@ -32,7 +32,7 @@ _MODULE = instance("a torch.nn.Module", nn.Module)
 _MAX_BETA = 1000.0  # noise of this scale is finite in every dtype
 _BETA = number(f"from 0 to {_MAX_BETA:g}", lambda beta: 0 <= beta <= _MAX_BETA)
 _MAX_WORKERS = 3  # each holds one float32 copy of its layer: memory stays within three times the largest layer
-_ALIGNMENT = 64  # bytes; at another one LAPACK may round differently
+_CHUNK = 1 << 24  # values in one batch on a GPU, if not of a single layer: 128 MB in float64, and as much for each step
 
 
 class Processed(NamedTuple):
@@ -181,15 +181,15 @@ def postprocess(
         if unknown:
             raise InputError(f"{type(model).__name__} has no parameter {shown(min(unknown))}, which names= names.")
         targets = [t for t in to_process(inner, layer) if names is None or given.get(t.name, t.name) in names]
-        where = {t.name: _compute_device(t.weight, device) for t in targets}
+        on = compute_device(inner, device)
 
         def read(target: Layer, whole: Tensor) -> None:
             whole.copy_(
                 getattr(target.module, target.by.attribute) if isinstance(target.by, Parametrised) else target.weight
             )
 
-        with exact(next(iter(where.values()), torch.device("cpu"))):
-            sigmas = process(targets, Equations(beta, orthogonal, seed), where, read, results, progress)
+        with exact(on):
+            sigmas = process(targets, Equations(beta, orthogonal, seed), on, read, results, progress)
         with uninterrupted():
             write_results(inner, results)
     return [Processed(t.number, given.get(t.name, t.name), tuple(t.weight.shape), sigmas[t.name]) for t in targets]
@@ -198,7 +198,7 @@ def postprocess(
 def process(
     layers: Collection[Layer],
     equations: Equations,
-    where: Mapping[str, torch.device],
+    device: torch.device,
     read: Read,
     results: dict[str, Tensor],
     progress: bool | None,
@@ -206,7 +206,7 @@ def process(
     """Eq. (1) and (2) on several weights, none of which is written to.
 
     Args:
-        where: the device on which to compute each, by name.
+        device: where to compute.
         results: gets what is to be written, by the names of parameters and buffers.
 
     Returns:
@@ -216,137 +216,149 @@ def process(
         RuntimeError: a result is not finite.
     """
 
-    if any(device.type != "cpu" for device in where.values()):
-        with torch.no_grad():
-            return _process_at_once(layers, equations, where, read, results, progress)
-
     def one(layer: Layer) -> tuple[str, float]:
-        return layer.name, _process_alone(layer, equations, where[layer.name], read, results)
+        columns = _columns([layer], device, read)[0]
+        sigma = process_weight(columns, layer.stream, *equations)
+        values = columns.to(layer.weight.dtype)
+        _keep(layer, values, is_finite(values), equations, results)
+        return layer.name, sigma
 
     ordered = sorted(layers, key=lambda layer: cost(layer.weight), reverse=True)  # else the longest might end up alone
-    with progress_bar(progress, len(ordered)) as bar:
-        return dict(one_thread_each(one, ordered, _MAX_WORKERS, bar.step))
+    with Progress("post-processing", len(ordered), show=progress, unit="layer") as bar:
+        if device.type == "cpu":
+            return dict(one_thread_each(one, ordered, _MAX_WORKERS, bar.step))
+        with torch.no_grad():
+            return _process_at_once(ordered, equations, device, read, results, bar)
 
 
-def _process_alone(
-    layer: Layer, equations: Equations, device: torch.device, read: Read, results: dict[str, Tensor]
-) -> float:
-    """`process` for one layer."""
-    whole = empty_for(layer.weight, device)
-    read(layer, whole)
-    sigma = process_weight(whole, layer.stream, *equations, device)
-    _end(layer, rounded(whole, layer, equations), results)
+def process_weight(columns: Tensor, stream: str, beta: float, orthogonal: bool, seed: int) -> float:
+    """Eq. (1) and (2) on one weight on the CPU, in place.
+
+    Args:
+        columns: contiguous float32 (c, n), c <= n: the weight as a matrix, transposed if it is tall.
+        stream: the name by which its noise is drawn.
+
+    Returns:
+        sigma of Eq. (1).
+    """
+    sigma = correlation_std(columns.T)
+    add_noise_(columns, beta * sigma, seed, stream)
+    if orthogonal:
+        orthogonalize_(columns)
     return sigma
 
 
-def _end(layer: Layer, whole: Tensor, results: dict[str, Tensor]) -> None:
+def _columns(layers: Sequence[Layer], device: torch.device, read: Read) -> Tensor:
+    """Weights of one shape, (B, c, n), c <= n, in the layout in which Eq. (2) needs no copy."""
+    shape = layers[0].weight.shape
+    size = (len(layers), *sorted((shape[0], math.prod(shape[1:]))))
+    columns = torch.empty(size, dtype=torch.float32, device=device)
+    for layer, own in zip(layers, columns, strict=True):
+        read(layer, _as_weight(own, shape))
+    return columns
+
+
+def _as_weight(columns: Tensor, shape: torch.Size) -> Tensor:
+    return (columns.T if shape[0] >= math.prod(shape[1:]) else columns).unflatten(1, shape[1:])
+
+
+def _keep(layer: Layer, columns: Tensor, finite: bool, equations: Equations, results: dict[str, Tensor]) -> None:
+    """Put a result, in the dtype of its parameter, among those that are to be written."""
+    if not finite:
+        why = f"its values are too large for the arithmetic of {torch.float32}. Scale them down first"
+        if equations.beta > 0:
+            why = f"beta is too large for {layer.weight.dtype}. Take a smaller one (the paper uses 3e-5)"
+        raise PredictionError(
+            f"{layer.name} is not finite any more after post-processing: {why}. The model is as it was."
+        )
+    whole = _as_weight(columns, layer.weight.shape)
     results |= {layer.name: whole} if layer.by is None else layer.by.inverse(whole.to(layer.weight.device))
 
 
+# -- on a GPU ----------------------------------------------------------------------------------------------------------
+#
+# A small layer is over before the next kernel can be launched, and a look at a value, `float(x)`, waits for all that
+# was launched before it. So layers of one shape are computed at once, and nothing depends on values before all results
+# are there: only then is it known what Cholesky factors could not do, which is rare.
+
+
+class Batch(NamedTuple):
+    """Results for B weights, still on the device."""
+
+    columns: Tensor  #: float32 (B, c, n)
+    sigma: Tensor  #: of Eq. (1), (B,), float64
+    good: Tensor  #: (B,), whether Eq. (2) could be done, if it had to be
+
+
+def process_batch(
+    columns: Tensor, streams: Sequence[str], beta: float, orthogonal: bool, seed: int, period: int = NO_PERIOD
+) -> Batch:
+    """Eq. (1) and (2) on weights of one shape, without looking at any value and without writing to them.
+
+    Args:
+        columns: float32 (B, c, n), c <= n: each weight as a matrix, transposed if it is tall.
+        streams: names by which their noise is drawn.
+        period: as of `cholesky_qr`.
+    """
+    sigma = correlation_stds(columns)
+    if beta > 0:
+        drawn = [draw_noise(columns[0].numel(), seed, s, columns.device).view_as(columns[0]) for s in streams]
+        columns = torch.addcmul(columns, torch.stack(drawn), (beta * sigma).to(columns.dtype)[:, None, None])
+    if not orthogonal:
+        return Batch(columns, sigma, torch.ones_like(sigma, dtype=torch.bool))
+    q, good = cholesky_qr(columns, period)
+    return Batch(q.to(torch.float32), sigma, good)
+
+
+def orthogonal_alone(columns: Tensor) -> Tensor:
+    """Eq. (2) on one (c, n) matrix that `process_batch` could not do, in place. It looks at values."""
+    q, good = cholesky_qr(columns[None], shifted=True)
+    return columns.copy_(q[0]) if bool(good) else orthogonalize_(columns)
+
+
 def _process_at_once(
-    layers: Collection[Layer],
+    layers: Sequence[Layer],
     equations: Equations,
-    where: Mapping[str, torch.device],
+    device: torch.device,
     read: Read,
     results: dict[str, Tensor],
-    progress: bool | None,
+    bar: Progress,
 ) -> dict[str, float]:
-    """`process` on GPUs: layers of one shape together, all of them launched before anything is looked at."""
-    by_name, looks = {layer.name: layer for layer in layers}, []
-
-    kinds = {n: (x.weight.shape, x.weight.dtype, where[n]) for n, x in by_name.items()}
-    sizes = {n: x.weight.numel() for n, x in by_name.items()}
-    done: list[str] = []
-    with progress_bar(progress, len(layers)) as bar:
-        wholes: list[Tensor] = []
-        for names in batches(kinds, sizes):
-            begun = [empty_for(by_name[name].weight, where[name]) for name in names]
-            for name, whole in zip(names, begun, strict=True):
-                read(by_name[name], whole)
-            batch = process_batch(begun, [by_name[n].stream for n in names], *equations, where[names[0]])
-            for name, whole, columns in zip(names, begun, batch.columns, strict=True):
-                write_back(columns, whole)
-                wholes.append(whole.to(by_name[name].weight.dtype))
-                bar.step()
-            finite = torch.stack([_dense(whole).isfinite().all() for whole in wholes[len(done) :]])
-            done += names
-            looks.append(torch.stack((batch.sigma, batch.good.double(), finite.double())))
-        sigma, good, finite_ = torch.cat([look.to(looks[0].device) for look in looks], 1).tolist()
-        for name, whole, was_good, is_finite in zip(done, wholes, good, finite_, strict=True):
-            if not was_good:  # only now, because `results` may have what `read` reads
-                _process_alone(by_name[name], equations, where[name], read, results)
-            elif not is_finite:
-                raise _not_finite(by_name[name], equations)
-            else:
-                _end(by_name[name], whole, results)
-    return dict(zip(done, sigma, strict=True))
+    done: list[tuple[Layer, Tensor]] = []
+    looks: list[Tensor] = []
+    for group in _batches(layers):
+        weight = group[0].weight
+        # Columns of a predicted weight repeat after a block of 64 x 64 channels, but for some GHN-3.
+        period = 64 * (weight[0, 0].numel() if weight.shape[0] >= weight[0].numel() else 1)
+        batch = process_batch(_columns(group, device, read), [layer.stream for layer in group], *equations, period)
+        values = batch.columns.to(weight.dtype)
+        looks.append(torch.stack((batch.sigma, batch.good.double(), values.isfinite().flatten(1).all(1).double())))
+        done += zip(group, values, strict=True)
+        for _ in group:
+            bar.step()
+    sigmas, good, finite = torch.cat(looks, 1).tolist()
+    for (layer, values), was_good, is_sound in zip(done, good, finite, strict=True):
+        if not was_good:  # only now, because `results` may have what `read` reads
+            noisy = process_batch(
+                _columns([layer], device, read), [layer.stream], equations.beta, False, equations.seed
+            )
+            values = orthogonal_alone(noisy.columns[0]).to(layer.weight.dtype)
+            is_sound = is_finite(values)
+        _keep(layer, values, bool(is_sound), equations, results)
+    return {layer.name: sigma for (layer, _), sigma in zip(done, sigmas, strict=True)}
 
 
-def empty_for(weight: Tensor, device: torch.device) -> Tensor:
-    """Float32 memory for a whole weight, in the layout that `process_weight` works in without a copy."""
-    rows, columns = weight.shape[0], math.prod(weight.shape[1:])
-    if rows < columns:
-        return torch.empty(weight.shape, dtype=torch.float32, device=device)
-    return torch.empty((columns, rows), dtype=torch.float32, device=device).T.unflatten(1, weight.shape[1:])
+def _batches(layers: Iterable[Layer]) -> Iterator[list[Layer]]:
+    """Layers that can be computed together without taking too much memory."""
+    groups: dict[Any, list[Layer]] = defaultdict(list)
+    for layer in layers:
+        groups[layer.weight.shape, layer.weight.dtype].append(layer)
+    for group in groups.values():
+        most = max(1, _CHUNK // group[0].weight.numel())
+        yield from (group[start : start + most] for start in range(0, len(group), most))
 
 
-def rounded(whole: Tensor, layer: Layer, equations: Equations) -> Tensor:
-    """A result, which lies as `empty_for` has it, in the dtype of its parameter.
-
-    Raises:
-        RuntimeError: it is not finite there.
-    """
-    whole = whole.to(layer.weight.dtype)
-    if not is_finite(_dense(whole)):
-        raise _not_finite(layer, equations)
-    return whole
-
-
-def _dense(whole: Tensor) -> Tensor:
-    return whole.as_strided((whole.numel(),), (1,))
-
-
-def _not_finite(layer: Layer, equations: Equations) -> PredictionError:
-    if equations.beta > 0:
-        why = f"beta is too large for {layer.weight.dtype}. Take a smaller one (the paper uses 3e-5)"
-    else:
-        why = f"its values are too large for the arithmetic of {torch.float32}. Scale them down first"
-    return PredictionError(f"{layer.name} is not finite any more after post-processing: {why}. The model is as it was.")
-
-
-def process_weight(weight: Tensor, name: str, beta: float, orthogonal: bool, seed: int, device: torch.device) -> float:
-    """Eq. (1) and (2) on one weight, in place; returns sigma of Eq. (1)."""
-    if device.type != "cpu":
-        return _process_one(weight, name, beta, orthogonal, seed, device)
-    flat = weight.detach().reshape(len(weight), -1)
-    wide = flat.shape[0] < flat.shape[1]
-    matrix = (flat.T if wide else flat).to(device)
-    sigma = correlation_std(matrix)
-    columns = _float32_buffer(matrix.T)
-    add_noise_(columns, beta * sigma, seed, name)
-    if orthogonal:
-        orthogonalize_(columns)
-    flat.copy_(columns if wide else columns.T)
-    if flat.data_ptr() != weight.data_ptr():  # channels last, for one: the reshape above had to copy
-        weight.detach().copy_(flat.view(weight.shape))
-    return sigma
-
-
-def _process_one(weight: Tensor, name: str, beta: float, orthogonal: bool, seed: int, device: torch.device) -> float:
-    """`process_weight` on a GPU."""
-    batch = process_batch([weight], [name], beta, orthogonal, seed, device)
-    columns = batch.columns[0]
-    sigma, good = torch.cat((batch.sigma, batch.good.double())).tolist()  # one look, for which the CPU waits
-    if not good:
-        columns = orthogonal_alone(process_batch([weight], [name], beta, False, seed, device).columns[0])
-    write_back(columns, weight)
-    return float(sigma)
-
-
-def _float32_buffer(x: Tensor) -> Tensor:
-    """Contiguous float32 to work in: x itself where it already is that (and aligned)."""
-    usable = x.dtype == torch.float32 and x.is_contiguous() and x.data_ptr() % _ALIGNMENT == 0
-    return x.to(torch.float32, memory_format=torch.contiguous_format, copy=not usable)
+# -- which layers ------------------------------------------------------------------------------------------------------
 
 
 def to_process(model: nn.Module, layer: int, kept: Collection[str] | None = None) -> list[Layer]:
@@ -394,14 +406,12 @@ def _no_values(weight: Tensor) -> str | None:
     return None
 
 
-def _compute_device(weight: Tensor, device: torch.device | str | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    if weight.is_cuda:
-        return weight.device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def progress_bar(show: bool | None, total: int) -> Progress:
-    """Shows how many layers are done."""
-    return Progress("post-processing", total, show=show, unit="layer")
+def compute_device(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    """CUDA where the model is there or one is present, else the CPU; with its index, so that devices compare equal."""
+    if device is None:
+        cuda = next((p.device for p in model.parameters() if p.is_cuda), None)
+        device = cuda or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device

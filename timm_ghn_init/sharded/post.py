@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..ghn import Tile
 from ..recipe.plan import Plan
-from ..recipe.postprocessing import Layer, cost, empty_for, process_weight, progress_bar, rounded
+from ..recipe.postprocessing import Layer, cost, process
+from ..utils.progress import Progress
 from ..utils.threads import one_thread
 from .layout import local, own_box
 from .meeting import Meeting
@@ -44,18 +45,20 @@ def postprocess_parts(
     def empty(layer: Layer) -> Tensor:
         return torch.empty(layer.weight.shape, dtype=layer.weight.dtype, device=meeting.device)
 
+    def read(layer: Layer, whole: Tensor) -> None:
+        tiles[layer.name].to(device).write_(whole)
+
     def compute(layer: Layer) -> Tensor:
         try:
-            whole = empty_for(layer.weight, device)
-            tiles[layer.name].to(device).write_(whole)
-            process_weight(whole, layer.stream, *plan.equations, device)
-            return rounded(whole, layer, plan.equations).to(meeting.device).contiguous()
+            done: dict[str, Tensor] = {}
+            process([layer], plan.equations, device, read, done, False)
+            return done[layer.name].to(meeting.device).contiguous()
         except Exception as error:  # out of memory, for one
             failures.append(RuntimeError(f"{layer.name}: {type(error).__name__}: {error}. Nothing was written."))
             return empty(layer)
 
     show = progress if meeting.rank == 0 else False
-    with one_thread(), progress_bar(show, len(plan.changed)) as bar:
+    with one_thread(), Progress("post-processing", len(plan.changed), show=show, unit="layer") as bar:
         for round_ in owners(plan.changed, len(meeting.members)):
             computed = compute(round_[meeting.rank]) if meeting.rank in round_ else None
             for rank, layer in round_.items():
