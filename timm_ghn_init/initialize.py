@@ -69,7 +69,7 @@ def init_model(
         input_size: as in `trace`.
         seed: of the post-processing's noise, and of all that a baseline draws. Default: the source's own, else 0.
         device: where to decode and post-process. Default: CUDA where the model is there or one is present, else CPU.
-        progress: show progress bars. Default: in a terminal, for what takes longer than two seconds.
+        progress: whether to show progress. Default: in a terminal, after two seconds.
         cache: keep post-processed parameters on disk, and read them from there the next time. Default: the source's own
             choice, else TIMM_GHN_CACHE, else off. It changes none of them. Not for sharded models.
         init_rest: give what is not predicted, buffers included, the model's own initialisation (`reset_parameters`,
@@ -81,7 +81,7 @@ def init_model(
             pattern of `only` matches stays as it is, and all that one of `skip` matches. Default: the source's own.
 
     Returns:
-        What was predicted, what was not, and why.
+        The report: which parameters were predicted, which were not, and why.
 
     Raises:
         ValueError: unknown source, bad option, a `layer` beyond the last one, a `ghn` for a baseline; a baseline for
@@ -147,7 +147,7 @@ def initialise(
 
 
 def _meeting(model: nn.Module) -> "AbstractContextManager[Meeting | None]":
-    """Where the ranks that hold parts of a model meet, and are told of what fails here; None for a whole model."""
+    """The meeting of the ranks that hold parts of a model, which also learn of errors here; None for a whole model."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     mesh = next((p.device_mesh for p in parameters if hasattr(p, "device_mesh")), None)
     if mesh is None:

@@ -363,7 +363,7 @@ _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Source)}
 _FILE = rf"file:.+(?:{'|'.join(map(re.escape, SUFFIXES))})"
 _SYNTAX = re.compile(rf"(?P<name>{_FILE}|[^?]*?)(?P<orth>[-_]orth)?(?:\?(?P<query>.*))?", re.DOTALL)
 
-# What begins like one of ours: no path (those have separators), no other word that merely starts with these letters.
+# Texts that begin like our sources; not paths, which have separators, nor other words that start with these letters.
 _CLAIMED = re.compile(
     r"file:.*|(?:(?:ghn(?:orth|(?![a-z]))|mlp[-_]cifar)[^/\\?]*|(?:rand|orth)(?:[-_]orth)?)(?:\?.*)?",
     re.DOTALL | re.IGNORECASE,

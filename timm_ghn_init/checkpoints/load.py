@@ -123,7 +123,7 @@ def fetch(name: str | Source, progress: bool | None = None) -> Path:
 
     Args:
         name: a source; what follows its name has no effect here.
-        progress: show progress bars; None shows them where stderr is a terminal.
+        progress: whether to show progress. None: if stderr is a terminal.
 
     Returns:
         Path of the file, safetensors for all but "file:PATH", which is returned as it is.

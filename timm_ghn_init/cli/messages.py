@@ -55,7 +55,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # not generic at run time
-    """Prints above progress bars."""
+    """Prints above the progress display."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with aside():

@@ -46,7 +46,7 @@ def unrolled_once(module: nn.RNNBase, x: Any, state: Any = None) -> tuple[Any, A
         for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]:
             h = x
             kinds = ("ih", "hh", "hr")[: 3 if module.proj_size else 2]
-            # Of the gates, which are stacked, as many rows as one of them, or the layer that follows, has.
+            # Gates are stacked. One of them is enough: as many rows as the state, or the projection of it, has.
             widths = (module.proj_size or module.hidden_size, module.hidden_size, module.proj_size)
             for kind, width in zip(kinds, widths, strict=False):
                 weight = getattr(module, f"weight_{kind}_l{layer}{suffix}")

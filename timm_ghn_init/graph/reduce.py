@@ -54,7 +54,7 @@ def reduce(ops: list[Op], outputs: frozenset[int], dialect: Dialect) -> tuple[li
     kept |= {0}
     order = sorted(kept)
     edges = [(s, v) for v in order for s in sorted(sources[v])]
-    # What is computed from constants alone still hangs on the input: GHNs have only seen graphs with one source.
+    # An operation on constants alone is connected to the input as well: GHNs have only seen graphs with one source.
     edges += [(0, v) for v in order if not sources[v] and v and ops[v].kind != "pos_enc"]
     return order, edges
 

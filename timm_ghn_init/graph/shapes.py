@@ -64,7 +64,7 @@ def _binary(x: Tensor, y: Any) -> Tensor | None:
     if x.shape == y.shape:
         return _like(x) if x.stride() == y.stride() else None
     for whole, part in ((x, y), (y, x)):
-        # What varies along one dimension only has no say in the result's memory layout, whatever the other's is.
+        # A tensor that varies along one dimension only does not decide the memory layout of the result.
         if _broadcasts(part.shape, whole.shape) and (
             whole.is_contiguous() or max(part.shape, default=1) == part.numel()
         ):

@@ -40,7 +40,7 @@ class Undo:
         self._look_at([*own, *modules], {id(m) for m in modules})
 
     def _look_at(self, things: list[Any], known: set[int]) -> None:
-        # What hooks hold is their owner's, who wants to find there what they have noted.
+        # Objects that hooks hold belong to the user, who wants to find the notes that the hooks made.
         held_by = [vars(m).get(name) for m in things if isinstance(m, nn.Module) for name in _HOOKS]
         seen = {id(hook) for hooks in held_by if hooks for hook in hooks.values()}
         kinds: dict[type, tuple[_Kind, ...]] = {}
@@ -248,8 +248,8 @@ _ATTRIBUTES = _entries(
 )
 _CLASS = _entries(_own, _set_class_attributes)
 
-# Of the standard library and of PyTorch, only these hold what is the model's own: a logger, a lock, a stream or a
-# process group is shared by the whole process.
+# Only these modules of the standard library and PyTorch define things that belong to the model alone. A logger, a lock,
+# a stream or a process group is shared by the whole process.
 _CONTAINERS = frozenset(("builtins", "collections", "types", "weakref", "functools"))
 
 

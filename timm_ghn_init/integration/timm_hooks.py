@@ -40,7 +40,7 @@ from ..weights.timm_config import cfg_fields, source_cfg
 
 _logger = logger(__name__)
 
-# Where weights are, in a `PretrainedCfg`.
+# The fields of a `PretrainedCfg` that say where weights are.
 _WEIGHTS = ("state_dict", "file", "url", "hf_hub_id")
 
 _lock = threading.RLock()
@@ -178,7 +178,7 @@ def _config_for(name: str, pretrained: Any, config: Any, overlay: Any) -> tuple[
         )
         return source, _unnamed(_base_cfg(name, base))
     _refuse_other_weights(name, source, "pretrained_cfg_overlay", overlay)
-    # Of a tag, and of a name that is a place, timm itself looks up the config: it lends what describes the data.
+    # For a tag, and for a name that is a place, timm itself looks up the config, which only describes the data then.
     if not isinstance(base, str) and _field(base, "source") not in ("hf-hub", "local-dir"):
         _refuse_other_weights(name, source, "pretrained_cfg", base)
     return source, source_cfg(source, _base_cfg(name, base))
@@ -267,7 +267,7 @@ class _Creation:
 
 def _create(model_name: str, create: Callable[..., nn.Module], source: Source, *args: Any, **kwargs: Any) -> nn.Module:
     """Build a model and make sure that it was really initialised: never hand out other weights under this name."""
-    # What the prediction will overwrite need not be drawn at random first.
+    # Values that the prediction will overwrite need not be drawn at random first.
     deferred = deferred_init(create, args, kwargs, source.seed_or(None))
     outer, creation = getattr(_current, "creation", None), _Creation(source, deferred)
     _current.creation = creation

@@ -1,4 +1,4 @@
-"""What all pictures share: matplotlib's settings, in pictures.mplstyle, and figures as the bytes of a file."""
+"""The common parts of all pictures: matplotlib's settings, in pictures.mplstyle, and figures as the bytes of a file."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def set_values(
 ) -> dict[str, Tensor]:
     """Parameters of which somebody may have set the values: without those that are known to be drawn at random.
 
-    Of what has no values the model's own initialisation is asked. What a constructor sets besides is not known then. Of
-    a sharded parameter it is the part that this process has.
+    If a parameter has no values, the model's own initialisation gives them; values that only the constructor sets are
+    not known then. A sharded parameter has the values of the part that this process has.
 
     Args:
         names: of the parameters in question.
@@ -75,7 +75,7 @@ class _Draws(TorchDispatchMode):
 
 
 def _set_without_draws(model: nn.Module, names: Collection[str]) -> list[str]:
-    """What a model's own initialisation gives values that it does not draw. No memory is needed to find out."""
+    """The parameters to which a model's own initialisation gives values that it does not draw. No memory is needed to find out."""
     stand_ins: dict[str, Tensor] = {}
 
     def stand_in(name: str, tensor: Tensor) -> Tensor:

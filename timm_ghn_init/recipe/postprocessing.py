@@ -148,10 +148,10 @@ def postprocess(
         seed: Any integer. Same seed, same device: same bits.
         names: Only these of the weights. None: all. Names of other parameters have no effect.
         device: Device of the computation. None: the model's if that is a GPU, else a GPU if there is one, else CPU.
-        progress: Whether to show a progress bar. None: on a terminal, once two seconds have passed.
+        progress: whether to show progress. None: in a terminal, after two seconds.
 
     Returns:
-        What was changed, in the order of the layers.
+        The names of the changed parameters, in the order of the layers.
 
     Raises:
         ValueError: `layer` is not one of the model's layers, `beta` is negative or above 1000, or a weight cannot be

@@ -31,7 +31,7 @@ _LAYERS = ("conv", "sep_conv", "dil_conv")
 
 
 class Purpose(NamedTuple):
-    """What is kept, and what the report has to say besides."""
+    """The parameters to keep, and notes for the report."""
 
     kept: dict[str, str]  #: name -> reason
     notes: tuple[str, ...]  #: sentences
@@ -44,7 +44,7 @@ def find_purpose(
     graph: Callable[[], Graph | None] = lambda: None,
     only: Collection[str] = (),
 ) -> Purpose:
-    """What of the parameters that are about to be written should be kept.
+    """Find the parameters that should be kept, of those that are about to be written.
 
     Args:
         model: its own values are not read, so it may be on the meta device.
@@ -139,8 +139,8 @@ def _weights_of_biases(names: Collection[str]) -> dict[str, str]:
 def _heads(graph: Graph) -> set[str]:
     """Parameters of the layers between the last norms and the outputs that are no logits.
 
-    Of a network that has no norm before an output it is the last layer: the size of everything in it follows from all
-    of its weights. A single output that is averaged over the image is logits (SqueezeNet), or features.
+    If a network has no norm before an output, only the last layer is kept: the size of all features follows from all
+    weights. A single output that is averaged over the image is logits (SqueezeNet), or features.
     """
     before = _sources(graph)
     classifiers = {t.node for t in graph.targets.values() if t.classifier}

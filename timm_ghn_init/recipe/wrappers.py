@@ -13,7 +13,7 @@ _AROUND_LAYERS = re.compile(r"\.(base_layer|_checkpoint_wrapped_module)\.")
 
 
 def name_inside(model: nn.Module) -> Callable[[str], str]:
-    """What a parameter is called within the innermost module that has all of a model's parameters.
+    """The name of a parameter within the innermost module that has all of a model's parameters.
 
     That is the same whatever is put around the network (a LightningModule), or around its layers (low-rank adapters,
     activation checkpointing).

@@ -69,7 +69,7 @@ class Meeting:
             work: returns plain values for JSON. Its errors are raised, here and, as a RuntimeError, on the others.
 
         Returns:
-            What the work returned on each rank.
+            The results of the work, one for each rank.
 
         Raises:
             RuntimeError: another rank has failed, or did not come in time. The message names it.

@@ -1,1 +1,1 @@
-"""Tools that every other folder uses: checked values, atomic files, progress bars, safe text, threads and ranks."""
+"""Tools that every other folder uses: checked values, atomic files, progress, safe text, threads and ranks."""

@@ -1,4 +1,4 @@
-"""Progress of long work: a tqdm bar in a terminal, elsewhere (SLURM, nohup, CI) a log line each minute.
+"""Progress of long work: tqdm in a terminal, elsewhere (SLURM, nohup, CI) a log line each minute.
 
 Lines are messages of level INFO: the command line shows them unless -q is given, and a program shows them as it shows
 its log.
@@ -17,7 +17,7 @@ Figures = Mapping[str, float | str]
 _logger = logger(__name__)
 
 EVERY = 60.0  # seconds between two lines
-_FRESH = 0.5  # seconds between two looks at figures on a bar: a look may wait for a GPU
+_FRESH = 0.5  # seconds between two updates of figures: reading one may wait for a GPU
 
 
 class Progress:
@@ -26,11 +26,11 @@ class Progress:
     Args:
         what: the name of the work.
         total: number of steps; None if unknown.
-        show: True: a bar; False: nothing; None: a bar in a terminal, elsewhere lines.
+        show: True: tqdm; False: nothing; None: tqdm in a terminal, elsewhere lines.
         done: steps that were done before.
         unit: the name of a step.
-        delay: seconds before a bar appears, so that short work shows none.
-        stays: whether a full bar stays on the screen.
+        delay: seconds before anything appears, so that short work shows nothing.
+        stays: whether the display stays on the screen at the end.
         sizes: whether steps are bytes.
 
     Example:
@@ -108,7 +108,7 @@ def over(items: Iterable[T], what: str, total: int | None = None, **options: Any
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """Inside, lines can be printed to stderr: bars move below them."""
+    """Inside, lines can be printed to stderr, above the progress display."""
     if (tqdm := sys.modules.get("tqdm")) is None:
         yield
         return

@@ -18,7 +18,7 @@ def agree(topic: str, decide: Callable[[], str]) -> str:
 
     Ranks meet in the job's key-value store: that of torchrun, also before `init_process_group`, else that of the
     process group. It is no collective operation: ranks that never ask keep no other waiting for more than a minute.
-    Where there is no such store, each process decides for itself.
+    Without such a store, each process decides for itself.
 
     Args:
         topic: what is to be decided.

@@ -47,7 +47,7 @@ def header(
 
 @cache
 def _code(dtype: "torch.dtype") -> str | None:
-    """What the library itself calls a dtype in a header; None if it does not know it."""
+    """The library's own name of a dtype in a header; None if it does not know it."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import save

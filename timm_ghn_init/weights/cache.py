@@ -140,7 +140,7 @@ def prune(limit: int) -> list[Entry]:
     """Remove what killed processes left behind, and what was not used for longest, until `limit` bytes are enough.
 
     Returns:
-        What was removed.
+        The removed entries.
     """
     remove_abandoned(folder())
     removed = []

@@ -50,8 +50,8 @@ class HubError(Told, RuntimeError):
 def repo_name(architecture: str, source: "Source", ghn: str) -> str:
     """The name of the repository of finished weights below its organisation.
 
-    Of the source's options only the post-processing shows; weights by other options have another key. The digest of
-    the GHN stands for the name of a file.
+    The only option in the name is post-processing; weights with other options have another key. The digest of the GHN
+    stands for the name of a file.
     """
     name = source.name if source.path is None else f"file-{ghn[:8]}"
     return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{architecture}.{name}{'-orth' * source.orth}")

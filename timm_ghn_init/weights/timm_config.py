@@ -15,7 +15,7 @@ PAPER_ID = "arXiv:2207.10049"
 def source_cfg(source: Source | None, base: Any) -> Any:
     """The `PretrainedCfg` of an architecture whose weights a source predicts; None for those drawn at random.
 
-    What describes data and layers is that of `base`, the architecture's own; what is on weights is replaced.
+    Fields on data and layers are those of `base`, the architecture's own; fields on weights are replaced.
     """
     return replace(base, **cfg_fields(source))
 

@@ -147,7 +147,7 @@ def multiplied(tape: Tape, a: Value, b: Value, value: Value, division: bool = Fa
         return value._replace(norm=both if low.level else None)
     if not high.inverse:
         return value._replace(norm=low._replace(over=high.over, response=True, gain=low.gain or high.gain))
-    # What the norm has computed on the way, e.g. the pooling that is its mean, is part of it.
+    # Intermediate results of the norm, e.g. the pooling that is its mean, are part of it.
     value = value._replace(origin=features.origin if low.level or low.of == OF_ANYTHING else low.of)
     gain = high.gain or (None if high.scaled else low.gain)
     ratio = low.level > 0  # of a statistic to its own: features that it is multiplied with are normalised by it

@@ -96,8 +96,8 @@ def compare(
         layers: layers whose distribution is shown, counted from 1 as by `list_layers`. Default: four, evenly spaced,
             without the classifier.
         input_size: as in `trace`.
-        progress: True: a bar; False: nothing. Default: after two seconds a bar in a terminal, elsewhere a line of the
-            log each minute.
+        progress: True: tqdm; False: nothing. Default: after two seconds tqdm in a terminal, elsewhere a log line each
+            minute.
 
     Returns:
         For JSON: "kind", "arch", "seed", "bins", "selected" (layers), "layers" (number, name and shape of each) and

@@ -169,8 +169,8 @@ def place(
         given: architectures to point out.
         reference: others to place them among; one that cannot be traced is left out with a warning.
         values: by name, to colour architectures with.
-        progress: True: a bar; False: nothing. Default: a bar in a terminal, for what takes longer than two seconds,
-            elsewhere a line of the log a minute.
+        progress: True: tqdm; False: nothing. Default: after two seconds tqdm in a terminal, elsewhere a log line each
+            minute.
 
     Returns:
         For JSON: "kind", "variance" (share of each axis), and "points", given ones first, each with "name", "group",

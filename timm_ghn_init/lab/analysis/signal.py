@@ -47,8 +47,8 @@ def signals(
         labels: (N,) classes. Default: drawn at random.
         name: of the network.
         seed: as in `initialised`, and of the labels.
-        progress: True: a bar; False: nothing. Default: after two seconds a bar in a terminal, elsewhere a line of the
-            log each minute.
+        progress: True: tqdm; False: nothing. Default: after two seconds tqdm in a terminal, elsewhere a log line each
+            minute.
 
     Returns:
         For JSON: "kind", "arch", "seed", "images" (shape), "layers" (number and name of each weight, as `list_layers`

@@ -91,7 +91,7 @@ def fold(graph: Graph) -> Folded:
 
 
 def _rows_of_equal_blocks(graph: Graph, named: list[Places], depth: int) -> Iterator[tuple[str, int, int, int]]:
-    """Of each row: name and first node of its first block, nodes in a block, number of blocks."""
+    """For each row: name and first node of its first block, nodes in a block, number of blocks."""
     nodes_of = defaultdict(list)
     for v, p in enumerate(named):
         if len(p) > depth:
@@ -99,7 +99,7 @@ def _rows_of_equal_blocks(graph: Graph, named: list[Places], depth: int) -> Iter
     blocks = [(name, vs[0], len(vs)) for name, vs in nodes_of.items() if vs[-1] - vs[0] + 1 == len(vs)]
 
     def kind(numbered: tuple[int, tuple[str, int, int]]) -> object:
-        """What the blocks of a row have in common; the last makes one follow directly upon another."""
+        """The properties that the blocks of a row share; by the last one, each follows directly upon another."""
         i, (name, start, length) = numbered
         return re.sub(r"\d+$", "", name), _signature(graph, start, length), start - i * length
 

@@ -48,8 +48,8 @@ def run(
         data_dir: folder of named data sets (CIFAR-10, Fashion-MNIST, letters); downloads go there. Default: `data`.
         device: where to train. Default: CUDA if available, else CPU.
         workers: processes that read images of a folder.
-        progress: True: a bar; False: nothing. Default: a bar in a terminal if the run takes longer than two seconds,
-            elsewhere a line of the log each minute.
+        progress: True: tqdm; False: nothing. Default: after two seconds tqdm in a terminal, elsewhere a log line each
+            minute.
 
     Returns:
         For JSON: "key", "trial", "stem", "images" (number by part), "classes", "curves" by epoch (train_loss,

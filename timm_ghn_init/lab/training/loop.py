@@ -171,7 +171,7 @@ class Trainer:
             time_budget: seconds, those of the run so far included. The learning rate then falls to the end of the
                 budget, where that comes before the last step.
             save_every: seconds between checkpoints. There is one at the end as well.
-            progress: True: a bar; False: nothing. Default: a bar in a terminal, elsewhere a line of the log a minute.
+            progress: True: tqdm; False: nothing. Default: tqdm in a terminal, elsewhere a log line each minute.
 
         Raises:
             TrainingError: the loss was not finite in 50 consecutive steps.
