@@ -61,7 +61,7 @@ def _starts_adapters(key: str, p: Tensor) -> bool:
 
 
 def _base(module: nn.Module) -> tuple[Callable[..., Any], list[nn.Parameter]]:
-    """The part to which an adapter is added, and its parameters: the class that a layer extends, or the largest child."""
+    """The part to which an adapter is added, and its parameters: the class of a layer, or the largest child."""
     if isinstance(module, (nn.Linear, _ConvNd)):
         kind: Any = next(k for k in type(module).__mro__ if k.__module__.startswith("torch.nn.modules"))
         return partial(kind.forward, module), [p for p in (module.weight, module.bias) if isinstance(p, nn.Parameter)]

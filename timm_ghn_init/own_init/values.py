@@ -75,7 +75,7 @@ class _Draws(TorchDispatchMode):
 
 
 def _set_without_draws(model: nn.Module, names: Collection[str]) -> list[str]:
-    """The parameters to which a model's own initialisation gives values that it does not draw. No memory is needed to find out."""
+    """The parameters to which a model's own initialisation gives values that it does not draw. It needs no memory."""
     stand_ins: dict[str, Tensor] = {}
 
     def stand_in(name: str, tensor: Tensor) -> Tensor:

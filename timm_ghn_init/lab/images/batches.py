@@ -67,7 +67,7 @@ class Images:
 
 
 def _mean_and_std(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of each colour over all pixels, computed in parts, because a copy of all images as floats takes memory."""
+    """Mean and deviation of each colour over all pixels, in parts: a copy of all images as floats takes memory."""
     total, squares = torch.zeros(2, 3, dtype=torch.float64, device=images.device).unbind()
     for part in images.split(1000):
         pixels = part.double() / 255
