@@ -238,7 +238,9 @@ def _operator(func: Any) -> _Operator:
     writes = [(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
     draws = torch.Tag.nondeterministic_seeded in func.tags
     rule = OPERATORS.get(func._schema.name)
-    composite = func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    composite = func.namespace != "prim" and func.has_kernel_for_dispatch_key(
+        torch._C.DispatchKey.CompositeImplicitAutograd
+    )
     return _Operator(func._schema.name, rule, writes, draws, rule is None and composite)
 
 
