@@ -36,10 +36,9 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from timm_ghn_init import init_model, load_ghn, parse_source, save_ghn, trace
 from timm_ghn_init.ghn import GHN
-from timm_ghn_init.recipe.offer import predicted
+from timm_ghn_init.recipe.offer import Resolved, predicted
 from timm_ghn_init.recipe.plan import auto_layer, make_plan
 from timm_ghn_init.recipe.postprocessing import list_layers, process_weight, to_process
-from timm_ghn_init.recipe.resolved import Resolved
 from timm_ghn_init.sharded import place as sharded_place
 from timm_ghn_init.sharded import post
 from timm_ghn_init.sharded.blocks import shard_blocks

@@ -19,9 +19,8 @@ from torch.optim.swa_utils import AveragedModel
 from timm_ghn_init import InitReport, init_model, load_ghn, parse_source, postprocess, trace
 from timm_ghn_init.ghn import GHN
 from timm_ghn_init.recipe.exact import exact
-from timm_ghn_init.recipe.offer import predicted
+from timm_ghn_init.recipe.offer import Resolved, predicted
 from timm_ghn_init.recipe.plan import make_plan
-from timm_ghn_init.recipe.resolved import Resolved
 from timm_ghn_init.sources import KNOWN, SHIPPED
 
 SOURCE = "ghn2-orth?layer=2"

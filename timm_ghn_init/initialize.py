@@ -13,9 +13,8 @@ from .checkpoints.load import resolve_default, shared_ghn
 from .ghn import GHN
 from .graph import model_name, refuse_unsupported
 from .recipe import recipe
-from .recipe.options import Options
-from .recipe.place import Place, Settle
-from .recipe.resolved import Resolved
+from .recipe.offer import Resolved
+from .recipe.place import Options, Place, Settle
 from .recipe.wrappers import bare
 from .report import InitReport
 from .sources import Source, parse_source
@@ -139,7 +138,7 @@ def initialise(
         for part in source.parts if meeting is not None else ():
             _refuse_for_sharded(place, part, options.cache)
         parts = [_resolve(place, part, options) for part in source.parts]
-        report = recipe.initialise(place, parts, options).renamed(names)
+        report = recipe.initialise(place, parts).renamed(names)
     note_source(model, report)
     speaks = place.first and (not place.whole or ranks.share()[0] == 0)
     _logger.log(logging.INFO if speaks else logging.DEBUG, "%s", report)
@@ -175,7 +174,7 @@ def finished_key(
     chosen = resolve_default(source.prediction)
     resolved = Resolved(source, chosen, shared_ghn(chosen, torch.device("cpu")))
     name, options = model_name(model), Options(input_size=input_size, seed=seed, device="cpu")
-    [plan] = recipe.plan(Place(model, name, source.seed_or(seed), options), [resolved], options)
+    [plan] = recipe.plan(Place(model, name, source.seed_or(seed), options), [resolved], {})
     return plan.key(model, resolved.digest), hub.repo_name(name, chosen, resolved.digest)
 
 

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ..initialize import initialise
 from ..own_init.deferred import deferred_init
 from ..own_init.stand_ins import named_tensors
-from ..recipe.options import Options
+from ..recipe.place import Options
 from ..sharded.blocks import shard_blocks
 from ..sharded.meeting import Meeting
 from ..sources import Source, parse_source

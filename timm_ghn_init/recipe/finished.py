@@ -1,7 +1,7 @@
 """Finished weights that are kept: they need not be predicted."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -12,65 +12,58 @@ from .place import Place
 from .plan import Plan
 
 
-class Finished:
-    """The parts of a prediction that the cache, and after it the Hub, has; nothing where neither is asked.
+class Finished(NamedTuple):
+    """How the values of a model came about."""
 
-    Both keep the predicted parts as they are after post-processing. The cache is asked for post-processed weights only:
-    others are predicted faster than they are read. Neither is asked for a model some of whose weights are computed from
-    other tensors: what is written there depends on how, which no key knows.
+    key: str = ""  #: as in `weights_key`; "" where neither the cache nor the Hub is asked
+    repo: str = ""  #: the Hub's repository that is asked
+    cached: bool = False  #: whether they came from the cache
+    downloaded: bool = False  #: whether they came from the Hub
 
-    Attributes:
-        key: as in `weights_key`; "" where neither is asked.
-        repo: the Hub's repository that is asked; "" for none.
-        cached, downloaded: whether the weights came from there.
+
+def fill(place: Place, plans: Sequence[Plan], predict: Callable[[], object], results: dict[str, Tensor]) -> Finished:
+    """Fill the predicted parts of the parameters: from the cache, else from the Hub, else by `predict`.
+
+    Both keep them as they are after post-processing. The cache is asked for post-processed weights only: others are
+    predicted faster than they are read. Neither is asked for a model some of whose weights are computed from other
+    tensors: what is written there depends on how, which no key knows.
+
+    Args:
+        results: what is written with weights that are found.
     """
+    plan, resolved = plans[0], plans[0].resolved
+    may_be_kept = resolved.ghn is not None and not plan.computed and len(plans) == 1
+    keeps = resolved.cache and bool(plan.changed)
+    if not (may_be_kept and (keeps or resolved.org)):
+        predict()
+        return Finished()
+    key, repo, downloaded = plan.key(place.model, resolved.digest), "", False
+    if resolved.org:
+        repo = f"{resolved.org}/{hub.repo_name(place.name, resolved.source, resolved.digest)}"
+    targets = plan.graph.targets
+    parts = {n: targets[n].part(place.parameters[n]) for n in plan.names}
 
-    def __init__(self, place: Place, plans: Sequence[Plan]) -> None:
-        plan, resolved = plans[0], plans[0].resolved
-        self._place, self._plan = place, plan
-        self.key = self.repo = ""
-        self.cached = self.downloaded = self._keeps = False
-        if plan.computed or resolved.ghn is None or len(plans) > 1:
-            return
-        self._keeps = resolved.cache and bool(plan.changed)
-        if self._keeps or resolved.org:
-            self.key = plan.key(place.model, resolved.digest)
-        if resolved.org:
-            self.repo = f"{resolved.org}/{hub.repo_name(place.name, resolved.source, resolved.digest)}"
+    def take(found: Mapping[str, Tensor]) -> None:
+        with assign.uninterrupted():
+            place.write({}, results, [(part, found[name]) for name, part in parts.items()])
 
-    def fill(self, predict: Callable[[], object], results: dict[str, Tensor]) -> None:
-        """Fill the predicted parts of the parameters: from the cache, else from the Hub, else by `predict`.
-
-        Args:
-            results: what is written with them, where they are found.
-        """
-        place = self._place
-        if not self.key:
+    def make() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        nonlocal downloaded
+        found = place.clock("hub", lambda: hub.find(repo, key, targets, parts)) if repo else None
+        if found is None:
             predict()
-            return
-        targets = self._plan.graph.targets
-        parts = {n: targets[n].part(place.parameters[n]) for n in self._plan.names}
+            return parts, {"model": place.name, "source": str(plan.source), "device": str(place.device)}
+        downloaded = True
+        take(found)
+        return {}, {}  # the Hub's own cache keeps them
 
-        def take(found: Mapping[str, Tensor]) -> None:
-            with assign.uninterrupted():
-                place.write({}, results, [(part, found[name]) for name, part in parts.items()])
-
-        def make() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-            found = place.clock("hub", lambda: hub.find(self.repo, self.key, targets, parts)) if self.repo else None
-            self.downloaded = found is not None
-            if found is None:
-                predict()
-                return parts, {"model": place.name, "source": str(self._plan.source), "device": str(place.device)}
+    def remember() -> bool:
+        found, _, cached = cache.remember(f"{key}-{arithmetic(place.device)}", make, parts)
+        if cached:
             take(found)
-            return {}, {}  # the Hub's own cache keeps them
+        return cached
 
-        def remember() -> bool:
-            found, _, cached = cache.remember(f"{self.key}-{arithmetic(place.device)}", make, parts)
-            if cached:
-                take(found)
-            return cached
-
-        if self._keeps:
-            self.cached = place.clock("cache", remember)
-        else:
-            make()
+    if keeps:
+        return Finished(key, repo, place.clock("cache", remember), downloaded)
+    make()
+    return Finished(key, repo, False, downloaded)

@@ -1,17 +1,21 @@
-"""The values that a source has for a model, before anything is written: predictions of a GHN, or a function's values.
+"""A source, and the values that it has for a model before anything is written.
 
-A prediction is known by its graph and computed later. A function is run at once; its values wait until all are there.
+A GHN's prediction is known by its graph and computed later. A function is run at once; its values wait until all are
+there.
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..ghn import GHN
 from ..graph import Graph
 from ..own_init.stand_ins import named_tensors
 from ..sources import Source
@@ -22,10 +26,45 @@ from ..utils.threads import one_thread
 from ..version import __version__
 from ..weights.cache import remember
 from ..weights.files import digest
-from ..weights.key import arithmetic
+from ..weights.key import arithmetic, ghn_digest
 
 # (model, seed, its own keys) -> pairs of a parameter's name and its value, or why it has none.
 Function = Callable[..., Iterable[tuple[str, Tensor | str]]]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A source, and what it stands for on this machine. Made once, at the front door."""
+
+    asked: Source  #: as the user named it
+    source: Source  #: really used: "ghn" resolved, without the keys that change nothing about the weights
+    ghn: GHN | None  #: where it is to compute; None for a source with a function
+    own: bool = False  #: whether the GHN is an object of the user's instead of what the source names
+    cache: bool = False  #: whether finished weights are kept on disk
+    org: str | None = None  #: in whose repositories on the Hub to look for them
+
+    @property
+    def function(self) -> Function:
+        """What gives the values, if no GHN predicts them."""
+        row = self.source.initialisation
+        assert row is not None
+        return partial(row.load(), **{**row.defaults, **dict(self.source.own)})
+
+    @property
+    def needs_graph(self) -> bool:
+        return "graph" in inspect.signature(self.function).parameters
+
+    @property
+    def effective(self) -> bool:
+        """Whether values are meant for the weights that layers compute with (see `register_source`)."""
+        row = self.source.initialisation
+        return row is None or row.effective or row.orthogonal
+
+    @cached_property
+    def digest(self) -> str:
+        """As `ghn_digest`."""
+        assert self.ghn is not None
+        return ghn_digest(self.ghn, frozen=not self.own)
 
 
 @dataclass
@@ -61,34 +100,32 @@ def predicted(graph: Graph, num_classes: int, source: Source) -> Offer:
 def given(
     model: nn.Module,
     name: str,
-    source: Source,
-    function: Function,
+    part: Resolved,
     seed: int,
     kept: Collection[str],
     results: dict[str, Tensor],
-    cache: bool = False,
+    graph: Graph | None = None,
 ) -> Offer:
     """Run the function of a source on one thread, and check each value that it gives.
 
     Args:
-        name: of the model, for messages.
         seed: given to the function; CPU random numbers without a generator start from it too.
         kept: names of parameters whose values are not wanted.
         results: gets the values.
-        cache: keep what the function gives on disk, for a model of the same values and code of the same text.
+        graph: of the model, if the function needs it.
 
     Raises:
-        ValueError: the function fails; it gives a name that the model does not have, or twice, or a value of another
-            shape, or one that is not finite in the parameter's dtype.
+        ValueError: the function fails, writes to the model, or gives a value that a parameter cannot have.
     """
+    source = part.source
     parameters = dict(model.named_parameters())
     versions = {n: _version(p) for n, p in parameters.items()}
     by_id = {id(p): n for n, p in parameters.items()}
     names = {n: by_id[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
     offer, seen = Offer({}, {}), set[str]()
     with one_thread(), own_draws(seed):
-        pairs = _pairs(function, model, name, source, seed)
-        if cache:
+        pairs = _pairs(partial(part.function, graph=graph) if graph else part.function, model, name, source, seed)
+        if part.cache:
             pairs, offer.cached = _remembered(pairs, model, source, seed)
         for given_name, value in pairs:
             problem = _problem(parameters, names, given_name, value, seen)
@@ -106,8 +143,7 @@ def given(
     if changed:
         raise InputError(f"{name}: {source} has written to {changed[0]}. Its function must yield values instead.")
     offer.roles.update(_roles(model, offer.roles))
-    left = {n: f"{source.name} has no value for it" for n in parameters if n not in seen}
-    offer.skipped.update(left)
+    offer.skipped.update((n, f"{source.name} has no value for it") for n in parameters if n not in seen)
     return offer
 
 

@@ -4,26 +4,63 @@ The recipe works on a `Place` and does not ask which of the two it is.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..ghn import GHN, Tile
-from ..graph import Graph, trace
+from ..graph import Dialect, Graph, TraceError, trace
 from ..own_init.stand_ins import named_tensors
 from ..own_init.values import forget, materialise, on_meta, own_values, set_values, warn_unset
-from ..sources import Source
-from ..utils.checks import InputError
+from ..sources import PATTERNS, Source, patterns
+from ..utils.checks import FLAG, POSITIVE, SEED, InputError, Kind, check_all, check_device, instance, or_none
 from . import assign
-from .options import Options
 from .plan import Plan
 from .postprocessing import Layer, compute_device, process
 
 T = TypeVar("T")
+_KINDS: dict[str, Kind] = {
+    "ghn": or_none(instance("a GHN, as load_ghn returns it", GHN)),
+    "seed": or_none(SEED),
+    **dict.fromkeys(("progress", "cache", "init_rest"), or_none(FLAG)),
+    "timeout": or_none(POSITIVE),
+    **dict.fromkeys(("only", "skip"), PATTERNS),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keyword arguments of `init_model`, which says what they are.
+
+    Raises:
+        ValueError: a value that cannot be.
+    """
+
+    ghn: GHN | None = None
+    input_size: int | Sequence[Any] | None = None
+    seed: int | None = None
+    device: str | torch.device | None = None
+    progress: bool | None = None
+    cache: bool | None = None
+    init_rest: bool | None = None
+    timeout: float | None = None
+    example_inputs: Any = None
+    only: str | Sequence[str] = ()
+    skip: str | Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("only", "skip"):
+            object.__setattr__(self, name, patterns(getattr(self, name)))
+        check_all(_KINDS, vars(self))
+        if self.seed is not None:
+            object.__setattr__(self, "seed", int(self.seed))  # NumPy's integers are not JSON
+        if self.device is not None:
+            check_device(self.device)
 
 
 class Settle(Protocol):
@@ -92,7 +129,9 @@ class Place:
         home: torch.device | None = None,
     ) -> None:
         self.model, self.name = model, name
-        self._settle, self._seed, self._options = settle, seed, options
+        self._settle, self._seed, self.options = settle, seed, options
+        self._graphs: dict[Dialect, Graph] = {}
+        self._traceable = True
         self._without_memory = on_meta(model)
         self._own: dict[str, Tensor] = {}
         if settle is not None and self._without_memory:
@@ -122,9 +161,26 @@ class Place:
         """
         return work()
 
-    def trace(self, dialect: Literal["ghn2", "ghn3"], input_size: Any, example_inputs: Any) -> Graph:
-        """As `graph.trace`."""
-        return trace(self.model, input_size, dialect, prepare=self._prepare, example_inputs=example_inputs)
+    def graph(self, dialect: Dialect) -> Graph:
+        """The model's graph, which is traced once."""
+        if dialect not in self._graphs:
+            self._graphs[dialect] = self.clock("trace", lambda: self.trace(dialect))
+        return self._graphs[dialect]
+
+    def graph_if_any(self) -> Graph | None:
+        """The graph for a source that can do without; None of a model that cannot be traced, which is tried once."""
+        if not self._graphs and self._traceable:
+            try:
+                self.graph("ghn2")
+            except TraceError:
+                self._traceable = False
+        return next(iter(self._graphs.values()), None)
+
+    def trace(self, dialect: Dialect) -> Graph:
+        options = self.options
+        return trace(
+            self.model, options.input_size, dialect, prepare=self._prepare, example_inputs=options.example_inputs
+        )
 
     def _prepare(self) -> Mapping[str, Tensor] | None:
         """Values for a forward pass that needs them. A model on the meta device stays there, for the pass may fail."""
@@ -154,7 +210,7 @@ class Place:
     def values(self, names: Collection[str]) -> Mapping[str, Tensor]:
         """As `set_values`, of the model as its constructor left it."""
         is_drawn = None if self._settle is None else self._settle.is_drawn
-        return set_values(self.model, names, is_drawn, lost=bool(self._options.init_rest))
+        return set_values(self.model, names, is_drawn, lost=bool(self.options.init_rest))
 
     def agreed(self, kept: Mapping[str, str], values: Mapping[str, Tensor]) -> Mapping[str, str]:
         """The parameters to keep, by what all who work on this model have seen of their `values`."""
@@ -189,20 +245,17 @@ class Place:
 
     def _wanted(self, overwritten: list[str]) -> list[str]:
         """Names of what gets the values of the model's own initialisation."""
-        if self._options.init_rest is False:
+        if self.options.init_rest is False:
             return []
-        tensors = named_tensors(self.model) if self._options.init_rest else self._without_memory
+        tensors = named_tensors(self.model) if self.options.init_rest else self._without_memory
         return [n for n in tensors if n not in set(overwritten)]
 
-    def postprocess(
-        self, plan: Plan, tiles: dict[str, Tile], results: dict[str, Tensor], progress: bool | None
-    ) -> None:
+    def postprocess(self, plan: Plan, tiles: dict[str, Tile], results: dict[str, Tensor]) -> None:
         """Eq. (1) and (2) on the layers of a plan. Nothing is written.
 
         Args:
             tiles: predictions. Those used are taken out.
             results: have the values of a function, and get this process's part of what is to be written.
-            progress: as in `init_model`.
         """
 
         def read(layer: Layer, whole: Tensor) -> None:
@@ -211,7 +264,7 @@ class Place:
             else:
                 whole.copy_(results[layer.name])
 
-        process(plan.changed, plan.equations, self.device, read, results, progress)
+        process(plan.changed, plan.equations, self.device, read, results, self.options.progress)
         for layer in plan.changed:
             tiles.pop(layer.name, None)
 

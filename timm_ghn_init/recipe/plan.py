@@ -17,10 +17,9 @@ from ..utils.checks import InputError
 from ..utils.text import logger
 from ..weights.key import weights_key
 from .layer_scale import layer_scales
-from .offer import Offer
+from .offer import Offer, Resolved
 from .parametrised import Computed, Scaled, parametrised, with_companions
 from .postprocessing import Equations, Layer, check_options, layers_of, to_process
-from .resolved import Resolved
 
 _logger = logger(__name__)
 

@@ -3,153 +3,108 @@
 Nothing is written before all is computed. A `Place` tells the recipe about a model's memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..ghn import Tile
-from ..graph import Dialect, Graph, TraceError
 from ..report import InitReport
 from ..utils.checks import InputError
 from ..utils.text import logger
 from . import assign
 from .exact import exact
-from .finished import Finished
-from .offer import Offer, given, predicted
-from .options import Options
+from .finished import Finished, fill
+from .offer import Offer, Resolved, given, predicted
 from .place import Place
 from .plan import Plan, kept_parameters, make_plan
 from .postprocessing import unprocessable
 from .purpose import find_purpose, fixed_norms
-from .resolved import Resolved
 
 _logger = logger(__name__)
 
 
-def initialise(place: Place, resolved: Sequence[Resolved], options: Options) -> InitReport:
+def initialise(place: Place, resolved: Sequence[Resolved]) -> InitReport:
     """Initialise a model with what sources have for it. Raises as `init_model` does; the model is then as it was.
 
     Args:
         resolved: the parts of the source, of which only the first may have a GHN. Values of a later one count.
     """
-    run = _Run(place, options)
+    results: dict[str, Tensor] = {}  # values that wait until all are there, by the names of parameters and buffers
     try:
-        plans = place.together("plan and checks", lambda: run.plan(resolved), lambda plans: _in_common(place, plans[0]))
-        finished = Finished(place, plans)
+        plans = place.together(
+            "plan and checks", lambda: plan(place, resolved, results), lambda plans: _in_common(place, plans[0])
+        )
         place.together("memory", lambda: place.give_memory([n for plan in plans for n in plan.whole]))
-        run.set_scales(plans)
-        finished.fill(lambda: run.compute_and_write(plans), run.results)
+        for name, value in ((n, plan.layer_scale or 0.0) for plan in plans for n in plan.scaled):
+            part = place.part(place.parameters[name])
+            results[name] = torch.full(part.shape, value, dtype=part.dtype)
+        finished = fill(place, plans, lambda: _compute_and_write(place, plans, results), results)
     except BaseException:
         place.take_back()
         raise
     return _report(place, plans, finished)
 
 
-def plan(place: Place, resolved: Sequence[Resolved], options: Options) -> list[Plan]:
-    """What `initialise` would do: a plan for each part of the source. Nothing is written."""
-    return _Run(place, options).plan(resolved)
+def plan(place: Place, resolved: Sequence[Resolved], results: dict[str, Tensor]) -> list[Plan]:
+    """A plan for each part of the source, all of them checked; `results` gets the values of functions."""
+    plans: list[Plan] = []
+    for part in resolved:
+        new = _plan_part(place, part, results)
+        plans = [*(earlier.without(new.written) for earlier in plans), new]
+    for each in plans:
+        _check(place, each)
+    _warn_of_fixed_norms(place)
+    return plans
 
 
-class _Run:
-    """One initialisation: the graphs and values that its steps share.
+def _plan_part(place: Place, part: Resolved, results: dict[str, Tensor]) -> Plan:
+    options = place.options
+    only, skip = options.only or part.source.only, options.skip or part.source.skip
+    kept = kept_parameters(place.model, place.name, only, skip, place.given_names)
+    offer = _offer(place, part, kept, results)
+    roles = {n: role for n, role in offer.roles.items() if n not in kept}
+    values = place.values(list(roles))
+    purpose = find_purpose(place.model, roles, values, place.graph_if_any, only)
+    on_purpose = place.agreed(purpose.kept, values)
+    for name in on_purpose:
+        results.pop(name, None)
+    graph = place.graph_if_any() if part.effective else None
+    return make_plan(place.model, place.name, offer, part, options.seed, {**kept, **on_purpose}, purpose.notes, graph)
 
-    Attributes:
-        results: values that wait until all of them are there, by the names of parameters and buffers.
-    """
 
-    def __init__(self, place: Place, options: Options) -> None:
-        self._place, self._options = place, options
-        self._graphs: dict[Dialect, Graph] = {}
-        self._traceable = True
-        self.results: dict[str, Tensor] = {}
+def _offer(place: Place, part: Resolved, kept: Collection[str], results: dict[str, Tensor]) -> Offer:
+    if part.ghn is not None:
+        return predicted(place.graph(part.ghn.dialect), part.ghn.num_classes, part.source)
+    place.clock("own", place.give_values)
+    seed, graph = part.source.seed_or(place.options.seed), place.graph("ghn2") if part.needs_graph else None
+    with exact(place.device):
+        return place.clock("draw", lambda: given(place.model, place.name, part, seed, kept, results, graph))
 
-    def plan(self, resolved: Sequence[Resolved]) -> list[Plan]:
-        """A plan for each part of the source, all of them checked."""
-        plans: list[Plan] = []
-        for part in resolved:
-            new = self._plan_part(part)
-            plans = [*(earlier.without(new.written) for earlier in plans), new]
-        for each in plans:
-            _check(self._place, each)
-        _warn_of_fixed_norms(self._place)
-        return plans
 
-    def _plan_part(self, part: Resolved) -> Plan:
-        place, options = self._place, self._options
-        only, skip = options.only or part.source.only, options.skip or part.source.skip
-        kept = kept_parameters(place.model, place.name, only, skip, place.given_names)
-        offer = self._offer(part, kept)
-        roles = {n: role for n, role in offer.roles.items() if n not in kept}
-        values = place.values(list(roles))
-        purpose = find_purpose(place.model, roles, values, self._graph_if_any, only)
-        on_purpose = place.agreed(purpose.kept, values)
-        for name in on_purpose:
-            self.results.pop(name, None)
-        graph = self._graph_if_any() if part.effective else None
-        return make_plan(
-            place.model, place.name, offer, part, options.seed, {**kept, **on_purpose}, purpose.notes, graph
-        )
-
-    def _offer(self, part: Resolved, kept: Mapping[str, str]) -> Offer:
-        place = self._place
-        if part.ghn is not None:
-            return predicted(self._graph(part.ghn.dialect), part.ghn.num_classes, part.source)
-        place.clock("own", place.give_values)
-        function, seed = part.function, part.source.seed_or(self._options.seed)
-        if part.needs_graph:
-            function = partial(function, graph=self._graph("ghn2"))
-        draw = partial(given, place.model, place.name, part.source, function, seed, kept, self.results, part.cache)
-        with exact(place.device):
-            return place.clock("draw", draw)
-
-    def _graph(self, dialect: Dialect) -> Graph:
-        if dialect not in self._graphs:
-            place, options = self._place, self._options
-            trace = partial(place.trace, dialect, options.input_size, options.example_inputs)
-            self._graphs[dialect] = place.clock("trace", trace)
-        return self._graphs[dialect]
-
-    def _graph_if_any(self) -> Graph | None:
-        """The graph for a source that can do without; None of a model that cannot be traced, which is tried once."""
-        if not self._graphs and self._traceable:
-            try:
-                self._graph("ghn2")
-            except TraceError:
-                self._traceable = False
-        return next(iter(self._graphs.values()), None)
-
-    def set_scales(self, plans: Sequence[Plan]) -> None:
-        """The values of layer scales."""
+def _compute_and_write(place: Place, plans: Sequence[Plan], results: dict[str, Tensor]) -> None:
+    """Predict (the values of functions are there already), post-process, write."""
+    tiles = place.together("prediction", lambda: _predict(place, plans[0]))
+    with exact(place.device):
         for plan in plans:
-            for name in plan.scaled:
-                part = self._place.part(self._place.model.get_parameter(name))
-                self.results[name] = torch.full(part.shape, plan.layer_scale or 0.0, dtype=part.dtype)
+            if plan.changed:  # Section 3 of the paper
+                place.clock("postprocess", partial(place.postprocess, plan, tiles, results))
+            assign.invert(plan.computed, {layer.name for layer in plan.changed}, tiles, results)
+    with assign.uninterrupted():
+        place.clock("write", lambda: place.write(tiles, results))
 
-    def compute_and_write(self, plans: Sequence[Plan]) -> None:
-        """Predict (the values of functions are there already), post-process, write."""
-        place, results = self._place, self.results
-        tiles = place.together("prediction", lambda: self._predict(plans[0]))
-        with exact(place.device):
-            for plan in plans:
-                if plan.changed:  # Section 3 of the paper
-                    post = partial(place.postprocess, plan, tiles, results, self._options.progress)
-                    place.clock("postprocess", post)
-                assign.invert(plan.computed, {layer.name for layer in plan.changed}, tiles, results)
-        with assign.uninterrupted():
-            place.clock("write", lambda: place.write(tiles, results))
 
-    def _predict(self, plan: Plan) -> dict[str, Tile]:
-        """Section 2 of the paper."""
-        ghn, place = plan.resolved.ghn, self._place
-        if ghn is None or not plan.names:
-            return {}
-        with exact(place.device):
-            z = place.clock("embed", lambda: ghn.embed(plan.graph))
-            tiles = place.clock("decode", lambda: ghn.decode(plan.graph, z, plan.names))
-            assign.check_finite(tiles, f"{place.name}, {plan.source}")
-        return tiles
+def _predict(place: Place, plan: Plan) -> dict[str, Tile]:
+    """Section 2 of the paper."""
+    ghn = plan.resolved.ghn
+    if ghn is None or not plan.names:
+        return {}
+    with exact(place.device):
+        z = place.clock("embed", lambda: ghn.embed(plan.graph))
+        tiles = place.clock("decode", lambda: ghn.decode(plan.graph, z, plan.names))
+        assign.check_finite(tiles, f"{place.name}, {plan.source}")
+    return tiles
 
 
 def _warn_of_fixed_norms(place: Place) -> None:

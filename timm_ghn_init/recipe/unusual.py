@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .assign import unwritable
+from .exact import exact
 
 ZERO = "set to zero by the constructor"
 CONSTANT = "set to a constant by the constructor (a prior or a gate)"
@@ -48,7 +49,7 @@ class _Samples(NamedTuple):
         return torch.tensor([suspect.role == role for suspect in self.of])
 
 
-@torch.no_grad()
+@exact(torch.device("cpu"))
 def unusual(suspects: list[Suspect]) -> tuple[dict[str, str], int]:
     """The parameters whose values are no random draw and not ordinary for their role.
 

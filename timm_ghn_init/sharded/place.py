@@ -9,18 +9,17 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..ghn import GHN, Facts, Tile
-from ..graph import Graph, TraceError, trace
+from ..graph import Dialect, Graph, TraceError, trace
 from ..own_init.stand_ins import meta_parameter, named_tensors, replaced
 from ..own_init.values import on_meta
-from ..recipe.options import Options
-from ..recipe.place import Place, T
+from ..recipe.place import Options, Place, T
 from ..recipe.plan import Plan
 from ..sources import Source
 from ..utils.threads import one_thread
@@ -61,7 +60,7 @@ class Sharded(Place):
 
     def share(self, what: str, load: Callable[[], tuple[Source, GHN]]) -> tuple[Source, GHN]:
         meeting, loaded = self._meeting, list[tuple[Source, GHN]]()
-        if self._options.ghn is not None:
+        if self.options.ghn is not None:
             meeting("checks", lambda: loaded.append(load()))
             return loaded[0]
 
@@ -109,16 +108,17 @@ class Sharded(Place):
         model = self.model
         placements = {n: [str(x) for x in p.placements] for n, p in model.named_parameters()}  # type: ignore[attr-defined]
         return {
-            "init_rest": str(self._options.init_rest),
+            "init_rest": str(self.options.init_rest),
             "mesh": str(self._meeting.mesh.mesh.tolist()),
             "placements": hashlib.sha256(json.dumps(placements).encode()).hexdigest(),
             "what is on the meta device": hashlib.sha256(json.dumps(sorted(on_meta(model))).encode()).hexdigest(),
         }
 
-    def trace(self, dialect: Literal["ghn2", "ghn3"], input_size: Any, example_inputs: Any) -> Graph:
+    def trace(self, dialect: Dialect) -> Graph:
+        options = self.options
         try:
             with replaced(self.model, lambda name, tensor: meta_parameter(tensor)):
-                return trace(self.model, input_size, dialect, real=False, example_inputs=example_inputs)
+                return trace(self.model, options.input_size, dialect, real=False, example_inputs=options.example_inputs)
         except TraceError as error:
             raise TraceError(f"{error}. If it needs real values: initialise the model before sharding it.") from None
 
@@ -137,10 +137,8 @@ class Sharded(Place):
         sharded = [n for n in values if isinstance(tensors[n], DTensor)]
         return values | {n: own_box(tensors[n]).of(values[n]).clone() for n in sharded}, unset
 
-    def postprocess(
-        self, plan: Plan, tiles: dict[str, Tile], results: dict[str, Tensor], progress: bool | None
-    ) -> None:
-        run = partial(postprocess_parts, plan, tiles, results, self._meeting, self.device, progress)
+    def postprocess(self, plan: Plan, tiles: dict[str, Tile], results: dict[str, Tensor]) -> None:
+        run = partial(postprocess_parts, plan, tiles, results, self._meeting, self.device, self.options.progress)
         self._meeting("post-processing", run)
 
     def _write_tiles(self, tiles: Mapping[str, Tile]) -> None:
