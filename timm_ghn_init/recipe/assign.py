@@ -22,15 +22,7 @@ class PredictionError(Told, RuntimeError):
 
 
 def check_finite(tiles: Mapping[str, Tile], what: str) -> None:
-    """Refuse predictions that hold NaN or infinity, before anything is written.
-
-    Args:
-        tiles: predictions by parameter name.
-        what: the model and the GHN, for the message.
-
-    Raises:
-        RuntimeError: names the first parameters concerned.
-    """
+    """Refuse predictions that hold NaN or infinity; `what` names the model and the GHN."""
     if not tiles:
         return
     with one_thread():  # small sums, for which threads would wait longer than they work
@@ -118,11 +110,7 @@ def invert(
 ) -> None:
     """Put what to write, for weights that are computed from other tensors, into `results` in place of their values.
 
-    Args:
-        computed: those weights, by the parameter's name that the value goes by.
-        done: names of those whose post-processing has done it.
-        tiles: predictions. Those used are taken out.
-        results: have the values of a function.
+    Post-processing has `done` some of them. Predictions that are used are taken out of `tiles`.
     """
     with one_thread():  # products and singular vectors, whose bits depend on the number of threads
         for name in [n for n in computed if n not in done]:

@@ -67,12 +67,7 @@ def normal(shape: torch.Size, std: float, seed: int, stream: str) -> Tensor:
 
 
 def he_std(weight: Tensor, groups: int = 1) -> float:
-    """Standard deviation of He's initialisation for a ReLU: sqrt(2 / fan-out).
-
-    Args:
-        weight: (K, C, ...) of a convolution or (K, C) of a linear layer.
-        groups: of the convolution; an input reaches K / groups of the outputs.
-    """
+    """He's standard deviation for a ReLU: sqrt(2 / fan-out). An input reaches K / groups of the outputs."""
     return math.sqrt(2 * groups / max(1, weight.shape[0] * weight[0, 0].numel()))
 
 
@@ -91,7 +86,5 @@ def _is_written_norm(module: nn.Module, own: dict[str, nn.Parameter]) -> bool:
 
 def _last_layer(model: nn.Module) -> set[str]:
     """Names of the parameters of the last layer."""
-    layers = list_layers(model)
-    return (
-        {n for n, p in model.named_parameters() if any(p is q for q in layers[-1][1].parameters())} if layers else set()
-    )
+    last = {id(p) for _, module in list_layers(model)[-1:] for p in module.parameters()}
+    return {n for n, p in model.named_parameters() if id(p) in last}

@@ -26,10 +26,7 @@ def fill(place: Place, plans: Sequence[Plan], predict: Callable[[], object], res
 
     Both keep them as they are after post-processing. The cache is asked for post-processed weights only: others are
     predicted faster than they are read. Neither is asked for a model some of whose weights are computed from other
-    tensors: what is written there depends on how, which no key knows.
-
-    Args:
-        results: what is written with weights that are found.
+    tensors: what is written there depends on how, which no key knows. Results are written with weights that are found.
     """
     plan, resolved = plans[0], plans[0].resolved
     may_be_kept = resolved.ghn is not None and not plan.computed and len(plans) == 1

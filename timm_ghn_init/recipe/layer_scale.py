@@ -15,13 +15,9 @@ _MODULE = re.compile(r"layer_?scale", re.IGNORECASE)
 
 
 def layer_scales(model: nn.Module, kept: Collection[str]) -> dict[str, Tensor]:
-    """The layer scales of a model, by name.
+    """The layer scales of a model, by name, but for those `kept`.
 
     A norm may call its weight "gamma" too, and then has a "beta", or is called a norm.
-
-    Args:
-        model: may be on the meta device.
-        kept: names of parameters to leave out.
     """
     found: dict[int, tuple[str, Tensor]] = {}
     for path, module in model.named_modules():

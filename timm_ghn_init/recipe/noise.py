@@ -21,11 +21,7 @@ def correlation_std(matrix: Tensor) -> float:
     deviations sum to 2 n |W m|^2 + |W^T W|_F^2, with nothing to cancel. Rows that repeat, as those of a tiled weight
     do, are taken once and weighted by how often they occur.
 
-    Args:
-        matrix: (n, c), of any floating-point dtype and finite.
-
-    Returns:
-        The unbiased standard deviation. Constant rows have correlation 0; a single row has 0.
+    The standard deviation is the unbiased one. Constant rows have correlation 0; a single row has 0.
     """
     n = len(matrix)
     if n < 2:
@@ -46,14 +42,7 @@ def correlation_std(matrix: Tensor) -> float:
 
 
 def correlation_stds(columns: Tensor) -> Tensor:
-    """`correlation_std` for several matrices at once, without looking at any value.
-
-    Args:
-        columns: (B, c, n), c <= n, float32: row j of each is column j of its (n, c) matrix.
-
-    Returns:
-        (B,), float64.
-    """
+    """`correlation_std` of several transposed matrices, (B, c, n), c <= n, without looking at any value."""
     n = columns.shape[2]
     if n < 2:
         return columns.new_zeros(len(columns), dtype=torch.float64)

@@ -106,13 +106,9 @@ def given(
     results: dict[str, Tensor],
     graph: Graph | None = None,
 ) -> Offer:
-    """Run the function of a source on one thread, and check each value that it gives.
+    """Run the function of a source on one thread, and check each value that it gives; `results` gets those not `kept`.
 
-    Args:
-        seed: given to the function; CPU random numbers without a generator start from it too.
-        kept: names of parameters whose values are not wanted.
-        results: gets the values.
-        graph: of the model, if the function needs it.
+    CPU random numbers without a generator start from the seed too.
 
     Raises:
         ValueError: the function fails, writes to the model, or gives a value that a parameter cannot have.

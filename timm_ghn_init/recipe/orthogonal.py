@@ -19,14 +19,10 @@ NO_PERIOD = 1 << 62
 
 
 def orthogonalize_(columns: Tensor) -> Tensor:
-    """Replaces a matrix by its orthonormal factor, in place (paper, Section 3.2), with no memory beyond LAPACK's.
+    """Replace a transposed matrix, (c, n), c <= n, by its orthonormal factor, in place (paper, Section 3.2).
 
-    Args:
-        columns: Contiguous float32 (c, n) buffer with c <= n, finite: row j is column j of the (n, c) matrix.
-
-    Returns:
-        `columns`, now the transpose of Q * sign(diag R). Always finite and orthonormal, also for rank-deficient
-        matrices, because sign(0) counts as 1 here: a zero on R's diagonal must not wipe out a column of Q.
+    The result is finite and orthonormal for rank-deficient matrices too, because sign(0) counts as 1 here: a zero on
+    R's diagonal must not wipe out a column of Q.
     """
     matrix, tau = columns.T, columns.new_empty(len(columns))
     torch.geqrf(matrix, out=(matrix, tau))
@@ -49,12 +45,12 @@ def cholesky_qr(columns: Tensor, period: int = NO_PERIOD, shifted: bool = False)
     the noise, at the size of all others, and the condition number of 1e8 becomes one that two passes can do.
 
     Args:
-        columns: (B, c, n), c <= n, of any floating dtype: row j of each is column j of its (n, c) matrix.
+        columns: (B, c, n), c <= n.
         period: after how many columns they repeat. A wrong one costs accuracy, which is checked.
         shifted: three passes, of which the first is shifted.
 
     Returns:
-        Float64 (B, c, n), and (B,), which of them are orthonormal: the others are rank-deficient to float64.
+        Float64 (B, c, n), and which of them are orthonormal: the others are rank-deficient to float64.
     """
     q, c = columns.double(), columns.shape[1]
     if period < c:

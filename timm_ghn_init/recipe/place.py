@@ -35,11 +35,7 @@ _KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Options:
-    """The keyword arguments of `init_model`, which says what they are.
-
-    Raises:
-        ValueError: a value that cannot be.
-    """
+    """The keyword arguments of `init_model`, which says what they are. Raises a ValueError for what cannot be."""
 
     ghn: GHN | None = None
     input_size: int | Sequence[Any] | None = None
@@ -95,28 +91,18 @@ class Place:
 
     Args:
         model: may be on the meta device, or still be waiting for its own initialisation.
-        name: of the model, for messages.
         seed: of what the model's own initialisation draws.
-        options: of these `device` and `init_rest`.
         settle: as in `initialize.initialise`.
         home: where a model from the meta device gets memory. Default: the device of `options`, else PyTorch's default.
-
-    Attributes:
-        device: where to decode and post-process.
-        clock: of this initialisation.
-        whole: whether this process has all of the model.
-        first: whether this process logs, where several do the same.
-        given_names: the model's own names of its parameters -> names that the user knows them by (see `wrappers`).
-        own, unset: as in `InitReport`, once there is memory.
 
     Raises:
         ValueError: a parameter has no memory and cannot be given any here.
     """
 
-    whole = True
-    first = True
-    given_names: Mapping[str, str] = MappingProxyType({})
-    own: tuple[str, ...] = ()
+    whole = True  #: whether this process has all of the model
+    first = True  #: whether this process logs, where several do the same
+    given_names: Mapping[str, str] = MappingProxyType({})  #: the names of parameters -> names that the user knows
+    own: tuple[str, ...] = ()  #: as in `InitReport`, once there is memory, like `unset`
     unset: tuple[str, ...] = ()
 
     def __init__(
@@ -155,9 +141,7 @@ class Place:
     ) -> T:
         """The result of a piece of work; if it fails for one who works on this model, it fails for all.
 
-        Args:
-            topic: what the work is, in words for messages.
-            in_common: what of the result all of them must have in common, by what it is called.
+        All of them must have `in_common` what that makes of the result. The topic is for messages.
         """
         return work()
 
@@ -221,11 +205,7 @@ class Place:
         return tensor
 
     def give_memory(self, overwritten: list[str]) -> None:
-        """Memory, and their own initialisation, for values that do not have it yet.
-
-        Args:
-            overwritten: names of the parameters that need none of the latter, because they will be written whole.
-        """
+        """Memory for values that have none, and their own initialisation, unless they will be overwritten whole."""
         if self._settle is not None:
             self._settle([self.model.get_parameter(n) for n in overwritten])
             return
@@ -253,9 +233,8 @@ class Place:
     def postprocess(self, plan: Plan, tiles: dict[str, Tile], results: dict[str, Tensor]) -> None:
         """Eq. (1) and (2) on the layers of a plan. Nothing is written.
 
-        Args:
-            tiles: predictions. Those used are taken out.
-            results: have the values of a function, and get this process's part of what is to be written.
+        Predictions that are used are taken out of `tiles`. The results have the values of a function, and get this
+        process's part of what is to be written.
         """
 
         def read(layer: Layer, whole: Tensor) -> None:
@@ -274,10 +253,7 @@ class Place:
     ) -> None:
         """Write into the parameters, which keep identity, dtype, device and `requires_grad`.
 
-        Args:
-            tiles: predictions.
-            results: other values. They are let go of one by one.
-            found: parts of parameters, and finished values for them.
+        Results are let go of one by one. What is `found` are parts of parameters, and finished values for them.
         """
         tensors = named_tensors(self.model)
         # Before the first write, for memory might be short.

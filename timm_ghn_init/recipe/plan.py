@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
-from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import nn
@@ -29,7 +28,6 @@ _KNOWN_GRAPHS = {"3ad0c420d5b97e79": "resnet50", "485e26beb315be0f": "convnext_b
 _TUNED_LAYERS = {"resnet50": (54, 37), "convnext_base": (113, 94)}
 _GUESS = 0.75  # of the layers
 _MAYBE_AFTER_THE_BODY = ("glob_avg", "avg_pool", "max_pool", "ln", "bn")
-_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Plan(NamedTuple):
@@ -48,7 +46,7 @@ class Plan(NamedTuple):
 
     @property
     def layer_scale(self) -> float | None:
-        """The value that layer scales get; None where they keep their own."""
+        """None where they keep their own."""
         asked, ghn = self.source.layer_scale, self.resolved.ghn
         if asked == "auto":
             return None if ghn is None else ghn.layer_scale
@@ -56,18 +54,15 @@ class Plan(NamedTuple):
 
     @property
     def source(self) -> Source:
-        """The source that is really used."""
         return self.resolved.source
 
     @property
     def graph(self) -> Graph:
-        """The model's, for a GHN."""
         assert self.offer.graph is not None
         return self.offer.graph
 
     @property
     def equations(self) -> Equations:
-        """How layers are post-processed."""
         source = self.source
         return Equations(source.beta if source.orth else 0.0, source.orthogonal, self.seed)
 
@@ -78,13 +73,8 @@ class Plan(NamedTuple):
 
     @property
     def roles(self) -> dict[str, str]:
-        """The parameters that are written to, and what each is."""
-        return {n: self.offer.roles.get(n, "weight") for n in self.written}
-
-    @property
-    def written(self) -> list[str]:
-        """Names of all parameters that are written to."""
-        return [*self.names, *self.companions]
+        """All parameters that are written to, and what each is."""
+        return {n: self.offer.roles.get(n, "weight") for n in (*self.names, *self.companions)}
 
     @property
     def companions(self) -> dict[str, nn.Parameter]:
@@ -112,21 +102,16 @@ def make_plan(
     offer: Offer,
     resolved: Resolved,
     seed: int | None,
-    kept: Mapping[str, str] = _NONE,
+    kept: Mapping[str, str] | None = None,
     notes: tuple[str, ...] = (),
     graph: Graph | None = None,
 ) -> Plan:
     """Work out what a source does to a model, which may be on the meta device.
 
-    Args:
-        offer: what the source has for the model.
-        kept: parameters that are neither written nor post-processed -> why not.
-        graph: of the model, for constants by which layers multiply their weights. Default: the offer's.
-
-    Raises:
-        TraceError: nothing would be written.
+    Parameters that are `kept` are neither written nor post-processed, for the reasons given. The graph (default: the
+    offer's) has the constants by which layers multiply their weights. Raises a TraceError if nothing would be written.
     """
-    source = resolved.source
+    source, kept = resolved.source, kept or {}
     names = [n for n in offer.roles if n not in kept]
     skipped = {n: reason for n, reason in {**offer.skipped, **kept}.items() if n not in names}
     if not names:
@@ -135,7 +120,8 @@ def make_plan(
     plan = Plan(resolved, offer, names, skipped, 0, source.seed_or(seed), [], computed, notes=notes)
     plan = plan._replace(skipped={n: reason for n, reason in skipped.items() if n not in plan.companions})
     if plan.layer_scale is not None:
-        plan = _with_scales(plan, layer_scales(model, {*kept, *plan.written}))
+        scales = dict.fromkeys(layer_scales(model, {*kept, *plan.roles}), f"layer scale, set to {plan.layer_scale:g}")
+        plan = plan._replace(scaled=tuple(scales), skipped=plan.skipped | scales)
     if not source.is_postprocessed:
         return plan
     layers = [f for f in layers_of(model) if offer.skipped.get(f.name) != NEUTRAL]
@@ -144,33 +130,31 @@ def make_plan(
     stay = _stay(model, offer.graph, layers)
     layer = source.layer
     if layer == "auto":
-        layer = _auto_layer_of(plan, len(layers), sum(found.name not in stay for found in layers))
+        layer = (
+            1 if resolved.ghn is None else _auto_layer_of(plan, len(layers), sum(f.name not in stay for f in layers))
+        )
     check_options(model, layer, plan.equations.beta)
     weights = {id(model.get_parameter(n)): n for n in names if offer.roles[n] == "weight"}
     start = layers[layer - 1].number if 0 < layer <= len(layers) else layer  # adapters are not counted
     found = to_process(model, start, stay)
     in_plan = [(f, weights[id(f.weight)]) for f in found if id(f.weight) in weights]
     changed = [f._replace(name=n, by=plan.computed.get(n, f.by)) for f, n in in_plan]
-    _tell_left(name, layers, layer, plan)
+    left = [f.name for f in layers[layer - 1 :] if f.by is not None and not f.by.invertible and f.name in names]
+    if left:
+        _logger.warning(
+            "%s: not post-processed, because a parametrisation without a right_inverse computes the weight: %s",
+            name,
+            ", ".join(left),
+        )
     return plan._replace(layer=layer, changed=changed)
-
-
-def _with_scales(plan: Plan, scales: Collection[str]) -> Plan:
-    told = dict.fromkeys(scales, f"layer scale, set to {plan.layer_scale:g}")
-    return plan._replace(scaled=tuple(scales), skipped=plan.skipped | told)
 
 
 def kept_parameters(
     model: nn.Module, name: str, only: Collection[str], skip: Collection[str], given: Mapping[str, str]
 ) -> dict[str, str]:
-    """Parameters that keep their values whatever a source has for them -> why.
+    """Parameters that keep their values whatever a source has for them -> why; `given` is as `Place.given_names`.
 
-    Args:
-        only, skip: as in `init_model`.
-        given: the model's own names of its parameters -> names that the user knows them by.
-
-    Raises:
-        ValueError: a pattern matches no parameter.
+    Raises a ValueError if a pattern matches no parameter.
     """
     if not only and not skip:
         return {}
@@ -198,10 +182,9 @@ def kept_parameters(
 
 def _auto_layer_of(plan: Plan, n_layers: int, n_body: int) -> int:
     """The first layer that `layer=auto` stands for: one of the model's, however few it has."""
-    ghn = plan.resolved.ghn
-    if ghn is None:
+    if plan.resolved.ghn is None:
         return 1
-    depth = ghn.facts.depth_for(plan.graph.kind)
+    depth = plan.resolved.ghn.facts.depth_for(plan.graph.kind)
     # Counted as if there were one layer for the logits, so that a backbone does not depend on it.
     return min(auto_layer(_architecture(plan.graph), n_body + 1, depth), max(1, n_layers))
 
@@ -213,10 +196,7 @@ def auto_layer(architecture: str | None, n_layers: int, depth: float | None = No
     convnext_base: 94 of 113), provided the model has the same number of layers. Otherwise it is the first of the last
     quarter of the layers, a guess that lies near the tuned values (69% and 83% of the depth).
 
-    Args:
-        architecture: timm or torchvision name; a timm tag (`.fb_in1k`) is ignored.
-        n_layers: `len(list_layers(model))`.
-        depth: the part of the layers to leave as they are, from 0 up to 1 (`GHN.depth`).
+    The architecture is a timm or torchvision name; a timm tag (`.fb_in1k`) is ignored. The depth is `GHN.depth`.
     """
     if depth is not None:
         return math.floor(depth * n_layers) + 1
@@ -268,13 +248,3 @@ def _computed(model: nn.Module, names: Sequence[str], graph: Graph | None) -> di
     }
     found = ((list(by.parameters), by) for by in parametrised(model) if by.invertible)
     return computed | {parameters[-1]: by for parameters, by in found if parameters and parameters[-1] in names}
-
-
-def _tell_left(name: str, layers: Sequence[Layer], layer: int, plan: Plan) -> None:
-    left = [f.name for f in layers[layer - 1 :] if f.by is not None and not f.by.invertible and f.name in plan.names]
-    if left:
-        _logger.warning(
-            "%s: not post-processed, because a parametrisation without a right_inverse computes the weight: %s",
-            name,
-            ", ".join(left),
-        )

@@ -203,17 +203,9 @@ def process(
     results: dict[str, Tensor],
     progress: bool | None,
 ) -> dict[str, float]:
-    """Eq. (1) and (2) on several weights, none of which is written to.
+    """Eq. (1) and (2) on several weights, none of which is written to: `results` gets what is to be.
 
-    Args:
-        device: where to compute.
-        results: gets what is to be written, by the names of parameters and buffers.
-
-    Returns:
-        sigma of Eq. (1), by name.
-
-    Raises:
-        RuntimeError: a result is not finite.
+    Returns sigma of Eq. (1), by name. Raises a RuntimeError if a result is not finite.
     """
 
     def one(layer: Layer) -> tuple[str, float]:
@@ -232,14 +224,9 @@ def process(
 
 
 def process_weight(columns: Tensor, stream: str, beta: float, orthogonal: bool, seed: int) -> float:
-    """Eq. (1) and (2) on one weight on the CPU, in place.
+    """Eq. (1) and (2) on one weight on the CPU, in place; returns sigma of Eq. (1).
 
-    Args:
-        columns: contiguous float32 (c, n), c <= n: the weight as a matrix, transposed if it is tall.
-        stream: the name by which its noise is drawn.
-
-    Returns:
-        sigma of Eq. (1).
+    It is a contiguous matrix (c, n), c <= n, transposed if the weight is tall. Its noise is drawn by the stream's name.
     """
     sigma = correlation_std(columns.T)
     add_noise_(columns, beta * sigma, seed, stream)
@@ -293,12 +280,9 @@ class Batch(NamedTuple):
 def process_batch(
     columns: Tensor, streams: Sequence[str], beta: float, orthogonal: bool, seed: int, period: int = NO_PERIOD
 ) -> Batch:
-    """Eq. (1) and (2) on weights of one shape, without looking at any value and without writing to them.
+    """As `process_weight`, on weights of one shape, without looking at any value and without writing to them.
 
-    Args:
-        columns: float32 (B, c, n), c <= n: each weight as a matrix, transposed if it is tall.
-        streams: names by which their noise is drawn.
-        period: as of `cholesky_qr`.
+    The period is that of `cholesky_qr`.
     """
     sigma = correlation_stds(columns)
     if beta > 0:
@@ -364,8 +348,7 @@ def _batches(layers: Iterable[Layer]) -> Iterator[list[Layer]]:
 def to_process(model: nn.Module, layer: int, kept: Collection[str] | None = None) -> list[Layer]:
     """The layers from `layer` on whose weights can be set, without those shared with a layer that must stay.
 
-    Args:
-        kept: names of the weights that stay whatever their number. Default: that of the last layer.
+    Weights that are `kept` (default: that of the last layer) stay whatever their number.
     """
     layers = layers_of(model)
     kept = {found.name for found in layers[-1:]} if kept is None else kept

@@ -26,10 +26,9 @@ _logger = logger(__name__)
 
 
 def initialise(place: Place, resolved: Sequence[Resolved]) -> InitReport:
-    """Initialise a model with what sources have for it. Raises as `init_model` does; the model is then as it was.
+    """Initialise a model with what the parts of a source have for it. Values of a later part count.
 
-    Args:
-        resolved: the parts of the source, of which only the first may have a GHN. Values of a later one count.
+    Only the first may have a GHN. Raises as `init_model` does; the model is then as it was.
     """
     results: dict[str, Tensor] = {}  # values that wait until all are there, by the names of parameters and buffers
     try:
@@ -52,7 +51,7 @@ def plan(place: Place, resolved: Sequence[Resolved], results: dict[str, Tensor])
     plans: list[Plan] = []
     for part in resolved:
         new = _plan_part(place, part, results)
-        plans = [*(earlier.without(new.written) for earlier in plans), new]
+        plans = [*(earlier.without(new.roles) for earlier in plans), new]
     for each in plans:
         _check(place, each)
     _warn_of_fixed_norms(place)
@@ -129,7 +128,7 @@ def _check(place: Place, plan: Plan) -> None:
             )
     # The classifier too, whatever classes the GHN has.
     heads = [] if plan.offer.graph is None else [n for n, t in plan.graph.targets.items() if t.classifier]
-    for name in dict.fromkeys((*plan.written, *plan.scaled, *heads)):
+    for name in dict.fromkeys((*plan.roles, *plan.scaled, *heads)):
         parameter = place.parameters[name] if name in place.parameters else place.model.get_parameter(name)
         problem = assign.unwritable(place.part(parameter))
         if problem:
@@ -175,6 +174,6 @@ def _report(place: Place, plans: Sequence[Plan], finished: Finished) -> InitRepo
         downloaded=finished.downloaded,
         own=place.own,
         unset=place.unset,
-        parts={n: str(plan.source) for plan in plans for n in plan.written} if len(plans) > 1 else {},
+        parts={n: str(plan.source) for plan in plans for n in plan.roles} if len(plans) > 1 else {},
         notes=tuple(dict.fromkeys(note for plan in plans for note in plan.notes)),
     )

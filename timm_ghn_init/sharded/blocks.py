@@ -11,12 +11,7 @@ from torch import nn
 def shard_blocks(model: nn.Module, **options: Any) -> None:
     """Apply `fully_shard` to each of a model's `blocks_of`, then to the model.
 
-    Args:
-        model: any model; its parameters become `DTensor`s.
-        **options: as of `fully_shard`, for instance `mesh=`.
-
-    Raises:
-        ImportError: PyTorch is older than 2.6.
+    The options are those of `fully_shard`. Raises an ImportError if PyTorch is older than 2.6.
     """
     try:
         from torch.distributed.fsdp import fully_shard
@@ -32,12 +27,6 @@ def blocks_of(model: nn.Module) -> Iterator[str]:
     Those are the numbered groups of parameters that timm's own `group_matcher` names, as far as they are modules
     ("blocks.3", "stages.1.blocks.0"); without any, the elements of every outermost `nn.Sequential` or `nn.ModuleList`
     that have parameters.
-
-    Args:
-        model: any module.
-
-    Yields:
-        Names as in `model.named_modules()`.
 
     Example:
         >>> list(blocks_of(timm.create_model("test_vit")))[:2]

@@ -49,12 +49,7 @@ def _box(
 
 
 def check_layout(model: nn.Module, name: str, mesh: DeviceMesh) -> None:
-    """Raise a ValueError unless all parameters of a model are on a mesh, placed as `Shard` and `Replicate`.
-
-    Args:
-        name: of the model, for messages.
-        mesh: of one or two dimensions.
-    """
+    """Raise a ValueError unless all parameters are on the mesh, of 1 or 2 dimensions, as `Shard` and `Replicate`."""
     for parameter, p in model.named_parameters():
         problem = _problem(p, mesh)
         if problem:

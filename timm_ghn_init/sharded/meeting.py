@@ -24,10 +24,6 @@ class Meeting:
     All ranks must hold them in the same order. As a context manager it tells the other ranks of whatever is raised in
     its block, so a rank enters it before it does anything that can fail.
 
-    Args:
-        model: its name, for messages.
-        mesh: of its parameters.
-
     Attributes:
         members: the global ranks; this process is the one at `rank`.
         device: of tensors that the mesh sends.
@@ -62,14 +58,11 @@ class Meeting:
             self._store.set(f"{self._prefix}/failed", json.dumps(failure))
 
     def __call__(self, topic: str, work: Callable[[], Any]) -> list[Any]:
-        """Do this rank's work, and wait until all others have done theirs.
+        """Do this rank's work, wait until all others have done theirs, and return what it returned on each rank.
 
         Args:
             topic: what the work is, in words for messages.
             work: returns plain values for JSON. Its errors are raised, here and, as a RuntimeError, on the others.
-
-        Returns:
-            The results of the work, one for each rank.
 
         Raises:
             RuntimeError: another rank has failed, or did not come in time. The message names it.
@@ -90,13 +83,11 @@ class Meeting:
     def broadcast(self, tensors: Sequence[Tensor], owner: int, about: str) -> None:
         """Fill tensors on all ranks with the values that one rank has.
 
+        Raises a RuntimeError, `about` what is sent, if another rank fails or the time is over.
+
         Args:
             tensors: contiguous, on `device`.
             owner: the position in `members` of the rank that has the values.
-            about: what is sent, in words for messages.
-
-        Raises:
-            RuntimeError: another rank fails, or the time is over.
         """
         own, source = (np.unravel_index(rank, tuple(self.mesh.shape)) for rank in (self.rank, owner))
         for dim in range(self.mesh.ndim):  # along one dimension after the other, each time from those that have it

@@ -31,13 +31,7 @@ from .post import postprocess_parts
 class Sharded(Place):
     """A model whose parameters are DTensors. All ranks of their mesh must make one, and do the same with it.
 
-    Args:
-        meeting: of the ranks.
-        constructed: as in `initialize.initialise`.
-        others: as of `Place`.
-
-    Raises:
-        ValueError: as `check_layout`.
+    Raises as `check_layout`. For `constructed` see `initialize.initialise`.
     """
 
     whole = False
