@@ -1,7 +1,7 @@
 """The primitive graph of a network: what goes into a Graph HyperNetwork."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
@@ -127,6 +127,15 @@ class Graph:
             return "attention"
         return "convnext" if "ln" in primitives and "bn" not in primitives else "conv"
 
+    def neighbours(self) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+        """The nodes before each node, and those after it."""
+        before: dict[int, list[int]] = {i: [] for i in range(len(self.nodes))}
+        after: dict[int, list[int]] = {i: [] for i in before}
+        for u, v in self.edges.tolist():
+            before[v].append(u)
+            after[u].append(v)
+        return before, after
+
     def distances(self, cutoff: int = 50) -> np.ndarray:
         """Lengths of the shortest directed paths: the virtual edges of GHN-2.
 
@@ -146,6 +155,21 @@ class Graph:
             f"Graph({len(self.nodes)} nodes, {len(self.edges)} edges, {len(self.targets)} parameters to predict, "
             f"{len(self.skipped)} not, dialect={self.dialect!r})"
         )
+
+
+def reached(
+    starts: Iterable[int], neighbours: Mapping[int, Iterable[int]], stops: Callable[[int], bool]
+) -> tuple[set[int], set[int]]:
+    """The nodes that a search passes, and those at which it stops, the starts included."""
+    passed, stopped, stack = set[int](), set[int](), list(starts)
+    while stack:
+        node = stack.pop()
+        if stops(node):
+            stopped.add(node)
+        elif node not in passed:
+            passed.add(node)
+            stack += neighbours[node]
+    return passed, stopped
 
 
 def shortest_paths(n: int, edges: np.ndarray, cutoff: int = 50) -> np.ndarray:

@@ -6,7 +6,6 @@ weights its negative. Here both do so from the start. All other layers stay as t
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Graph, Target
+from ..graph.graph import reached
 from .noise import seeded_generator
 
 _QK, _VO = (0.7, 0.7), (0.4, -0.4)  # alpha Z + beta I; Section 4 of the paper
@@ -67,20 +67,16 @@ def mimetic(model: nn.Module, seed: int, *, pos: bool = False, graph: Graph) -> 
 
 def attentions(model: nn.Module, graph: Graph) -> Iterator[Attention]:
     """The attentions of a model: what feeds an `msa` node, what follows it, and the heads that a module knows."""
-    before, after = defaultdict[int, list[int]](list), defaultdict[int, list[int]](list)
-    for u, v in graph.edges.tolist():
-        before[v].append(u)
-        after[u].append(v)
+    before, after = graph.neighbours()
     seen: set[str] = set()
     for i, node in enumerate(graph.nodes):
         if node.primitive != "msa":
             continue
-        inputs = _layers(graph, before, i, {"ln", "bn", "bias"})
-        outputs = _layers(graph, after, i, {"ln", "bn", "bias"})
+        inputs, outputs = _layers(graph, before, i), _layers(graph, after, i)
         found = _named(inputs)
         if found is None or len(outputs) != 1 or outputs[0] in seen:
             continue
-        heads = _heads(model, [*found, *outputs])
+        heads = _heads(model, found[0])
         if heads:
             seen.add(outputs[0])
             yield Attention(*found, outputs[0], heads)
@@ -101,19 +97,10 @@ def sines(target: Target) -> Tensor:
     return value
 
 
-def _layers(graph: Graph, neighbours: dict[int, list[int]], node: int, passed: set[str]) -> list[str]:
+def _layers(graph: Graph, neighbours: dict[int, list[int]], node: int) -> list[str]:
     """Weights of the next layers in one direction; norms and biases between are passed."""
-    found, stack, seen = [], list(neighbours[node]), set[int]()
-    while stack:
-        i = stack.pop(0)
-        if i in seen:
-            continue
-        seen.add(i)
-        if graph.nodes[i].primitive in passed:
-            stack += neighbours[i]
-        else:
-            found.append(graph.nodes[i].param)
-    return [name for name in dict.fromkeys(found) if name]
+    _, found = reached(neighbours[node], neighbours, lambda i: graph.nodes[i].primitive not in ("ln", "bn", "bias"))
+    return sorted({graph.nodes[i].param for i in found} - {""})
 
 
 def _named(inputs: list[str]) -> tuple[str, str, str] | None:
@@ -129,9 +116,8 @@ def _last(name: str) -> str:
     return name.removesuffix(".weight").rpartition(".")[2].removesuffix("_weight")
 
 
-def _heads(model: nn.Module, names: list[str]) -> int:
-    """How many heads there are, which a module around the weights says; 0 if none does."""
-    path = names[0]
+def _heads(model: nn.Module, path: str) -> int:
+    """How many heads a module around a weight has; 0 if none names them."""
     while path:
         path = path.rpartition(".")[0]
         module = model.get_submodule(path)

@@ -10,7 +10,6 @@ Three kinds of parameters are kept, and the report gives the reason for each:
   segmentation).
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ..graph import Graph
 from ..graph.classifier import declared_classifier, is_residual
+from ..graph.graph import reached
 from .layer_scale import layer_scales
 from .parametrised import with_companions
 from .unusual import Suspect, unusual
@@ -142,48 +142,20 @@ def _heads(graph: Graph) -> set[str]:
     If a network has no norm before an output, only the last layer is kept: the size of all features follows from all
     weights. A single output that is averaged over the image is logits (SqueezeNet), or features.
     """
-    before = _sources(graph)
+    before, after = graph.neighbours()
+    primitives = [node.primitive for node in graph.nodes]
     classifiers = {t.node for t in graph.targets.values() if t.classifier}
-    nodes: set[int] = set()
-    sinks = set(range(len(graph.nodes))) - {u for u, _ in graph.edges.tolist()}
-    if [graph.nodes[sink].primitive for sink in sinks] == ["glob_avg"]:
+    sinks = [node for node, following in after.items() if not following]
+    if [primitives[sink] for sink in sinks] == ["glob_avg"]:
         return set()
+
+    def is_normed(node: int) -> bool:
+        return primitives[node] in _NORMS or (primitives[node] == "sum" and is_residual(before[node], before))
+
+    nodes: set[int] = set()
     for sink in sinks:
-        layers, normed = _unnormed(graph, before, sink)
+        layers, norms = reached([sink], before, is_normed)
         if not layers & classifiers:
-            nodes |= layers if normed else _last(graph, before, sink)
+            last = set[int]().union(*reached([sink], before, lambda node: primitives[node] in _LAYERS))
+            nodes |= layers if norms else last
     return {t.param for t in graph.targets.values() if t.node in nodes}
-
-
-def _sources(graph: Graph) -> Mapping[int, list[int]]:
-    before = defaultdict[int, list[int]](list)
-    for u, v in graph.edges.tolist():
-        before[v].append(u)
-    return before
-
-
-def _unnormed(graph: Graph, before: Mapping[int, list[int]], sink: int) -> tuple[set[int], bool]:
-    """Layers and biases from which an output is reached without a norm or a residual; whether one comes before."""
-    found, stack, normed = set[int](), [sink], False
-    while stack:
-        node = stack.pop()
-        if node in found:
-            continue
-        primitive = graph.nodes[node].primitive
-        if primitive in _NORMS or (primitive == "sum" and is_residual(before[node], before)):
-            normed = True
-            continue
-        found.add(node)
-        stack += before[node]
-    return found, normed
-
-
-def _last(graph: Graph, before: Mapping[int, list[int]], sink: int) -> set[int]:
-    """The last layers before an output, and their biases."""
-    found, stack = set[int](), [sink]
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack += () if graph.nodes[node].primitive in _LAYERS else before[node]
-    return found
