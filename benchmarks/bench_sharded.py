@@ -5,7 +5,7 @@
 
 Ranks are processes on this machine that talk over gloo, with one thread each; PyTorch and timm are imported once, and
 ranks are forks. All sizes of worlds take turns within each repetition. A figure is the median over the repetitions of
-the slowest (largest) rank, with the smallest and the largest.
+the slowest (largest) rank, with the smallest and the largest. Times are ratios.
 
 The second table is arithmetic for a model that does not fit here: its graph and its layers are real, read on the meta
 device, and so are the bytes that each rank would send; seconds follow from what was measured here (trace, embed,
@@ -136,8 +136,8 @@ def run_world(model: str, source: str, world: int, folder: Path) -> list[Record]
 
 def measured_table(models: list[str], source: str, worlds: list[int], repeat: int, folder: Path) -> str:
     lines = [
-        "| model | ranks | seconds | of them post-processing | extra memory there, MB | two largest layers, MB "
-        "| own parameters, MB | sent, MB |",
+        "| model | ranks | time / time on the fewest ranks | share of post-processing | extra memory there, MB "
+        "| two largest layers, MB | own parameters, MB | sent, MB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for model in models:
@@ -146,10 +146,13 @@ def measured_table(models: list[str], source: str, worlds: list[int], repeat: in
             for world in worlds:
                 runs[world].append(run_world(model, source, world, folder))
         layers = largest_layers(model)
+        fewest = [max(r["seconds"] for r in ranks) for ranks in runs[worlds[0]]]
         for world, repetitions in runs.items():
+            seconds = [max(r["seconds"] for r in ranks) for ranks in repetitions]
+            post = [max(r["stages"].get("postprocess", 0) for r in ranks) for ranks in repetitions]
             cells = [
-                figure([max(r["seconds"] for r in ranks) for ranks in repetitions], 2),
-                figure([max(r["stages"].get("postprocess", 0) for r in ranks) for ranks in repetitions], 2),
+                figure([a / b for a, b in zip(seconds, fewest, strict=True)], 2),
+                figure([a / b for a, b in zip(post, seconds, strict=True)], 2),
                 figure([max(r["extra"] for r in ranks) / 1e6 for ranks in repetitions], 1),
                 f"{layers / 1e6:.1f}",
                 f"{max(r['own'] for r in repetitions[0]) / 1e6:.1f}",
@@ -206,9 +209,10 @@ def paper_table(model: str, source: str, ranks: list[int], args: argparse.Namesp
             for owner, layer in one_round.items():
                 compute[owner] += operations(layer.weight) / rate
                 sent[owner] += sizes[layer.name]
-        # one layer of its own, in float32, and one of another rank
-        extra = max(sizes.values()) + max(layer.weight.numel() * 4 for layer in plan.changed)
+        # the results wait until all are computed; besides, one layer of its own, in float32, and one of another rank
         total_sent = sum(sizes.values())
+        largest = max(sizes.values()) + max(layer.weight.numel() * 4 for layer in plan.changed)
+        extra = total_sent / world + largest
         cells = (
             total / world / 1e9,
             total / world / write,

@@ -47,7 +47,7 @@ def machine(document: Record) -> str:
 
 def model_tables(records: Sequence[Record], device: str) -> Iterator[str]:
     rows = [(r, r["ratios"]) for r in records]
-    yield f"### Ratios, {device.upper()}"
+    yield f"### Ratios, {device.upper()}" if any(ratios for _, ratios in rows) else "### Models"
     yield table(
         ("model", "parameters", "nodes", "L of layers"),
         rows,
