@@ -427,11 +427,12 @@ def page(done: dict[tuple[str, str], Any]) -> str:
         f"{torch.__version__}, timm {timm.__version__}. Losses are multiples of those from the network's own "
         "initialisation.",
         "",
-        "The page is written from what has been measured so far; run it again to go on.",
+        "The last loss of a network that fits its few images within ten steps is nearly zero, so ratios of last losses are "
+        "large there in either direction.",
         "",
         f"| source | finite | first loss at most {FIRST:g} | at most {FIRST_OF_ALL:g} | last loss at most {LAST:g} | "
-        "median first | median last | targets |",
-        "|---|---|---|---|---|---|---|---|",
+        "median first | median last |",
+        "|---|---|---|---|---|---|---|",
     ]
     table = {s: {n: ratios(own[n], done[n, s]) for n in own if (n, s) in done} for s in SOURCES}
     for source, found in table.items():
@@ -440,11 +441,9 @@ def page(done: dict[tuple[str, str], Any]) -> str:
         first = sum(first <= FIRST for first, _ in found.values())
         most = sum(first <= FIRST_OF_ALL for first, _ in found.values())
         last = sum(last <= LAST for _, last in found.values())
-        met = finite == most == count and min(first, last) >= SHARE * count
         medians = [statistics.median([r[i] for r in found.values()] or [math.nan]) for i in (0, 1)]
         lines.append(
-            f"| {source} | {finite} of {count} | {first} | {most} | {last} | {medians[0]:.2f} | {medians[1]:.2f} | "
-            f"{'met' if met else 'missed'} |"
+            f"| {source} | {finite} of {count} | {first} | {most} | {last} | {medians[0]:.2f} | {medians[1]:.2f} |"
         )
     lines += ["", f"| network | own: first, last | {' | '.join(SOURCES)} |", "|---|---|" + "---|" * len(SOURCES)]
     for name in own:
