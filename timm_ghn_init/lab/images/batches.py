@@ -6,25 +6,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .datasets import NAMED, Dataset, load
-from .formula import FormulaImages
+from .datasets import Dataset, load
 
 SHIFT = 3  # pixels, at most, to each side
-NAMES = ("formula", *NAMED)  # see `open_images`
 
 
-def open_images(data: str, folder: str | Path | None = None, num_classes: int = 100) -> "Images | FormulaImages":
-    """Batches of a data set, or of images made by formula, at 32 x 32 pixels.
+def open_images(data: str, folder: str | Path | None = None) -> "Images":
+    """Batches of a data set at 32 x 32 pixels.
 
     Args:
-        data: "formula", or what `datasets.load` takes.
-        folder: as `datasets.load` takes it.
-        num_classes: of the formulas; a data set has its own.
+        data, folder: as `datasets.load` takes them.
 
     Raises:
         DatasetError: as `datasets.load`.
     """
-    return FormulaImages(num_classes) if data == "formula" else Images(load(data, 32, folder))
+    return Images(load(data, 32, folder))
 
 
 class Images:

@@ -11,7 +11,6 @@ from ...ghn import GHN
 from ...utils.checks import InputError
 from ...utils.progress import over
 from ..images.batches import Images
-from ..images.formula import FormulaImages
 from .networks import IMAGE, Network, as_network, network
 
 TIMM_MODELS = (
@@ -48,7 +47,7 @@ class Score:
 @torch.no_grad()
 def evaluate(
     ghn: GHN,
-    images: Images | FormulaImages,
+    images: Images,
     *,
     networks: int = 40,
     seed: int = 0,
