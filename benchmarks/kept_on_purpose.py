@@ -20,10 +20,10 @@ from torch import nn
 from tqdm import tqdm
 
 from timm_ghn_init import init_model
-from timm_ghn_init.recipe import purpose
+from timm_ghn_init.recipe import purpose, unusual
 
 SMALLEST = Path(__file__).parent.parent / "tests" / "smallest_models.json"
-REASONS = (purpose.FROZEN, purpose.ZERO, purpose.CONSTANT, purpose.TABLE, purpose.OF_A_KEPT_LAYER, purpose.HEAD)
+REASONS = (purpose.FROZEN, unusual.ZERO, unusual.CONSTANT, unusual.TABLE, purpose.OF_A_KEPT_LAYER, purpose.HEAD)
 MOST_VALUES = 60_000_000
 
 

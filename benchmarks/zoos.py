@@ -38,7 +38,7 @@ from zoo_models import ZOOS, Zoo
 
 from timm_ghn_init import TraceError, init_model
 from timm_ghn_init.checkpoints.load import load_ghn, resolve_default
-from timm_ghn_init.recipe import purpose
+from timm_ghn_init.recipe import purpose, unusual
 from timm_ghn_init.sources import SHIPPED, parse_source
 
 MODELS, INITIALISED, SHARE, WHOLE = 350, 0.99, 0.97, 0.99  # the targets
@@ -47,7 +47,7 @@ GIGABYTES, SECONDS, AT_ONCE, VALUES = 4, 120, 40, 160_000_000  # the bounds
 LAYER = re.compile(r"(.*(Conv(Transpose)?[123]d|Norm([123]d)?)|Conv1D|.*Linear|Bilinear|MultiheadAttention)")
 
 # Why layers are kept that a GHN could predict: they count neither as predicted nor as missed.
-KEPT = {purpose.FROZEN, purpose.ZERO, purpose.CONSTANT, purpose.TABLE, purpose.OF_A_KEPT_LAYER, purpose.HEAD}
+KEPT = {purpose.FROZEN, unusual.ZERO, unusual.CONSTANT, unusual.TABLE, purpose.OF_A_KEPT_LAYER, purpose.HEAD}
 
 Record = dict[str, Any]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from timm_ghn_init.checkpoints import load
 from timm_ghn_init.cli import doctor, main
 from timm_ghn_init.integration import enabling, timm_hooks
 from timm_ghn_init.sources import KNOWN, SHIPPED
@@ -24,6 +25,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("connect", "connect_ex", "sendto"):
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(load, "_failed", {})  # other tests of this process have tried to fetch the default GHN
 
 
 @pytest.fixture
