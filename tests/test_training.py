@@ -412,6 +412,16 @@ def test_images_that_a_ghn_was_trained_on_and_that_have_no_name(
     assert said in error and "--data" in error and "\x1b" not in error
 
 
+def test_images_by_formula_need_no_files() -> None:
+    images = open_images("formula", num_classes=4)
+    assert images.num_classes == 4
+    batch, labels = images.batch(1, 2, 16)
+    again, others = images.batch(1, 2, 16)[0], images.batch(1, 3, 16)[0]
+    held_out = images.batch(1, 2, 16, train=False)[0]
+    assert batch.shape == (16, 3, 32, 32) and batch.dtype == torch.float32 and set(labels.tolist()) <= set(range(4))
+    assert torch.equal(batch, again) and not torch.equal(batch, others) and not torch.equal(batch, held_out)
+
+
 def test_mean_and_deviation_of_a_data_set() -> None:
     pixels = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pixels[:, 2] = 0  # no blue

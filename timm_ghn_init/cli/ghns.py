@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sources import DEFAULT, KNOWN, SUFFIXES, list_sources
-from ..utils.checks import FINITE, PROCESSES, WIDTH, whole
+from ..utils.checks import CLASSES, FINITE, PROCESSES, WIDTH, whole
 from .arguments import AGAIN, RANDOM, as_source, command, flag, image_options, needed_source, opt, output, seconds
 from .messages import UserError, table
 from .models import read_device
@@ -61,7 +61,8 @@ def fetch(args: argparse.Namespace) -> int:
 @command(
     "train-ghn --data path/to/images --time-budget 4h -o runs/mine",
     output("DIR", "folder of the run: checkpoint, log, GHN"),
-    *image_options("fashion-mnist"),
+    *image_options("formula", "fashion-mnist"),
+    opt("--classes", "classes of formula", CLASSES, 100, metavar="N"),
     opt("--steps", "optimiser updates", whole(1), 10_000),
     opt("--time-budget", "stop after, e.g., 90m; --resume continues (default: none)", seconds, metavar="TIME"),
     flag("--resume", "continue from the folder's checkpoint"),
@@ -91,6 +92,7 @@ def train_ghn(args: argparse.Namespace) -> int:
     same = ("steps", "networks", "batch_size", "pool", "lr", "clip", "seed", "start")
     config = TrainConfig(
         data=args.data or "fashion-mnist",
+        num_classes=args.classes,
         max_macs=MAX_MACS if args.max_macs is None else args.max_macs,
         ghn=TrainConfig().ghn | {"hid": args.hid},
         **{name: getattr(args, name) for name in same},
@@ -109,7 +111,7 @@ def train_ghn(args: argparse.Namespace) -> int:
 @command(
     "eval-ghn --source runs/mine/ghn.safetensors",
     needed_source("a GHN: its name or file"),
-    *image_options("fashion-mnist", "those that it was trained on"),
+    *image_options("formula", "those that it was trained on"),
     opt("--networks", "held-out networks", whole(8), 40),
     RANDOM,
     opt("--device", "where to compute (default: CPU)"),
@@ -121,7 +123,7 @@ def eval_ghn(args: argparse.Namespace) -> int:
     from ..lab.training.evaluate import evaluate, summary
 
     ghn = load_ghn(args.source, read_device(args.device) or "cpu")
-    images = open_images(args.data or _trained_on(ghn, args.source), args.data_dir)
+    images = open_images(args.data or _trained_on(ghn, args.source), args.data_dir, ghn.num_classes)
     scores = evaluate(ghn, images, networks=args.networks, seed=args.seed)
     chance = 1 / images.num_classes
     rows = list(summary(scores))
@@ -133,9 +135,9 @@ def eval_ghn(args: argparse.Namespace) -> int:
 
 def _trained_on(ghn: "GHN", source: str) -> str:
     """The name of the images in the GHN's file; of a folder it has no path."""
-    from ..lab.images.datasets import NAMED
+    from ..lab.images.batches import NAMES
 
-    if ghn.trained_on is None or ghn.trained_on not in NAMED:
+    if ghn.trained_on is None or ghn.trained_on not in NAMES:
         said = "nothing" if ghn.trained_on is None else repr(ghn.trained_on[:80])
         raise UserError(f"{source}: its file says {said} about the images it was trained on. Name some with --data.")
     return ghn.trained_on

@@ -179,6 +179,7 @@ POSITIVE = number("above 0", lambda value: value > 0)
 NOT_NEGATIVE = number("a finite number from 0 on", lambda value: value >= 0)
 PART = number("from 0 up to 1", lambda value: 0 <= value < 1)
 SEED = whole(0)
+CLASSES = whole(2, 10**6)  # of the classifiers that a GHN predicts
 WIDTH = replace(  # of a GHN's node embeddings
     whole(4, 2**14), wanted="a multiple of 4 up to 16384", valid=lambda v: whole(4, 2**14).valid(v) and v % 4 == 0
 )

@@ -1,6 +1,7 @@
 """Labelled images: a name or a folder goes in, tensors of images and labels come out.
 
-`datasets` reads named data sets, `folder` reads folders, `batches` serves them to the training of a GHN.
+`datasets` reads named data sets, `folder` reads folders, `formula` draws images, `batches` serves them to the training
+of a GHN.
 """
 
 from ...utils.text import Told

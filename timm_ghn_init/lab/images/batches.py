@@ -6,21 +6,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .datasets import Dataset, load
+from .datasets import NAMED, Dataset, load
+from .formula import FormulaImages
 
 SHIFT = 3  # pixels, at most, to each side
+NAMES = ("formula", *NAMED)  # see `open_images`
 
 
-def open_images(data: str, folder: str | Path | None = None) -> "Images":
-    """Batches of a data set at 32 x 32 pixels.
+def open_images(data: str, folder: str | Path | None = None, num_classes: int = 100) -> "Images | FormulaImages":
+    """Batches of a data set, or of images made by formula, at 32 x 32 pixels.
 
     Args:
-        data, folder: as `datasets.load` takes them.
+        data: "formula", or what `datasets.load` takes.
+        folder: as `datasets.load` takes it.
+        num_classes: of the formulas; a data set has its own.
 
     Raises:
         DatasetError: as `datasets.load`.
     """
-    return Images(load(data, 32, folder))
+    return FormulaImages(num_classes) if data == "formula" else Images(load(data, 32, folder))
 
 
 class Images:

@@ -11,6 +11,7 @@ from ...ghn import GHN
 from ...utils.checks import InputError
 from ...utils.progress import over
 from ..images.batches import Images
+from ..images.formula import FormulaImages
 from .networks import IMAGE, Network, as_network, network
 
 TIMM_MODELS = (
@@ -47,7 +48,7 @@ class Score:
 @torch.no_grad()
 def evaluate(
     ghn: GHN,
-    images: Images,
+    images: Images | FormulaImages,
     *,
     networks: int = 40,
     seed: int = 0,

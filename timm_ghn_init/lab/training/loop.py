@@ -24,12 +24,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...checkpoints.load import load_ghn, save_ghn
 from ...ghn import GHN
-from ...utils.checks import NOT_NEGATIVE, PART, POSITIVE, SEED, WIDTH, Kind, check_all, whole
+from ...utils.checks import CLASSES, NOT_NEGATIVE, PART, POSITIVE, SEED, WIDTH, Kind, check_all, whole
 from ...utils.files import replace_by_torch, replacing
 from ...utils.progress import Progress
 from ...utils.text import Told
 from ...version import __version__
 from ..images.batches import Images, open_images
+from ..images.formula import FormulaImages
 from .networks import MACS, MAX_MACS, Network, network
 
 CHECKPOINT, LOG, RESULT = "checkpoint.pt", "log.csv", "ghn.safetensors"
@@ -46,7 +47,8 @@ class TrainConfig:
     """All that a training run depends on.
 
     Attributes:
-        data: "fashion-mnist", "digits", "cifar10", "letters" or a folder, see `open_images`.
+        data: "formula", "fashion-mnist", "digits", "cifar10", "letters" or a folder, see `open_images`.
+        num_classes: of the formulas.
         steps: of the optimiser; the learning rate follows a cosine to their end.
         networks: sampled networks in a step, in each process.
         batch_size: images for each network.
@@ -65,6 +67,7 @@ class TrainConfig:
     """
 
     data: str = "fashion-mnist"
+    num_classes: int = 100
     steps: int = 10_000
     networks: int = 8
     batch_size: int = 32
@@ -94,6 +97,7 @@ class TrainConfig:
 
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys(("steps", "networks", "pool", "warmup"), whole(1)),
+    "num_classes": CLASSES,
     "batch_size": whole(2),
     **dict.fromkeys(("lr", "clip"), POSITIVE),
     "max_macs": MACS,
@@ -140,7 +144,7 @@ class Trainer:
         self.config, self.folder, self.workers = config, Path(folder), workers
         self.rank, self.world = _ranks()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.images = open_images(config.data, data_dir)
+        self.images = open_images(config.data, data_dir, config.num_classes)
         with torch.random.fork_rng(devices=()):  # the program's own random numbers are as without a trainer
             torch.default_generator.manual_seed(config.seed)
             self.ghn = GHN(num_classes=self.images.num_classes, **config.ghn).to(self.device).train()
@@ -320,7 +324,7 @@ class Trainer:
 class _Steps(Dataset[Any]):
     """step -> [(index of the network, images, labels), ...] for one process."""
 
-    def __init__(self, config: TrainConfig, images: Images, rank: int, world: int) -> None:
+    def __init__(self, config: TrainConfig, images: Images | FormulaImages, rank: int, world: int) -> None:
         self.config, self.images, self.rank, self.world = config, images, rank, world
 
     def __getitem__(self, step: int) -> list[tuple[int, Tensor, Tensor]]:
