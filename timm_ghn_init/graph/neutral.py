@@ -55,9 +55,10 @@ def neutral_adapters(named_modules: Sequence[tuple[str, nn.Module]]) -> list[Ada
 
 def _starts_adapters(key: str, p: Tensor) -> bool:
     """Whether all values are zero, of a parameter that is neither a bias nor of a norm."""
-    if "bias" in key or (key == "weight" and p.dim() < 2) or type(p.data) is not Tensor or p.is_meta or not p.numel():
+    if "bias" in key or (key == "weight" and p.dim() < 2):
         return False
-    return not p[(0,) * p.dim()] and not p.any()
+    has_values = type(p.data) is Tensor and p.layout == torch.strided and not p.is_meta and p.numel() > 0
+    return has_values and not p[(0,) * p.dim()] and not p.any()
 
 
 def _base(module: nn.Module) -> tuple[Callable[..., Any], list[nn.Parameter]]:
