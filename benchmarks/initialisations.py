@@ -37,6 +37,10 @@ SOURCES = {
     "select": "select",
     "ORTH+mimetic": "orth+mimetic",
     "GHN-ORTH+mimetic": "ghn2-fashion-orth+mimetic",
+    "RAND+mimetic, sines": "rand+mimetic?pos=1",
+    "ORTH+mimetic, sines": "orth+mimetic?pos=1",
+    "GHN-ORTH+mimetic, sines": "ghn2-fashion-orth+mimetic?pos=1",
+    "select+mimetic, sines": "select+mimetic?pos=1",
 }
 
 
@@ -89,8 +93,7 @@ def build(run: Run, wide: bool = False, classes: int = 10) -> nn.Module:
 
 def initialise(model: nn.Module, run: Run, teacher: Path) -> None:
     source = run.source.removeprefix("timm").removeprefix("+")
-    if source == "select":
-        source = f"select?from={NETWORKS[run.network].arch}&weights={teacher}"
+    source = source.replace("select", f"select?from={NETWORKS[run.network].arch}&weights={teacher}")
     if source:
         init_model(model, source, seed=run.seed, input_size=run.size, progress=False)
 
@@ -137,7 +140,7 @@ def train_teacher(run: Run, path: Path, images: int, epochs: int, folder: str | 
 def work(run: Run, args: argparse.Namespace) -> dict[str, Any]:
     """One run: accuracy on 300 held-out images and on the test images, %."""
     teacher = args.output.with_name(f"teacher-{run.network}-{run.size}.pth")
-    if run.source == "select":
+    if run.source.startswith("select"):
         train_teacher(run, teacher, args.teacher_images, args.teacher_epochs, args.data_dir)
     start = time.time()
     model = build(run)
