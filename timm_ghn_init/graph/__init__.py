@@ -1,7 +1,7 @@
 """A network's primitive graph: model -> Graph. Knows torch.nn, nothing of hypernetworks or timm."""
 
 from .graph import KINDS, PRIMITIVES, Dialect, Graph, Node, Place, Role, Target
-from .trace import TraceError, model_name, trace
+from .trace import TraceError, model_name, trace, trace_supported
 from .unsupported import refuse_unsupported
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "model_name",
     "refuse_unsupported",
     "trace",
+    "trace_supported",
 ]

@@ -1,5 +1,6 @@
 """Facts that only the class of a module shows."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,10 +27,14 @@ def may_scale(module: nn.Module) -> bool:
     Equalised learning rates (arXiv 1710.10196, Section 4.1) do. With several weights, as in attention, a
     constant may be part of what is computed.
     """
-    if module._modules or not module._parameters or "forward" in vars(module):
+    if module._modules or not module._parameters or _is_pytorchs(type(module)) or "forward" in vars(module):
         return False
-    weights = [p for p in module._parameters.values() if p is not None and p.dim() > 1]
-    return len(weights) == 1 and not type(module).forward.__module__.startswith("torch.nn.")
+    return sum(p is not None and p.dim() > 1 for p in module._parameters.values()) == 1
+
+
+@cache
+def _is_pytorchs(cls: type[nn.Module]) -> bool:
+    return cls.forward.__module__.startswith("torch.nn.")
 
 
 def unrolled_once(module: nn.RNNBase, x: Any, state: Any = None) -> tuple[Any, Any]:

@@ -28,6 +28,7 @@ class Adapted(NamedTuple):
     names: list[str]  # the adapter's parameters
 
 
+@torch.no_grad()
 def neutral_adapters(named_modules: Sequence[tuple[str, nn.Module]]) -> list[Adapted]:
     """The adapters that add nothing. Values decide, so a model on the meta device has none."""
     modules, adds_nothing, found = dict(named_modules), dict[Any, bool](), dict[str, Adapted]()
@@ -57,8 +58,8 @@ def _starts_adapters(key: str, p: Tensor) -> bool:
     """Whether all values are zero, of a parameter that is neither a bias nor of a norm."""
     if "bias" in key or (key == "weight" and p.dim() < 2):
         return False
-    has_values = type(p.data) is Tensor and p.layout == torch.strided and not p.is_meta and p.numel() > 0
-    return has_values and not p[(0,) * p.dim()] and not p.any()
+    has_values = type(p) is nn.Parameter and p.layout == torch.strided and not p.is_meta and p.numel() > 0
+    return has_values and not p.as_strided((1,), (1,)).item() and not p.any()
 
 
 def _base(module: nn.Module) -> tuple[Callable[..., Any], list[nn.Parameter]]:

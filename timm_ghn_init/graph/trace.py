@@ -33,8 +33,6 @@ def trace(
     input_size: int | Sequence[Any] | None = None,
     dialect: Dialect = "ghn2",
     classifier: Iterable[str] | None = None,
-    prepare: Callable[[], Mapping[str, Tensor] | None] | None = None,
-    real: bool = True,
     *,
     example_inputs: Any = None,
 ) -> Graph:
@@ -51,9 +49,6 @@ def trace(
         dialect: "ghn2" or "ghn3", see `Graph`. A GHN knows its own: `ghn.dialect`.
         classifier: names of the modules that yield the logits. Default: timm's `get_classifier()`, else the last
             layers of the graph, where an output is a matrix of logits. For layers in a row, the last.
-        prepare: called before a forward pass on real values, for a model that does not have all of its values yet:
-            gives it those, or returns some by name. The rest are zero.
-        real: whether there may be a forward pass on real values.
         example_inputs: what the forward is called with instead of images of `input_size`: a tensor, a tuple of
             positional arguments, or a dict of keyword arguments. Their values matter only to a forward that reads them.
 
@@ -72,9 +67,29 @@ def trace(
         >>> graph.skipped
         {}
     """
-    name = model_name(model)
-    refuse_unsupported(model, name)
+    refuse_unsupported(model, model_name(model))
     _DIALECT.check("dialect", dialect)
+    return trace_supported(model, input_size, dialect, classifier, example_inputs=example_inputs)
+
+
+def trace_supported(
+    model: nn.Module,
+    input_size: int | Sequence[Any] | None,
+    dialect: Dialect,
+    classifier: Iterable[str] | None = None,
+    *,
+    prepare: Callable[[], Mapping[str, Tensor] | None] | None = None,
+    real: bool = True,
+    example_inputs: Any = None,
+) -> Graph:
+    """`trace` for a model that `refuse_unsupported` has let pass.
+
+    Args:
+        prepare: called before a forward pass on real values, for a model that does not have all of its values yet:
+            gives it those, or returns some by name. The rest are zero.
+        real: whether there may be a forward pass on real values.
+    """
+    name = model_name(model)
     if next(model.parameters(), None) is None:
         raise TraceError(f"{name} has no parameters: there is nothing to initialise.")
     with torch.inference_mode(False):  # in which operators are not seen

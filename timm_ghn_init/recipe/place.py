@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ghn import GHN, Tile
-from ..graph import Dialect, Graph, TraceError, trace
+from ..graph import Dialect, Graph, TraceError, trace_supported
 from ..own_init.stand_ins import named_tensors
 from ..own_init.values import forget, materialise, on_meta, own_values, set_values, warn_unset
 from ..sources import PATTERNS, Source, patterns
@@ -162,7 +162,7 @@ class Place:
 
     def trace(self, dialect: Dialect) -> Graph:
         options = self.options
-        return trace(
+        return trace_supported(
             self.model, options.input_size, dialect, prepare=self._prepare, example_inputs=options.example_inputs
         )
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .assign import unwritable
 from .exact import exact
 
 ZERO = "set to zero by the constructor"
@@ -72,35 +72,49 @@ def unusual(suspects: list[Suspect]) -> tuple[dict[str, str], int]:
 
 
 def _samples(suspects: list[Suspect]) -> Iterator[_Samples]:
-    groups: dict[object, list[tuple[Suspect, Tensor, Tensor]]] = defaultdict(list)
+    groups: dict[object, list[tuple[Suspect, _Reading]]] = defaultdict(list)
     for suspect in suspects:
-        value = suspect.value.detach()
-        if value.numel() and value.is_floating_point() and unwritable(value) is None:
-            is_vector = value.numel() == max(value.shape, default=1)
-            block = _beginning(value, is_vector)
-            is_vector |= suspect.role in ("bias", "norm")
-            strided = value.take(_places(0 if is_vector else value.numel(), value.device))
-            key = block.shape, strided.shape, value.device, value.element_size() < 4
-            groups[key].append((suspect, block.float(), strided.float()))
+        value = suspect.value
+        if value.numel() and value.is_floating_point() and value.layout == torch.strided and not value.is_meta:
+            reading = _reading(value.shape, suspect.role in ("bias", "norm"))
+            groups[reading.block.size, reading.strided.size, value.dtype, value.device].append((suspect, reading))
     for group in groups.values():
-        blocks, strided = (torch.stack([row[i] for row in group]).cpu().double() for i in (1, 2))  # type: ignore[misc]
-        yield _Samples([row[0] for row in group], blocks, strided, group[0][0].value.element_size() < 4)
+        blocks = torch.stack([reading.block.of(suspect.value) for suspect, reading in group])
+        strided = torch.stack([reading.strided.of(suspect.value) for suspect, reading in group])
+        own = [suspect for suspect, _ in group]
+        yield _Samples(own, blocks.cpu().double(), strided.cpu().double(), blocks.element_size() < 4)
 
 
-def _beginning(value: Tensor, is_vector: bool) -> Tensor:
-    """(rows, columns) of the beginning of a parameter; (1, n) of a vector."""
-    if is_vector:
-        return value.reshape(1, -1)[:, :_ALL]
-    while value.dim() > 2 and len(value) == 1:
-        value = value[0]
-    rows = value[:_BLOCK]
-    return rows.reshape(len(rows), -1)[:, :_BLOCK]
+class _Part(NamedTuple):
+    """Some values of a tensor, by their strides as if that were contiguous."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def of(self, value: Tensor) -> Tensor:
+        if value.is_contiguous():
+            return value.as_strided(self.size, self.stride)
+        return value.contiguous().as_strided(self.size, self.stride).clone()  # the whole copy is let go of
+
+
+class _Reading(NamedTuple):
+    """The parts of a parameter that are read, as the fields of `_Samples`."""
+
+    block: _Part
+    strided: _Part
 
 
 @lru_cache(maxsize=1024)
-def _places(size: int, device: torch.device) -> Tensor:
-    """Positions of values from all over a parameter."""
-    return torch.linspace(0, size - 1, min(_STRIDED, size), dtype=torch.float64, device=device).long()
+def _reading(shape: torch.Size, has_no_matrix: bool) -> _Reading:
+    size = shape.numel()
+    if size == max(shape, default=1):
+        return _Reading(_Part((1, min(size, _ALL)), (size, 1)), _Part((0,), (1,)))
+    outer = next((n for n in shape[:-2] if n > 1), shape[-2])  # (1, tokens, channels) begins with tokens
+    block = _Part((min(outer, _BLOCK), min(size // outer, _BLOCK)), (size // outer, 1))
+    step = max(1, (size - 1) // (_STRIDED - 1))
+    if step > _BLOCK and step % 2 == 0:
+        step -= 1  # so that it does not stay in one column
+    return _Reading(block, _Part((0 if has_no_matrix else min(size, _STRIDED),), (step,)))
 
 
 def _matrices(samples: _Samples) -> dict[str, Tensor]:
@@ -131,8 +145,9 @@ def _vectors(samples: _Samples) -> dict[str, Tensor]:
 def _repeats(x: Tensor, coarse: bool) -> Tensor:
     """Whether few absolute values are different ones: those of a draw hardly ever repeat, but in 16 bits (`coarse`)."""
     n = x.shape[1]
-    rounded = (x.abs() / x.abs().amax(1, keepdim=True)).mul(1e5).round().sort(1).values
-    different = 1 + rounded.diff(dim=1).ne(0).sum(1)
+    rounded = (x.abs() / x.abs().amax(1, keepdim=True)).mul(1e5).round().float()
+    ordered = np.sort(rounded.numpy(), axis=1)  # thirty times as fast as `torch.sort`
+    different = 1 + torch.from_numpy(np.diff(ordered).astype(bool).sum(1))
     return (different <= max(1, n // (16 if coarse else 2))) & (n > 1)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..ghn import GHN, Facts, Tile
-from ..graph import Dialect, Graph, TraceError, trace
+from ..graph import Dialect, Graph, TraceError, trace_supported
 from ..own_init.stand_ins import meta_parameter, named_tensors, replaced
 from ..own_init.values import on_meta
 from ..recipe.place import Options, Place, T
@@ -112,7 +112,8 @@ class Sharded(Place):
         options = self.options
         try:
             with replaced(self.model, lambda name, tensor: meta_parameter(tensor)):
-                return trace(self.model, options.input_size, dialect, real=False, example_inputs=options.example_inputs)
+                inputs = options.example_inputs
+                return trace_supported(self.model, options.input_size, dialect, real=False, example_inputs=inputs)
         except TraceError as error:
             raise TraceError(f"{error}. If it needs real values: initialise the model before sharding it.") from None
 
