@@ -147,8 +147,9 @@ def initialise(
 
 def _meeting(model: nn.Module) -> "AbstractContextManager[Meeting | None]":
     """The meeting of the ranks that hold parts of a model, which also learn of errors here; None for a whole model."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else ()
-    mesh = next((p.device_mesh for p in parameters if hasattr(p, "device_mesh")), None)
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    parameters = (p for m in modules for p in m._parameters.values() if type(p) is not nn.Parameter)
+    mesh: Any = next((p.device_mesh for p in parameters if hasattr(p, "device_mesh")), None)  # type: ignore[union-attr]
     if mesh is None:
         return nullcontext()
     from .sharded.meeting import Meeting  # needs PyTorch's distributed engine

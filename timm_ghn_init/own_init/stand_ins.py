@@ -44,16 +44,15 @@ def replaced(model: nn.Module, stand_in: Callable[[str, Tensor], Tensor]) -> Ite
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """A model's parameters, then its buffers, by name; what has several names goes by the first."""
-    modules = list(model.named_modules())
-    found: dict[str, Tensor] = {}
-    for held in ("_parameters", "_buffers"):
-        seen: set[int] = set()
-        for path, module in modules:
-            for key, tensor in getattr(module, held).items():
-                if tensor is not None and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    found[f"{path}.{key}" if path else key] = tensor
-    return found
+    parameters: dict[int, tuple[str, Tensor]] = {}
+    buffers: dict[int, tuple[str, Tensor]] = {}
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for held, found in ((module._parameters, parameters), (module._buffers, buffers)):
+            for key, tensor in held.items() if held else ():
+                if tensor is not None and id(tensor) not in found:
+                    found[id(tensor)] = prefix + key, tensor
+    return dict((*parameters.values(), *buffers.values()))
 
 
 def meta_parameter(tensor: Tensor) -> Tensor:

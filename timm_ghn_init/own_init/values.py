@@ -50,6 +50,8 @@ def set_values(
 
 
 def _part(parameter: Tensor) -> Tensor:
+    if type(parameter) is nn.Parameter:
+        return parameter
     part = parameter.detach()
     return part.to_local() if hasattr(part, "to_local") else part
 

@@ -25,9 +25,13 @@ def check_finite(tiles: Mapping[str, Tile], what: str) -> None:
     """Refuse predictions that hold NaN or infinity; `what` names the model and the GHN."""
     if not tiles:
         return
+    blocks = [tile.block for tile in tiles.values()]
     with one_thread():  # small sums, for which threads would wait longer than they work
-        sums = torch.stack([tile.block.sum() for tile in tiles.values()])  # NaN and infinity survive a sum
-    bad = [n for n, finite in zip(tiles, sums.isfinite().tolist(), strict=True) if not finite]
+        vectors = torch.cat([blocks[0].new_zeros(1), *(block for block in blocks if block.dim() == 1)])
+        sums = [vectors.sum(), *(block.sum() for block in blocks if block.dim() != 1)]  # NaN and infinity survive
+        if torch.stack(sums).isfinite().all():
+            return
+    bad = [name for name, tile in tiles.items() if not tile.block.sum().isfinite()]
     if bad:
         raise PredictionError(
             f"{what}: {len(bad)} predicted parameters are not finite ({', '.join(bad[:3])} ...). The GHN or its "

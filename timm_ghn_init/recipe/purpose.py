@@ -84,8 +84,8 @@ def _notes(model: nn.Module, zero_norms: int) -> tuple[str, ...]:
     notes = []
     if zero_norms:
         notes.append(f"{zero_norms} norm weights that started at zero (branches that were off) are initialised as well")
-    norms = [n for n, m in model.named_modules() if _is_batch_norm(m) and not m.training]
-    if norms and len(norms) == sum(map(_is_batch_norm, model.modules())):
+    norms = [m for m in model.modules() if _is_batch_norm(m)]
+    if norms and not any(m.training for m in norms):
         notes.append("batch norms are in eval mode: they scale nothing until they have seen batches in training mode")
     return tuple(notes)
 
@@ -97,7 +97,7 @@ def fixed_norms(model: nn.Module) -> list[str]:
     """
     found = []
     for name, module in model.named_modules():
-        frozen = "frozen" in type(module).__name__.lower() and "running_var" in module._buffers
+        frozen = "running_var" in module._buffers and "frozen" in type(module).__name__.lower()
         if frozen or (_is_batch_norm(module) and model.training and not module.training):
             found.append(name)
     return found

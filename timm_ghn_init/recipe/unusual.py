@@ -56,28 +56,51 @@ def unusual(suspects: list[Suspect]) -> tuple[dict[str, str], int]:
     Returns:
         Name -> reason, and the number of norm weights that are zero.
     """
-    found, zero_norms = dict[str, str](), 0
-    for samples in _samples(suspects):
-        flat = torch.cat([samples.blocks.flatten(1), samples.strided], 1)
-        zero, norms = ~flat.any(1), samples.having("norm")
-        zero_norms += int((zero & norms).sum())
-        ordinary = zero | (norms & (flat == 1).all(1))
-        is_vector = samples.strided.shape[1] == 0
-        if not is_vector:
+    readable = [s for s in suspects if s.value.numel() and s.value.is_floating_point() and _is_there(s.value)]
+    found, constants = dict[str, str](), _constant_vectors(readable)
+    for samples in _samples([s for s in readable if s.name not in constants]):
+        if samples.strided.shape[1] == 0:
+            zero, reasons = torch.tensor(False), _vectors(samples)
+        else:
+            zero = ~(samples.blocks.any(1).any(1) | samples.strided.any(1))
             found |= {s.name: ZERO for s in samples.named(zero & samples.having("weight")) if not s.value.any()}
-        if not ordinary.all():
-            for reason, which in (_vectors if is_vector else _matrices)(samples).items():
-                found |= dict.fromkeys((s.name for s in samples.named(which & ~ordinary)), reason)
-    return found, zero_norms
+            reasons = {} if zero.all() else _matrices(samples)
+        for reason, which in reasons.items():
+            found |= dict.fromkeys((s.name for s in samples.named(which & ~zero)), reason)
+    return found, sum(s.role == "norm" and constants.get(s.name) == 0 for s in readable)
+
+
+def _is_there(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_meta
+
+
+def _is_vector(suspect: Suspect) -> bool:
+    shape = suspect.value.shape
+    return suspect.role in ("bias", "norm") or shape.numel() == max(shape, default=1)
+
+
+def _constant_vectors(suspects: list[Suspect]) -> dict[str, int]:
+    """Name -> value of the vectors that are zero everywhere, and of the norm weights that are one."""
+    groups: dict[object, list[Suspect]] = defaultdict(list)
+    for suspect in filter(_is_vector, suspects):
+        groups[suspect.value.dtype, suspect.value.device].append(suspect)
+    constants: dict[str, int] = {}
+    for group in groups.values():
+        vectors = [s.value.reshape(-1) if s.value.numel() <= _ALL else s.value.reshape(-1)[:_ALL] for s in group]
+        joined, ends = torch.cat(vectors).cpu().float(), torch.tensor([v.numel() for v in vectors]).cumsum(0)
+        for constant in (0, 1):
+            others = joined.ne(constant).cumsum(0)[ends - 1].diff(prepend=torch.tensor([0])).tolist()
+            same = [s for s, n in zip(group, others, strict=True) if n == 0]
+            constants |= {s.name: constant for s in same if constant == 0 or s.role == "norm"}
+    return constants
 
 
 def _samples(suspects: list[Suspect]) -> Iterator[_Samples]:
     groups: dict[object, list[tuple[Suspect, _Reading]]] = defaultdict(list)
     for suspect in suspects:
-        value = suspect.value
-        if value.numel() and value.is_floating_point() and value.layout == torch.strided and not value.is_meta:
-            reading = _reading(value.shape, suspect.role in ("bias", "norm"))
-            groups[reading.block.size, reading.strided.size, value.dtype, value.device].append((suspect, reading))
+        reading = _reading(suspect.value.shape, suspect.role in ("bias", "norm"))
+        key = reading.block.size, reading.strided.size, suspect.value.dtype, suspect.value.device
+        groups[key].append((suspect, reading))
     for group in groups.values():
         blocks = torch.stack([reading.block.of(suspect.value) for suspect, reading in group])
         strided = torch.stack([reading.strided.of(suspect.value) for suspect, reading in group])
