@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .assign import unwritable
 from .exact import exact
 
 ZERO = "set to zero by the constructor"
@@ -56,7 +57,8 @@ def unusual(suspects: list[Suspect]) -> tuple[dict[str, str], int]:
     Returns:
         Name -> reason, and the number of norm weights that are zero.
     """
-    readable = [s for s in suspects if s.value.numel() and s.value.is_floating_point() and _is_there(s.value)]
+    readable = [s for s in suspects if s.value.numel() and not s.value.is_meta and unwritable(s.value) is None]
+    readable = [s for s in readable if s.value.is_floating_point()]
     found, constants = dict[str, str](), _constant_vectors(readable)
     for samples in _samples([s for s in readable if s.name not in constants]):
         if samples.strided.shape[1] == 0:
@@ -68,10 +70,6 @@ def unusual(suspects: list[Suspect]) -> tuple[dict[str, str], int]:
         for reason, which in reasons.items():
             found |= dict.fromkeys((s.name for s in samples.named(which & ~zero)), reason)
     return found, sum(s.role == "norm" and constants.get(s.name) == 0 for s in readable)
-
-
-def _is_there(value: Tensor) -> bool:
-    return value.layout == torch.strided and not value.is_meta
 
 
 def _is_vector(suspect: Suspect) -> bool:
