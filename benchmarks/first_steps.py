@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from timm_ghn_init import init_model
 
 HERE = Path(__file__).parent
-OWN, SOURCES = "own", ("rand", "orth", "ghn2-fashion", "ghn2-fashion-orth")
+OWN, OWN_AGAIN = "own", "own, other seed"
+SOURCES = (OWN_AGAIN, "rand", "orth", "ghn2-fashion", "ghn2-fashion-orth")
 STEPS, RATE, CLASSES, BATCH = 10, 0.002, 10, 2
 FIRST, FIRST_OF_ALL, LAST = 3.0, 5.0, 1.5  # times the loss from the network's own initialisation
 MOST_VALUES = 40_000_000
@@ -346,12 +347,12 @@ LIBRARIES: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
 def losses(case: Case, source: str) -> tuple[list[float], dict[str, int]]:
     """The losses of `STEPS` steps of plain SGD, and one after them; how many parameters were left for which reason."""
     build, loss, inputs = case
-    torch.manual_seed(0)
+    torch.manual_seed(1 if source == OWN_AGAIN else 0)
     model = build().train()
     if sum(p.numel() for p in model.parameters()) > MOST_VALUES + 20_000_000 * (inputs is None):
         raise ValueError("too large to be trained here")
     left: dict[str, int] = {}
-    if source != OWN:
+    if source not in (OWN, OWN_AGAIN):
         for reason in init_model(model, source, example_inputs=inputs).skipped.values():
             left[reason] = left.get(reason, 0) + 1
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE)

@@ -275,17 +275,17 @@ def test_patterns_match_the_names_that_the_user_knows(seeded_ghn2: GHN) -> None:
             "module.conv.weight",
             "module.conv.bias",
         }
-    shared = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 8, 1))
+    shared = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
     shared[1].weight = shared[0].weight
     assert "0.weight" not in init_model(shared, "ghn2", ghn=seeded_ghn2, skip="1.weight").predicted
 
 
 def test_a_weight_that_is_computed_is_left_whole(seeded_ghn2: GHN) -> None:
     layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
-    model = nn.Sequential(layer, nn.ReLU(), nn.Conv2d(8, 8, 3))
+    model = nn.Sequential(layer, nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
     before = snapshot(model)
     report = init_model(model, "ghn2", ghn=seeded_ghn2, skip="*.original0")
-    assert set(report.predicted) == {"0.bias"}  # and the last layer is a head
+    assert set(report.predicted) == {"0.bias", "1.weight", "1.bias"}  # and the last layer is a head
     assert all(torch.equal(model.state_dict()[n], before[n]) for n in before if "original" in n)
 
 

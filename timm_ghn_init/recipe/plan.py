@@ -19,6 +19,7 @@ from .layer_scale import layer_scales
 from .offer import Offer, Resolved
 from .parametrised import Computed, Scaled, parametrised, with_companions
 from .postprocessing import Equations, Layer, check_options, layers_of, to_process
+from .unnormed import scale_of_orthogonal
 
 _logger = logger(__name__)
 
@@ -42,6 +43,7 @@ class Plan(NamedTuple):
     changed: list[Layer]  #: the layers to post-process: weights among `names`, and nothing else
     computed: dict[str, Computed]  #: those of `names` that a weight is computed from -> that weight
     scaled: tuple[str, ...] = ()  #: layer scales that get `layer_scale`
+    unnormed: tuple[str, ...] = ()  #: weights whose predictions are scaled, see `unnormed.py`
     notes: tuple[str, ...] = ()  #: as in `InitReport`
 
     @property
@@ -88,12 +90,14 @@ class Plan(NamedTuple):
             changed=[layer for layer in self.changed if layer.name not in names],
             computed={n: by for n, by in self.computed.items() if n not in names},
             scaled=tuple(n for n in self.scaled if n not in names),
+            unnormed=tuple(n for n in self.unnormed if n not in names),
         )
 
     def key(self, model: nn.Module, ghn: str) -> str:
         """As `weights_key`, for the GHN with this `ghn_digest`."""
         changed = [layer.name for layer in self.changed]
-        return weights_key(model, ghn, self.graph, self.names, self.source, self.layer, self.seed, changed)
+        sizes = self.names, self.unnormed
+        return weights_key(model, ghn, self.graph, *sizes, self.source, self.layer, self.seed, changed)
 
 
 def make_plan(
@@ -103,6 +107,7 @@ def make_plan(
     resolved: Resolved,
     seed: int | None,
     kept: Mapping[str, str] | None = None,
+    unnormed: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
     graph: Graph | None = None,
 ) -> Plan:
@@ -117,7 +122,7 @@ def make_plan(
     if not names:
         raise TraceError(f"{name}: {source} has values for none of its parameters: {skipped}")
     computed = _computed(model, names, offer.graph or graph)
-    plan = Plan(resolved, offer, names, skipped, 0, source.seed_or(seed), [], computed, notes=notes)
+    plan = Plan(resolved, offer, names, skipped, 0, source.seed_or(seed), [], computed, (), unnormed, notes)
     plan = plan._replace(skipped={n: reason for n, reason in skipped.items() if n not in plan.companions})
     if plan.layer_scale is not None:
         scales = dict.fromkeys(layer_scales(model, {*kept, *plan.roles}), f"layer scale, set to {plan.layer_scale:g}")
@@ -138,7 +143,7 @@ def make_plan(
     start = layers[layer - 1].number if 0 < layer <= len(layers) else layer  # adapters are not counted
     found = to_process(model, start, stay)
     in_plan = [(f, weights[id(f.weight)]) for f in found if id(f.weight) in weights]
-    changed = [f._replace(name=n, by=plan.computed.get(n, f.by)) for f, n in in_plan]
+    changed = [f._replace(name=n, by=plan.computed.get(n, f.by), scale=_scale(plan, n, f)) for f, n in in_plan]
     left = [f.name for f in layers[layer - 1 :] if f.by is not None and not f.by.invertible and f.name in names]
     if left:
         _logger.warning(
@@ -147,6 +152,10 @@ def make_plan(
             ", ".join(left),
         )
     return plan._replace(layer=layer, changed=changed)
+
+
+def _scale(plan: Plan, name: str, layer: Layer) -> float:
+    return scale_of_orthogonal(layer.weight.shape) if name in plan.unnormed and plan.source.orthogonal else 1.0
 
 
 def kept_parameters(

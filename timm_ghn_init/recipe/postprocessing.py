@@ -53,6 +53,7 @@ class Layer(NamedTuple):
     module: nn.Module  #: whose weight it is
     stream: str  #: name of the weight itself inside the network, by which its noise is drawn
     by: Computed | None  #: what computes the weight, if something does
+    scale: float = 1.0  #: by which the result is multiplied
 
 
 class Equations(NamedTuple):
@@ -258,7 +259,7 @@ def _keep(layer: Layer, columns: Tensor, finite: bool, equations: Equations, res
         raise PredictionError(
             f"{layer.name} is not finite any more after post-processing: {why}. The model is as it was."
         )
-    whole = _as_weight(columns, layer.weight.shape)
+    whole = _as_weight(columns if layer.scale == 1 else columns * layer.scale, layer.weight.shape)
     results |= {layer.name: whole} if layer.by is None else layer.by.inverse(whole.to(layer.weight.device))
 
 

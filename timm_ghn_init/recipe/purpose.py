@@ -20,6 +20,7 @@ from ..graph.classifier import declared_classifier, is_residual
 from ..graph.graph import reached
 from .layer_scale import layer_scales
 from .parametrised import with_companions
+from .unnormed import BIAS
 from .unusual import Suspect, unusual
 
 FROZEN = "frozen by the model (requires_grad=False); only= predicts it all the same"
@@ -31,9 +32,10 @@ _LAYERS = ("conv", "sep_conv", "dil_conv")
 
 
 class Purpose(NamedTuple):
-    """The parameters to keep, and notes for the report."""
+    """The parameters to keep, those whose size matters, and notes for the report."""
 
     kept: dict[str, str]  #: name -> reason
+    unnormed: tuple[str, ...]  #: weights with no norm behind them, see `unnormed.py`
     notes: tuple[str, ...]  #: sentences
 
 
@@ -43,6 +45,7 @@ def find_purpose(
     values: Mapping[str, Tensor],
     graph: Callable[[], Graph | None] = lambda: None,
     only: Collection[str] = (),
+    predicted: bool = True,
 ) -> Purpose:
     """Find the parameters that should be kept, of those that are about to be written.
 
@@ -53,6 +56,7 @@ def find_purpose(
         graph: of the model; without one no head is recognised. Called where the model does not declare a classifier.
         only: patterns by which the user has asked for these parameters. Frozen ones are then written as well, and what
             a pattern spells out in full whatever its values are.
+        predicted: whether a GHN predicts the values. Their size matters where no norm follows, see `unnormed.py`.
 
     Example:
         >>> head = nn.Linear(64, 80)
@@ -74,14 +78,20 @@ def find_purpose(
     if not _have_no_meaning({s.name: s.value.numel() for s in suspects if s.role == "weight"}, reasons):
         kept |= reasons
     found = graph() if declared_classifier(model, {}, None) is None else None
-    kept |= {n: HEAD for n in (_heads(found) if found is not None else ()) if n in roles and n not in kept}
+    heads, unnormed = _heads(found) if found is not None else (set(), set())
+    kept |= {n: HEAD for n in heads if n in roles and n not in kept}
+    unnormed &= roles.keys() if predicted else set()
+    kept |= {n: BIAS for n in unnormed if roles[n] == "bias" and n not in kept}
     kept |= {n: OF_A_KEPT_LAYER for n in roles if n not in kept and weights.get(n) in kept}
-    kept = with_companions(model, kept)
-    return Purpose({n: reason for n, reason in kept.items() if n not in only}, _notes(model, zero_norms))
+    kept = {n: reason for n, reason in with_companions(model, kept).items() if n not in only}
+    resized = tuple(n for n in unnormed if roles[n] == "weight" and n not in kept)
+    return Purpose(kept, resized, _notes(model, zero_norms, len(resized)))
 
 
-def _notes(model: nn.Module, zero_norms: int) -> tuple[str, ...]:
+def _notes(model: nn.Module, zero_norms: int, resized: int) -> tuple[str, ...]:
     notes = []
+    if resized:
+        notes.append(f"{resized} predicted weights with no norm behind them are scaled")
     if zero_norms:
         notes.append(f"{zero_norms} norm weights that started at zero (branches that were off) are initialised as well")
     norms = [m for m in model.modules() if _is_batch_norm(m)]
@@ -136,26 +146,29 @@ def _weights_of_biases(names: Collection[str]) -> dict[str, str]:
 # -- heads -------------------------------------------------------------------------------------------------------------
 
 
-def _heads(graph: Graph) -> set[str]:
-    """Parameters of the layers between the last norms and the outputs that are no logits.
+def _heads(graph: Graph) -> tuple[set[str], set[str]]:
+    """The heads, and all layers with no norm behind them, of outputs that are no logits; names of their parameters.
 
-    If a network has no norm before an output, only the last layer is kept: the size of all features follows from all
-    weights. A single output that is averaged over the image is logits (SqueezeNet), or features.
+    A head is what follows the last norms or residual sums. Where the input gets there without passing one, it is the
+    last layer. A single output that is averaged over the image is logits (SqueezeNet), or features.
     """
     before, after = graph.neighbours()
     primitives = [node.primitive for node in graph.nodes]
     classifiers = {t.node for t in graph.targets.values() if t.classifier}
     sinks = [node for node, following in after.items() if not following]
     if [primitives[sink] for sink in sinks] == ["glob_avg"]:
-        return set()
+        return set(), set()
 
     def is_normed(node: int) -> bool:
         return primitives[node] in _NORMS or (primitives[node] == "sum" and is_residual(before[node], before))
 
-    nodes: set[int] = set()
+    heads: set[int] = set()
+    unnormed: set[int] = set()
     for sink in sinks:
         layers, norms = reached([sink], before, is_normed)
         if not layers & classifiers:
             last = set[int]().union(*reached([sink], before, lambda node: primitives[node] in _LAYERS))
-            nodes |= layers if norms else last
-    return {t.param for t in graph.targets.values() if t.node in nodes}
+            heads |= layers if norms and 0 not in layers else last
+            unnormed |= reached([sink], before, lambda node: primitives[node] in _NORMS)[0]
+    kept, resized = ({t.param for t in graph.targets.values() if t.node in nodes} for nodes in (heads, unnormed))
+    return kept, resized

@@ -21,6 +21,7 @@ from .place import Place
 from .plan import Plan, kept_parameters, make_plan
 from .postprocessing import unprocessable
 from .purpose import find_purpose, fixed_norms
+from .unnormed import scaled_down
 
 _logger = logger(__name__)
 
@@ -65,12 +66,14 @@ def _plan_part(place: Place, part: Resolved, results: dict[str, Tensor]) -> Plan
     offer = _offer(place, part, kept, results)
     roles = {n: role for n, role in offer.roles.items() if n not in kept}
     values = place.values(list(roles))
-    purpose = find_purpose(place.model, roles, values, place.graph_if_any, only)
+    purpose = find_purpose(place.model, roles, values, place.graph_if_any, only, part.ghn is not None)
     on_purpose = place.agreed(purpose.kept, values)
     for name in on_purpose:
         results.pop(name, None)
     graph = place.graph_if_any() if part.effective else None
-    return make_plan(place.model, place.name, offer, part, options.seed, {**kept, **on_purpose}, purpose.notes, graph)
+    kept = {**kept, **on_purpose}
+    unnormed = tuple(n for n in purpose.unnormed if n not in kept)
+    return make_plan(place.model, place.name, offer, part, options.seed, kept, unnormed, purpose.notes, graph)
 
 
 def _offer(place: Place, part: Resolved, kept: Collection[str], results: dict[str, Tensor]) -> Offer:
@@ -103,7 +106,7 @@ def _predict(place: Place, plan: Plan) -> dict[str, Tile]:
         z = place.clock("embed", lambda: ghn.embed(plan.graph))
         tiles = place.clock("decode", lambda: ghn.decode(plan.graph, z, plan.names))
         assign.check_finite(tiles, f"{place.name}, {plan.source}")
-    return tiles
+        return scaled_down(tiles, plan.unnormed)
 
 
 def _warn_of_fixed_norms(place: Place) -> None:

@@ -34,6 +34,7 @@ def weights_key(
     ghn: str,
     graph: Graph,
     names: Collection[str],
+    unnormed: Collection[str],
     source: Source,
     layer: int,
     seed: int,
@@ -46,6 +47,7 @@ def weights_key(
         ghn: `ghn_digest` of the GHN.
         graph: of the model.
         names: parameters that are predicted.
+        unnormed: those of them that are scaled because no norm follows.
         source: its name does not count (`ghn` does), nor does `layer` or `seed`, nor what they are None for.
         layer: the first that is post-processed. It counts where there is post-processing.
         seed: the one that is really used, likewise.
@@ -66,6 +68,7 @@ def weights_key(
             "graph": graph_digest(graph),
             "parameters": parameters,
             "predicted": list(names),
+            "unnormed": list(unnormed),
             "postprocessing": post,
         }
     )
