@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from timm_ghn_init import TraceError, init_model
 from timm_ghn_init.own_init.deferred import DeferredInit
 from timm_ghn_init.own_init.values import set_values
-from timm_ghn_init.recipe import purpose, unusual
+from timm_ghn_init.recipe import purpose, unnormed, unusual
 from timm_ghn_init.recipe.purpose import find_purpose
 
 SOURCE = "ghn2-fashion-orth"
@@ -307,6 +308,42 @@ def test_without_a_norm_the_last_layer_is_the_head() -> None:
     model = Net(lambda m, x: m.c(m.b(m.a(x).relu()).relu()), a=conv(3), b=conv(), c=conv())
     report = init_model(model, SOURCE, input_size=16)
     assert report.skipped == {"c.weight": purpose.HEAD} and set(report.predicted) == {"a.weight", "b.weight"}
+
+
+@pytest.mark.parametrize("source", ["ghn2-fashion", f"{SOURCE}?layer=3"])
+def test_a_network_without_norms_keeps_its_size(source: str) -> None:
+    """A residual network for super-resolution, in which errors of size multiply."""
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        blocks = nn.ModuleList(nn.Sequential(conv(64, 64, 3, bias=True), nn.ReLU(), conv(64, 64, 3)) for _ in range(8))
+
+        def forward(m: Any, x: Tensor) -> Tensor:
+            x = m.stem(x)
+            for block in m.blocks:
+                x = x + block(x)
+            return F.pixel_shuffle(m.tail(x), 2)
+
+        return Net(forward, stem=conv(3, 64, 3), blocks=blocks, tail=conv(64, 12, 3))
+
+    x = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    model, own = build(), build()(x).std()
+    report = init_model(model, source, input_size=12)
+    assert "blocks.7.2.weight" in report.predicted and report.skipped["tail.weight"] == purpose.HEAD
+    assert report.skipped["blocks.0.0.bias"] == unnormed.BIAS and "17 predicted weights" in report.notes[0]
+    assert own / 2 < model(x).std() < 2 * own
+    for name, weight in model.named_parameters():
+        if name in report.predicted:
+            amplification = torch.linalg.matrix_norm(weight.flatten(1), 2)
+            assert amplification.item() == pytest.approx(math.sqrt(len(weight) / (3 * weight[0].numel())), rel=1e-3)
+
+
+def test_outputs_before_and_behind_a_norm() -> None:
+    """The head of the second is no head of the first, to which the input gets without a norm (SSD)."""
+    layers = {"a": conv(3), "b": conv(), "norm": nn.BatchNorm2d(8), "c": conv(), "d": conv()}
+    model = Net(lambda m, x: (m.c(m.norm(m.a(x))), m.d(m.b(m.a(x)).relu())), **layers)
+    report = init_model(model, SOURCE, input_size=16)
+    assert set(report.predicted) == {"a.weight", "b.weight", "norm.weight", "norm.bias"}
 
 
 # -- norms that norm nothing -----------------------------------------------------------------------------------------
