@@ -291,6 +291,8 @@ def test_a_classifier_has_no_such_head() -> None:
     for options in ({}, {"num_classes": 0}, {"features_only": True}):
         report = init_model(timm.create_model("test_nfnet", **options), "rand")
         assert purpose.HEAD not in report.skipped.values()
+    features = init_model(timm.create_model("test_convnext", features_only=True), SOURCE)
+    assert unnormed.BIAS not in features.skipped.values() and not features.notes
     squeezenet_like = nn.Sequential(
         nn.Conv2d(3, 8, 3),
         nn.BatchNorm2d(8),

@@ -53,7 +53,8 @@ def find_purpose(
         model: its own values are not read, so it may be on the meta device.
         roles: as in `InitReport.predicted`, of the parameters that are about to be written.
         values: as of `set_values`.
-        graph: of the model; without one no head is recognised. Called where the model does not declare a classifier.
+        graph: of the model; without one no head is recognised. Called where the model declares neither a classifier
+            nor that it gives features.
         only: patterns by which the user has asked for these parameters. Frozen ones are then written as well, and what
             a pattern spells out in full whatever its values are.
         predicted: whether a GHN predicts the values. Their size matters where no norm follows, see `unnormed.py`.
@@ -77,7 +78,9 @@ def find_purpose(
     reasons, zero_norms = unusual(suspects)
     if not _have_no_meaning({s.name: s.value.numel() for s in suspects if s.role == "weight"}, reasons):
         kept |= reasons
-    found = graph() if declared_classifier(model, {}, None) is None else None
+    # A backbone of timm (`features_only`) gets what the whole network gets.
+    is_known = hasattr(model, "feature_info") or declared_classifier(model, {}, None) is not None
+    found = None if is_known else graph()
     heads, unnormed = _heads(found) if found is not None else (set(), set())
     kept |= {n: HEAD for n in heads if n in roles and n not in kept}
     unnormed &= roles.keys() if predicted else set()
