@@ -1,14 +1,15 @@
-"""List the classifiers of timm and torchvision in which a source keeps values that the constructor set on purpose.
+"""List the networks of timm and torchvision in which a source keeps values that the constructor set on purpose.
 
     python benchmarks/kept_on_purpose.py -o benchmarks/results/kept_on_purpose.md
 
-Every architecture is created with ten classes and initialised from `ghn2-fashion`. In all others the rules of
-`recipe/purpose.py` change nothing: every parameter gets the value that it would get without them.
+Every architecture is created with ten classes and initialised from `ghn2-fashion`. In classifiers that are not in the
+table, the rules of `recipe/purpose.py` change nothing: every parameter gets the value that it would get without them.
 """
 
 import argparse
 import json
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,10 +21,11 @@ from torch import nn
 from tqdm import tqdm
 
 from timm_ghn_init import init_model
-from timm_ghn_init.recipe import purpose, unusual
+from timm_ghn_init.recipe import purpose, unnormed, unusual
 
 SMALLEST = Path(__file__).parent.parent / "tests" / "smallest_models.json"
 REASONS = (purpose.FROZEN, unusual.ZERO, unusual.CONSTANT, unusual.TABLE, purpose.OF_A_KEPT_LAYER, purpose.HEAD)
+REASONS += (unnormed.BIAS,)
 MOST_VALUES = 60_000_000
 
 
@@ -35,13 +37,25 @@ def classifiers() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
         yield f"torchvision {name}", lambda name=name: torchvision.models.get_model(name, weights=None, num_classes=10)
 
 
-def kept(model: nn.Module) -> dict[str, list[str]]:
-    """Reason -> names of the parameters that are kept for it."""
+def others() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    """torchvision's detectors, segmentation networks and optical flow."""
+    families = torchvision.models.detection, torchvision.models.segmentation, torchvision.models.optical_flow
+    for name in (name for family in families for name in torchvision.models.list_models(family)):
+        weights = {"weights": None} if name.startswith("raft") else {"weights": None, "weights_backbone": None}
+        yield f"torchvision {name}", lambda name=name, weights=weights: torchvision.models.get_model(name, **weights)
+
+
+def kept(name: str, model: nn.Module) -> list[str]:
+    """Rows of the table: how many parameters are kept for which reason, or scaled, and an example."""
+    inputs = (torch.zeros(1, 3, 128, 128),) * 2 if "raft" in name else None
+    report = init_model(model, "ghn2-fashion", example_inputs=inputs, progress=False)
     found = defaultdict(list)
-    for name, reason in init_model(model, "ghn2-fashion", progress=False).skipped.items():
+    for parameter, reason in report.skipped.items():
         if reason in REASONS:
-            found[reason].append(name)
-    return found
+            found[reason].append(parameter)
+    rows = [f"| {name} | {len(names)} | {reason} | `{names[0]}` |" for reason, names in found.items()]
+    scaled = [match for note in report.notes if (match := re.match(r"(\d+) predicted weights .* are scaled", note))]
+    return rows + [f"| {name} | {match[1]} | predicted and scaled: no norm behind it | |" for match in scaled]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,24 +65,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     rows, unchanged, left = [], [], []
-    for name, create in tqdm(list(classifiers()), disable=None):
+    for name, create in tqdm([*classifiers(), *others()], disable=None):
         try:
             model = create()
             if sum(p.numel() for p in model.parameters()) > MOST_VALUES:
                 left.append(name)
                 continue
-            found = kept(model)
+            found = kept(name, model)
         except Exception as error:  # whatever a model raises is a result
             left.append(f"{name} ({type(error).__name__})")
             continue
-        rows += [f"| {name} | {len(names)} | {reason} | `{names[0]}` |" for reason, names in found.items()]
+        rows += found
         unchanged += [] if found else [name]
     lines = [
-        "# Classifiers that keep parameters on purpose",
+        "# Parameters that are kept on purpose, or scaled",
         "",
         *(__doc__ or "").splitlines()[2:],
         "",
-        "| architecture | parameters kept | reason | example |",
+        "| architecture | parameters | reason | example |",
         "|---|---:|---|---|",
         *rows,
         "",

@@ -340,6 +340,28 @@ def test_a_network_without_norms_keeps_its_size(source: str) -> None:
             assert amplification.item() == pytest.approx(math.sqrt(len(weight) / (3 * weight[0].numel())), rel=1e-3)
 
 
+def test_a_residual_classifier_without_norms() -> None:
+    """Errors of size multiply in it too; in a plain one, and in timm's, they do not."""
+
+    def build(residual: bool) -> nn.Module:
+        blocks = nn.ModuleList(conv(16, 16, 3, bias=True) for _ in range(4))
+
+        def forward(m: Any, x: Tensor) -> Tensor:
+            x = m.stem(x)
+            for block in m.blocks:
+                x = x + block(x).relu() if residual else block(x).relu()
+            return m.fc(pooled(x))
+
+        return Net(forward, stem=conv(3, 16, 3), blocks=blocks, fc=nn.Linear(16, 10))
+
+    report = init_model(build(True), SOURCE, input_size=16)
+    assert report.skipped["blocks.0.bias"] == unnormed.BIAS and "5 predicted weights" in report.notes[0]
+    assert {"fc.weight", "fc.bias"} <= report.predicted.keys()
+    inside = nn.Sequential(nn.Identity(), timm.create_model("test_nfnet"))
+    for model in (build(False), inside):
+        assert unnormed.BIAS not in init_model(model, SOURCE, input_size=96).skipped.values()
+
+
 def test_outputs_before_and_behind_a_norm() -> None:
     """The head of the second is no head of the first, to which the input gets without a norm (SSD)."""
     layers = {"a": conv(3), "b": conv(), "norm": nn.BatchNorm2d(8), "c": conv(), "d": conv()}
