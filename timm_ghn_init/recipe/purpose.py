@@ -83,19 +83,19 @@ def find_purpose(
     found = None if is_known else graph()
     holds_timms = any(hasattr(m, "get_classifier") for m in model.modules())
     heads, unnormed = _heads(found, holds_timms) if found is not None else (set(), set())
-    kept |= {n: HEAD for n in heads if n in roles and n not in kept}
-    unnormed &= roles.keys() if predicted else set()
-    kept |= {n: BIAS for n in unnormed if roles[n] == "bias" and n not in kept}
+    kept |= {n: HEAD for n in roles if n in heads and n not in kept}
+    in_question = [n for n in roles if n in unnormed] if predicted else []
+    kept |= {n: BIAS for n in in_question if roles[n] == "bias" and n not in kept}
     kept |= {n: OF_A_KEPT_LAYER for n in roles if n not in kept and weights.get(n) in kept}
     kept = {n: reason for n, reason in with_companions(model, kept).items() if n not in only}
-    resized = tuple(n for n in unnormed if roles[n] == "weight" and n not in kept)
-    return Purpose(kept, resized, _notes(model, zero_norms, len(resized)))
+    scaled = tuple(n for n in in_question if roles[n] == "weight" and n not in kept)
+    return Purpose(kept, scaled, _notes(model, zero_norms, len(scaled)))
 
 
-def _notes(model: nn.Module, zero_norms: int, resized: int) -> tuple[str, ...]:
+def _notes(model: nn.Module, zero_norms: int, scaled: int) -> tuple[str, ...]:
     notes = []
-    if resized:
-        notes.append(f"{resized} predicted weights with no norm behind them are scaled")
+    if scaled:
+        notes.append(f"{scaled} predicted weights with no norm behind them are scaled")
     if zero_norms:
         notes.append(f"{zero_norms} norm weights that started at zero (branches that were off) are initialised as well")
     norms = [m for m in model.modules() if _is_batch_norm(m)]
