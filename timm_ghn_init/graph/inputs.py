@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..utils.checks import InputError, shown
 from ..utils.checks import whole as whole_number
-from .nested import named_tensors
+from .nested import tensors_within
 
 BATCH = 2
 _SIDE = whole_number(1)
@@ -92,9 +92,9 @@ class Inputs:
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for index, value in enumerate(self.args):
-            yield from named_tensors(value, str(index))
+            yield from tensors_within(value, str(index))
         for key, value in self.kwargs.items():
-            yield from named_tensors(value, key)
+            yield from tensors_within(value, key)
 
 
 def _without_batch(name: str, tensor: Tensor) -> tuple[int, ...]:

@@ -9,13 +9,13 @@ from torch.nn.utils.rnn import PackedSequence
 _DEPTH = 5
 
 
-def named_tensors(thing: Any, name: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Tensor]]:
+def tensors_within(thing: Any, name: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Tensor]]:
     """Tensors in tuples, lists, dicts and attributes (e.g. of a dataclass), each with the path of keys to it."""
     if isinstance(thing, Tensor):
         yield name, thing
     elif depth:
         for key, part in _parts(thing):
-            yield from named_tensors(part, f"{name}.{key}" if name else str(key), depth - 1)
+            yield from tensors_within(part, f"{name}.{key}" if name else str(key), depth - 1)
 
 
 def _parts(thing: Any) -> Iterator[tuple[Any, Any]]:

@@ -20,7 +20,7 @@ from .higher_order import flex_attention, run_once, score_function
 from .inputs import Inputs
 from .isolate import isolated
 from .modules import may_scale, unrolled_once
-from .nested import named_tensors
+from .nested import tensors_within
 from .neutral import NEUTRAL, neutral_adapters
 from .primitives import OPERATORS, Rule, constant
 from .rules.moments import running_statistics
@@ -120,7 +120,7 @@ class Recorder(TorchDispatchMode):
                     tape.explain(name, NEUTRAL)
             with _uncompiled(), self:
                 output = self._call(placed.args, placed.kwargs)
-        self.outputs = [(name, tuple(t.shape), tape.value(t)) for name, t in named_tensors(output)]
+        self.outputs = [(name, tuple(t.shape), tape.value(t)) for name, t in tensors_within(output)]
 
     def _inside(self, module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         before, self.tape.layer = self.tape.layer, module

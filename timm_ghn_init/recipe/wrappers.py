@@ -6,9 +6,19 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from ..graph.wrappers import inside, is_wrapper
 from ..own_init.stand_ins import named_tensors
 
+# full name of the class -> the child that it wraps
+_WRAPPERS = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "timm.utils.model_ema.ModelEmaV2": "module",
+    "timm.utils.model_ema.ModelEmaV3": "module",
+    "apex.parallel.distributed.DistributedDataParallel": "module",
+    "deepspeed.runtime.engine.DeepSpeedEngine": "module",
+}
 _AROUND_LAYERS = re.compile(r"\.(base_layer|_checkpoint_wrapped_module)\.")
 
 
@@ -37,18 +47,34 @@ def bare(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str, str]]]:
         differ.
     """
     modules = list(model.modules())
-    wrappers = {cls for cls in {type(m) for m in modules} if is_wrapper(cls)}
+    wrappers = {cls for cls in {type(m) for m in modules} if _wrapped_by(cls) is not None}
     if not wrappers:
         yield model, {}
         return
     children = [(m, key, c) for m in modules if type(m) not in wrappers for key, c in m._modules.items()]
     wrapped = [(m, key, child) for m, key, child in children if child is not None and type(child) in wrappers]
-    inner = inside(model)
+    inner = _inside(model)
     before = {id(t): name for name, t in named_tensors(model).items()}
     try:
         for m, key, child in wrapped:
-            m._modules[key] = inside(child)
+            m._modules[key] = _inside(child)
         yield inner, {name: before[id(t)] for name, t in named_tensors(inner).items()}
     finally:
         for m, key, child in wrapped:
             m._modules[key] = child
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    """The model that a wrapper is around, through any number of wrappers; any other module itself."""
+    while (key := _wrapped_by(type(module))) is not None:
+        module = module._modules[key]  # type: ignore[assignment]
+    return module
+
+
+def _wrapped_by(cls: type) -> str | None:
+    """The name of the child that modules of a class wrap; None if they compute something of their own."""
+    for base in cls.__mro__:
+        key = _WRAPPERS.get(f"{base.__module__}.{base.__qualname__}")
+        if key is not None:
+            return key if cls.forward is base.forward else None  # type: ignore[attr-defined]
+    return None
