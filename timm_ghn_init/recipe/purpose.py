@@ -81,8 +81,7 @@ def find_purpose(
     # A backbone of timm (`features_only`) gets what the whole network gets.
     is_known = hasattr(model, "feature_info") or declared_classifier(model, {}, None) is not None
     found = None if is_known else graph()
-    holds_timms = any(hasattr(m, "get_classifier") for m in model.modules())
-    heads, unnormed = _heads(found, holds_timms) if found is not None else (set(), set())
+    heads, unnormed = (set(), set()) if found is None else _heads(found, _holds_timms(model))
     kept |= {n: HEAD for n in roles if n in heads and n not in kept}
     in_question = [n for n in roles if n in unnormed] if predicted else []
     kept |= {n: BIAS for n in in_question if roles[n] == "bias" and n not in kept}
@@ -145,6 +144,11 @@ def _weights_of_biases(names: Collection[str]) -> dict[str, str]:
         if weight != name and weight in names:
             pairs[name] = weight
     return pairs
+
+
+def _holds_timms(model: nn.Module) -> bool:
+    """Whether a network of timm is a part of a model."""
+    return any(hasattr(type(m), "get_classifier") for m in model.modules())
 
 
 # -- heads -------------------------------------------------------------------------------------------------------------
