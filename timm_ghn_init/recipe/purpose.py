@@ -77,7 +77,7 @@ def find_purpose(
     ]
     reasons, zero_norms = unusual(suspects)
     if not _have_no_meaning({s.name: s.value.numel() for s in suspects if s.role == "weight"}, reasons):
-        kept |= reasons
+        kept |= {n: reasons[n] for n in roles if n in reasons}
     # A backbone of timm (`features_only`) gets what the whole network gets.
     is_known = hasattr(model, "feature_info") or declared_classifier(model, {}, None) is not None
     found = None if is_known else graph()
