@@ -39,6 +39,7 @@ class _Made:
     """How a tensor was made; tensors among the arguments by how they were made in turn, as far as that is noted."""
 
     func: Any
+    name: str  # of the operator, without its namespace
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: int | None  # which of several
@@ -60,16 +61,14 @@ class Provenance:
         """The real values of a stand-in: those of buffers may be indices."""
         self._values[id(stand_in)] = original
 
-    def note(self, func: Any, args: Any, kwargs: Any, outputs: Sequence[Tensor], by_shape: bool) -> None:
+    def note(self, func: Any, name: str, args: Any, kwargs: Any, outputs: Sequence[Tensor], by_shape: bool) -> None:
         """An operation on parameters and constants, or on anything `by_shape` alone."""
-        if func._schema.is_mutable:
-            return
         args = tuple(map(self._how_made, args))
         kwargs = {key: self._how_made(value) for key, value in kwargs.items()}
         for i, t in enumerate(outputs):
             output = i if len(outputs) > 1 else None
             storage = t.untyped_storage()._cdata
-            self._made[id(t)] = _Made(func, args, kwargs, output, by_shape, t.shape, t.dtype, storage)
+            self._made[id(t)] = _Made(func, name, args, kwargs, output, by_shape, t.shape, t.dtype, storage)
 
     def _how_made(self, argument: Any) -> Any:
         """An argument, its tensors replaced by how they were made."""
@@ -97,7 +96,7 @@ class Provenance:
         """The constant that a parameter was multiplied by to make a tensor; 1 if more than that was done to it."""
         factor, made = 1.0, self._made.get(id(tensor), tensor)
         while isinstance(made, _Made):
-            name = made.func._schema.name.removeprefix("aten::")
+            name = made.name
             if name in ("mul", "div"):
                 x, constant = made.args[:2]
                 if name == "mul" and not isinstance(x, _Made) and x is not parameter:
@@ -161,7 +160,7 @@ class _Replay:
         if not operands:
             return []
         self._check(made)
-        name = made.func._schema.name.removeprefix("aten::")
+        name = made.name
         if name not in _MOVES and name not in _ADDS and name not in _PRODUCTS:
             return [torch.broadcast_to(n, made.shape) for found in operands.values() for n in found]
         if len(operands) == 1:
@@ -184,13 +183,13 @@ class _Replay:
                 return torch.full(a.shape, torch.nan, dtype=torch.float64, device="cpu")
             return self.value(a)
 
-        padding = {"value": torch.nan} if "pad" in made.func._schema.name else {}
+        padding = {"value": torch.nan} if "pad" in made.name else {}
         return _call(made, take, **padding)
 
     def _rows(self, of: Tensor | _Made) -> Tensor:
         """Which entry of each of a constant's vectors is 1, where all others are 0. They can be very long."""
         if isinstance(of, _Made):
-            name, shape = of.func._schema.name.removeprefix("aten::"), of.shape[:-1]
+            name, shape = of.name, of.shape[:-1]
             if name in _REARRANGE and _keeps_last(of):
                 rows = self._rows(of.args[0])
                 if name == "permute":
@@ -237,7 +236,7 @@ def _terms(numbers: Tensor, dims: Sequence[int] = (), keepdim: bool = False) -> 
 def _keeps_last(made: _Made) -> bool:
     """Whether a rearrangement leaves the last dimension where it is."""
     last = made.args[0].shape[-1] if isinstance(made.args[0], _Made) else None
-    is_permuted = made.func._schema.name == "aten::permute"
+    is_permuted = made.name == "permute"
     return last == made.shape[-1] and not (is_permuted and made.args[1][-1] % len(made.shape) != len(made.shape) - 1)
 
 

@@ -185,8 +185,10 @@ class Recorder(TorchDispatchMode):
             tape.provenance.wrote(tensor)
         if self.has_values:
             self._undo.made(outputs, tensors_of(args, kwargs))
-        if not value.origin or (not (outputs and outputs[0].is_floating_point()) and value == FEATURES):
-            tape.provenance.note(func, args, kwargs, outputs, by_shape=operator.rule is constant)
+        is_followed = not value.origin or (not (outputs and outputs[0].is_floating_point()) and value == FEATURES)
+        if is_followed and not operator.writes:
+            name = operator.name.removeprefix("aten::")
+            tape.provenance.note(func, name, args, kwargs, outputs, by_shape=operator.rule is constant)
         for tensor in outputs:
             carries = _carries(tensor, value)
             tape.assign(tensor, value if carries else Value(decided_by=value.origin | value.decided_by))
