@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sources import parse_source
-from ..utils.checks import FINITE, PROCESSES, InputError, whole
+from ..utils.checks import FINITE, PROCESSES, check_architecture, whole
 from .arguments import (
     AGAIN,
     ARCH,
@@ -289,8 +289,7 @@ def _count_layers(arch: str) -> int:
 
     from ..recipe.postprocessing import list_layers
 
-    if not timm.is_model(arch):
-        raise InputError(f"Unknown architecture {arch!r}; timm.list_models() lists all.")
+    check_architecture(arch)
     with torch.device("meta"):
         return len(list_layers(timm.create_model(arch)))
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..sources import DEFAULT, Source, is_source, parse_source
-from ..utils.checks import check_device, shown, whole
-from ..utils.text import did_you_mean, logger
+from ..utils.checks import check_architecture, check_device, shown, whole
+from ..utils.text import logger
 from .messages import UserError, mistakes, one_line
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ def with_weights(args: argparse.Namespace, pretrained: bool) -> "nn.Module":
 def _check_architecture(arch: str) -> None:
     import timm
 
-    if not timm.is_model(arch):
-        close = did_you_mean(arch.partition(".")[0], timm.list_models())
-        raise UserError(f"Unknown architecture {arch!r}.{close} timm.list_models() lists all.")
+    check_architecture(arch)
     name, _, tag = arch.partition(".")
     tags = [t.partition(".")[2] for t in timm.list_pretrained(name)]
     if tag and tag not in tags and not is_source(tag):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from .text import Told, clean
+from .text import Told, clean, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,6 +135,15 @@ def check_device(device: Any) -> None:
         raise InputError(
             f"device must be one that can compute, e.g. cpu or cuda:0, not {shown(device)}{why and f': {why}'}."
         )
+
+
+def check_architecture(name: str) -> None:
+    """Raise an InputError unless timm has an architecture of this name, with or without a tag."""
+    import timm
+
+    if not timm.is_model(name):
+        close = did_you_mean(name.partition(".")[0], timm.list_models())
+        raise InputError(f"Unknown architecture {name!r}.{close} timm.list_models() lists all.")
 
 
 def is_finite(tensor: "Tensor") -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ...recipe.postprocessing import list_layers
 from ...utils.checks import InputError, Kind, instance, number, or_none, whole
 from ...utils.progress import over
-from .inits import Create, check_inits, initialised
+from ..finetune.protocol import read_init
+from .inits import Create, initialised
 
 BINS = 100  # of the histogram, from -1 to 1
 _BLOCK = 512  # rows of the correlation matrix that are computed at once
@@ -112,7 +113,8 @@ def compare(
         >>> data = compare(lambda pretrained: timm.create_model("resnet18"), ["rand", "orth"])  # doctest: +SKIP
         >>> data["inits"][0]["std"][:3]  # of the first three layers  # doctest: +SKIP
     """
-    check_inits(list(inits))
+    for init in inits:
+        read_init(init)
     shown: list[dict[str, Any]] = []
     rows = []
     for init in over(dict.fromkeys(inits), "correlations", show=progress, unit="init"):

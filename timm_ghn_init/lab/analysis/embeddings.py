@@ -16,7 +16,7 @@ import torch
 
 from ...ghn import GHN
 from ...graph import Graph, trace
-from ...utils.checks import InputError
+from ...utils.checks import InputError, check_architecture
 from ...utils.progress import over
 from ...utils.text import logger
 
@@ -43,12 +43,10 @@ def timm_architecture(name: str) -> Architecture:
     Raises:
         ValueError: there is none of that name.
     """
-    import timm
     from timm.models._registry import _model_to_module
 
+    check_architecture(name)
     base = name.partition(".")[0]
-    if not timm.is_model(base):
-        raise InputError(f"Unknown architecture {name!r}; timm.list_models() lists all.")
     return Architecture(name, _model_to_module[base], lambda dialect: _trace_timm(base, dialect))
 
 

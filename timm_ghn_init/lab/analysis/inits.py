@@ -8,11 +8,9 @@ from torch import nn
 from ...checkpoints.formats import CheckpointError
 from ...checkpoints.load import load_ghn, resolve_default
 from ...initialize import init_model
-from ...sources import is_source, parse_source
-from ...utils.checks import InputError
 from ...utils.own_draws import own_draws
 from ..finetune.build import WeightsUnavailable, with_timms_weights
-from ..finetune.protocol import PRETRAINED, TIMM
+from ..finetune.protocol import PRETRAINED, read_init
 
 Create = Callable[[bool], nn.Module]
 
@@ -33,19 +31,6 @@ class Initialised(NamedTuple):
     predicted: frozenset[str] | None = None
 
 
-def check_inits(inits: list[str]) -> None:
-    """Raise unless all initialisations exist, before any is computed.
-
-    Raises:
-        ValueError: one is neither a source nor "pretrained" nor "timm".
-    """
-    for init in inits:
-        if is_source(init):
-            parse_source(init)
-        elif init not in (PRETRAINED, TIMM):
-            raise InputError(f"Unknown initialisation {init!r}: give a source (see list), {PRETRAINED} or {TIMM}.")
-
-
 def obtainable(create: Create, inits: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Find out which initialisations are available on this machine, before any is computed.
 
@@ -59,14 +44,13 @@ def obtainable(create: Create, inits: Sequence[str]) -> tuple[list[str], dict[st
     Raises:
         ValueError: unknown initialisation, or an architecture without timm's weights.
     """
-    check_inits(list(inits))
     missing = {}
-    for init in dict.fromkeys(inits):
+    for init, source in {init: read_init(init) for init in inits}.items():
         try:
             if init == PRETRAINED:
                 with_timms_weights(create)
-            elif is_source(init) and not parse_source(init).initialisation:
-                load_ghn(resolve_default(init))
+            elif not isinstance(source, str) and not source.initialisation:
+                load_ghn(resolve_default(source))
         except (CheckpointError, WeightsUnavailable) as error:
             missing[init] = str(error)
     return [init for init in dict.fromkeys(inits) if init not in missing], missing
@@ -96,11 +80,11 @@ def initialised(
         >>> made = initialised(lambda pretrained: timm.create_model("resnet18", pretrained), "orth")  # doctest: +SKIP
         >>> made.init, made.layer, len(made.predicted)  # doctest: +SKIP
     """
-    check_inits([init])
+    source = read_init(init)
     with own_draws(seed):
         model = with_timms_weights(create) if init == PRETRAINED else create(False)
-    if not is_source(init):
+    if isinstance(source, str):
         return Initialised(init, model)
-    own = parse_source(init).seed
-    report = init_model(model, init, input_size=input_size, seed=seed if own is None else own, progress=progress)
+    own = source.seed
+    report = init_model(model, source, input_size=input_size, seed=seed if own is None else own, progress=progress)
     return Initialised(report.source, model, report.layer, frozenset(report.predicted))

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ...recipe.postprocessing import list_layers
 from ...utils.checks import InputError
 from ...utils.progress import over
-from .inits import Create, check_inits, initialised
+from ..finetune.protocol import read_init
+from .inits import Create, initialised
 
 FOLD = 1000.0  # a signal that becomes so many times smaller or larger vanishes or explodes
 DEAD = 0.5  # share of dead units in a layer from which the verdict names it
@@ -72,7 +73,8 @@ def signals(
         >>> data = signals(create, ["rand", "orth"], torch.randn(8, 3, 64, 64))  # doctest: +SKIP
         >>> data["inits"][0]["verdict"]  # doctest: +SKIP
     """
-    check_inits(list(inits))
+    for init in inits:
+        read_init(init)
     rows, layers = [], []
     for init in over(dict.fromkeys(inits), "signals", show=progress, unit="init"):
         used = initialised(create, init, seed=seed, progress=progress)

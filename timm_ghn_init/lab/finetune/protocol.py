@@ -161,12 +161,19 @@ def check_unchanged(trial: Trial, data_dir: str | Path | None = None) -> None:
             )
 
 
-def _source(init: str) -> Source | str:
+def read_init(init: str) -> Source | str:
+    """The source that an initialisation is, or "pretrained" or "timm". Raises a ValueError if it is neither."""
     if init in (PRETRAINED, TIMM):
         return init
     if not is_source(init):
         raise InputError(f"Unknown initialisation {init!r}: give a source (see list), {PRETRAINED} or {TIMM}.")
-    return resolve_default(parse_source(init))
+    return parse_source(init)
+
+
+def _source(init: str) -> Source | str:
+    """As `read_init`, with the default GHN resolved."""
+    source = read_init(init)
+    return source if isinstance(source, str) else resolve_default(source)
 
 
 def _ghn_digest(init: str) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...utils.checks import InputError
+from ...utils.checks import check_architecture
 from ...utils.progress import Progress
 from .build import build
 from .data import Data, load
@@ -213,8 +213,7 @@ def _statistics(arch: str) -> tuple[Any, Any]:
     import timm
     from timm.models import PretrainedCfg
 
-    if not timm.is_model(arch):
-        raise InputError(f"Unknown architecture {arch!r}; timm.list_models() lists all.")
+    check_architecture(arch)
     config = timm.get_pretrained_cfg(arch) or PretrainedCfg()
     return config.mean, config.std
 
