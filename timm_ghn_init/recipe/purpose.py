@@ -81,7 +81,7 @@ def find_purpose(
     # A backbone of timm (`features_only`) gets what the whole network gets.
     is_known = hasattr(model, "feature_info") or declared_classifier(model, {}, None) is not None
     found = None if is_known else graph()
-    heads, unnormed = (set(), set()) if found is None else _heads(found, _holds_timms(model))
+    heads, unnormed = (set(), set()) if found is None else _heads(found)
     kept |= {n: HEAD for n in roles if n in heads and n not in kept}
     in_question = [n for n in roles if n in unnormed] if predicted else []
     kept |= {n: BIAS for n in in_question if roles[n] == "bias" and n not in kept}
@@ -146,20 +146,14 @@ def _weights_of_biases(names: Collection[str]) -> dict[str, str]:
     return pairs
 
 
-def _holds_timms(model: nn.Module) -> bool:
-    """Whether a network of timm is a part of a model."""
-    return any(hasattr(type(m), "get_classifier") for m in model.modules())
-
-
 # -- heads -------------------------------------------------------------------------------------------------------------
 
 
-def _heads(graph: Graph, holds_timms: bool) -> tuple[set[str], set[str]]:
-    """The heads of outputs that are no logits, and the layers with no norm behind them; names of their parameters.
+def _heads(graph: Graph) -> tuple[set[str], set[str]]:
+    """The heads of outputs that are no logits, and all layers with no norm behind them; names of their parameters.
 
     A head is what follows the last norms or residual sums. Where the input gets there without passing one, it is the
-    last layer. A single output that is averaged over the image is logits (SqueezeNet), or features. Layers before
-    logits count as normed in networks without residual sums (VGG), and in timm's, which provide for it (NFNet).
+    last layer. A single output that is averaged over the image is logits (SqueezeNet), or features.
     """
     before, after = graph.neighbours()
     primitives = [node.primitive for node in graph.nodes]
@@ -175,12 +169,9 @@ def _heads(graph: Graph, holds_timms: bool) -> tuple[set[str], set[str]]:
     unnormed: set[int] = set()
     for sink in sinks:
         layers, norms = reached([sink], before, is_normed)
-        behind = reached([sink], before, lambda node: primitives[node] in _NORMS)[0]
         if not layers & classifiers:
             last = set[int]().union(*reached([sink], before, lambda node: primitives[node] in _LAYERS))
             heads |= layers if norms and 0 not in layers else last
-            unnormed |= behind
-        elif not holds_timms and behind - layers:  # beyond a residual sum
-            unnormed |= behind - classifiers
+            unnormed |= reached([sink], before, lambda node: primitives[node] in _NORMS)[0]
     kept, resized = ({t.param for t in graph.targets.values() if t.node in nodes} for nodes in (heads, unnormed))
     return kept, resized

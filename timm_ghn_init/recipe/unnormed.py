@@ -1,4 +1,4 @@
-"""Layers with no norm behind them, in residual networks and in networks that are no classifiers.
+"""Layers with no norm behind them, in networks that are no classifiers.
 
 GHNs were trained on networks with norms, and the channels that they predict resemble each other. So some inputs are
 amplified much more than by random weights, and where no norm corrects it, that multiplies from layer to layer: the
@@ -17,7 +17,7 @@ import torch
 
 from ..ghn import Tile
 
-BIAS = "the bias of a layer with no norm behind it"
+BIAS = "the bias of a layer with no norm behind it, in a network that is no classifier"
 
 
 def scaled_down(tiles: Mapping[str, Tile], names: Collection[str]) -> dict[str, Tile]:
