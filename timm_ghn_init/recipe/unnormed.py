@@ -26,10 +26,10 @@ def scaled_down(tiles: Mapping[str, Tile], names: Collection[str]) -> dict[str, 
     for name in names:
         tile = tiles[name]
         shape = tile.target.kernel or tile.target.shape
-        matrix = tile.block.flatten(1)
+        matrix = tile.block.flatten(1).cpu()  # not every device has singular values
         repeats = math.prod(shape) / matrix.numel()  # of the block in the weight
-        largest = torch.linalg.matrix_norm(matrix, 2) * math.sqrt(repeats)
-        found[name] = replace(tile, block=tile.block * (scale_of_orthogonal(shape) / largest.clamp_min(1e-12)))
+        largest = torch.linalg.matrix_norm(matrix, 2).item() * math.sqrt(repeats)
+        found[name] = replace(tile, block=tile.block * (scale_of_orthogonal(shape) / max(largest, 1e-12)))
     return found
 
 
