@@ -46,6 +46,9 @@ class _Samples(NamedTuple):
     def named(self, which: Tensor) -> list[Suspect]:
         return [self.of[i] for i in which.nonzero().flatten().tolist()]
 
+    def are_zero(self) -> Tensor:
+        return ~(self.blocks.any(1).any(1) | self.strided.any(1))
+
     def having(self, role: str) -> Tensor:
         return torch.tensor([suspect.role == role for suspect in self.of])
 
@@ -61,14 +64,10 @@ def unusual(suspects: list[Suspect]) -> tuple[dict[str, str], int]:
     readable = [s for s in readable if s.value.is_floating_point()]
     found, constants = dict[str, str](), _constant_vectors(readable)
     for samples in _samples([s for s in readable if s.name not in constants]):
-        if samples.strided.shape[1] == 0:
-            zero, reasons = torch.tensor(False), _vectors(samples)
-        else:
-            zero = ~(samples.blocks.any(1).any(1) | samples.strided.any(1))
-            found |= {s.name: ZERO for s in samples.named(zero & samples.having("weight")) if not s.value.any()}
-            reasons = {} if zero.all() else _matrices(samples)
-        for reason, which in reasons.items():
-            found |= dict.fromkeys((s.name for s in samples.named(which & ~zero)), reason)
+        zeros = {s.name: s.role for s in samples.named(samples.are_zero()) if not s.value.any()}
+        found |= {name: ZERO for name, role in zeros.items() if role == "weight"}
+        for reason, which in (_vectors if samples.strided.shape[1] == 0 else _matrices)(samples).items():
+            found |= {s.name: reason for s in samples.named(which) if s.name not in zeros}
     return found, sum(s.role == "norm" and constants.get(s.name) == 0 for s in readable)
 
 
