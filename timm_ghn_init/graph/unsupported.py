@@ -78,14 +78,14 @@ def refuse_unsupported(model: Any, name: str) -> None:
         TypeError: no module at all.
     """
     classes: dict[type, _Kind | None] = {}
-    for path, part in _parts(model):
+    for path, key, part in _parts(model):
         cls = type(part)
         if cls not in classes:
             classes[cls] = _kind_of(cls)
         kind = classes[cls] or _kind_by_attributes(part)
         if kind is not None:
-            where = f"{path.lstrip('.')} is" if path else "the model is"
-            raise InputError(f"{name}: {where} {kind.what}. {kind.way_out} Nothing was changed.")
+            where = f"{path}.{key}".strip(".") or "the model"
+            raise InputError(f"{name}: {where} is {kind.what}. {kind.way_out} Nothing was changed.")
     refuse_fake(classes, name)
     if not isinstance(model, nn.Module):
         raise TypeError(f"A model is a torch.nn.Module, not {type(model).__module__}.{type(model).__qualname__}.")
@@ -99,16 +99,16 @@ def refuse_fake(classes: Collection[type], name: str) -> None:
         )
 
 
-def _parts(model: Any) -> Iterator[tuple[str, Any]]:
-    """The model, its modules and the tensors that they hold, each with its path."""
-    yield "", model
+def _parts(model: Any) -> Iterator[tuple[str, str, Any]]:
+    """The model, its modules and the tensors that they hold, each with the path of the module and the tensor's name."""
+    yield "", "", model
     if isinstance(model, nn.Module):
         for path, module in model.named_modules():
-            yield path, module
+            yield path, "", module
             for tensors in (module._parameters, module._buffers):
                 for name, tensor in tensors.items() if tensors else ():
                     if tensor is not None:
-                        yield f"{path}.{name}", tensor
+                        yield path, name, tensor
 
 
 def _kind_of(cls: type) -> _Kind | None:

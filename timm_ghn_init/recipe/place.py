@@ -255,9 +255,9 @@ class Place:
 
         Results are let go of one by one. What is `found` are parts of parameters, and finished values for them.
         """
-        tensors = named_tensors(self.model)
+        tensors = named_tensors(self.model) if self._own else {}
         # Before the first write, for memory might be short.
-        tiles = assign.brought({name: self.part(tensors[name]).device for name in tiles}, tiles)
+        tiles = assign.brought({name: self.part(self.parameters[name]).device for name in tiles}, tiles)
         own = [(self.part(tensors[name]), value) for name, value in self._own.items()]
         for part, value in (*own, *found):
             part.copy_(value)

@@ -129,9 +129,8 @@ def _predicted_before(model: nn.Module) -> set[str]:
     """Names of parameters whose values come from an earlier initialisation: they are nobody's purpose."""
     found: set[str] = set()
     for path, module in model.named_modules():
-        report = module.__dict__.get("ghn_report")
-        prefix = f"{path}." if path else ""
-        found |= {prefix + name for name in getattr(report, "predicted", ())}
+        if (report := module.__dict__.get("ghn_report")) is not None:
+            found |= {f"{path}.{name}".lstrip(".") for name in getattr(report, "predicted", ())}
     return found
 
 

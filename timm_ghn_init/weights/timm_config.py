@@ -49,8 +49,7 @@ def note_source(model: nn.Module, report: InitReport) -> None:
     fields = cfg_fields(parse_source(report.source))
     for path, module in model.named_modules():
         config = module.__dict__.get("pretrained_cfg")
-        prefix = f"{path}." if path else ""
-        if isinstance(config, dict) and any(name.startswith(prefix) for name in report.predicted):
+        if isinstance(config, dict) and any(name.startswith(f"{path}." * bool(path)) for name in report.predicted):
             ours = {**config, **fields}  # some models share theirs
             for attribute in [a for a in ("pretrained_cfg", "default_cfg") if module.__dict__.get(a) is config]:
                 setattr(module, attribute, ours)
