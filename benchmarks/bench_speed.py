@@ -336,7 +336,7 @@ def device_copy(case: Case) -> Seconds:
 
 
 def processed_matrices(case: Case) -> list[Tensor]:
-    """What Eq. (2) is applied to: the predicted weights of the processed layers with their noise, tall."""
+    """The matrices that Eq. (2) is applied to: the predicted weights of the processed layers with their noise, tall."""
     report = case.init(orth=True, orthogonal=False)
     matrices = []
     for name in report.postprocessed:

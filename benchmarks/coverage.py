@@ -346,7 +346,7 @@ def select(args: argparse.Namespace, path: Path) -> list[Task]:
 
 
 def smallest(modules: dict[str, str], records: dict[tuple[str, ...], Record], library: str) -> list[str]:
-    """Of every module the architecture with the fewest parameters, by what the sweep on meta has counted."""
+    """The architecture with the fewest parameters of every module, as the sweep on meta has counted them."""
     sizes = {key[2]: r["values"] for key, r in records.items() if key[:2] == ("meta", library) and "values" in r}
     best: dict[str, str] = {}
     for name in sorted(sizes, key=sizes.__getitem__):
@@ -478,7 +478,7 @@ def failures(measured: list[Record], good: list[Record]) -> list[str]:
 
 
 def _most(r: Record) -> str:
-    """What most of the values are that are not predicted."""
+    """The reasons for which most values are not predicted."""
     if not r["unpredicted"]:
         return "rows of a position embedding that are not used"  # of a parameter that is predicted
     reason, parameters = max(r["unpredicted"].items(), key=lambda item: sum(item[1].values()))

@@ -1,4 +1,4 @@
-"""Where the post-processing of a GHN should begin: the depth, a part of all layers, that serves several networks best.
+"""Find the depth at which the post-processing of a GHN should begin: a part of all layers that serves several networks.
 
     python benchmarks/depth.py --ghn file:runs/fashion/ghn.safetensors
 

@@ -51,7 +51,7 @@ def maps(*shape: int) -> Tensor:
 
 
 def cross_entropy(inputs: Tensor, labels: Tensor) -> Loss:
-    """Of whatever the output is or holds: of a dictionary what is called out, of a list the first."""
+    """Of the output: of a dictionary the entry "out", of a list the first."""
 
     def loss(model: nn.Module) -> Tensor:
         output = model(inputs)

@@ -1,4 +1,4 @@
-"""What initialisations are worth for small networks: RAND, ORTH, GHN-ORTH, mimetic, select and compositions.
+"""Train small networks from several initialisations: RAND, ORTH, GHN-ORTH, mimetic, select and compositions.
 
     python benchmarks/initialisations.py run -o initialisations.jsonl
     python benchmarks/initialisations.py table initialisations.jsonl
@@ -67,7 +67,7 @@ NETWORKS = {
 
 
 class Run(NamedTuple):
-    """What decides the result of a run."""
+    """All that decides the result of a run."""
 
     data: str
     network: str

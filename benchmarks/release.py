@@ -97,7 +97,7 @@ def build(root: Path, dist: Path) -> None:
 
 
 def check(dist: Path) -> None:
-    """What an index, and whoever installs, would complain about."""
+    """The complaints that an index, or an installation, would raise."""
     files = [str(f) for f in dist.iterdir()]
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], check=True)
     subprocess.run(
@@ -106,7 +106,7 @@ def check(dist: Path) -> None:
 
 
 def test(dist: Path, arguments: list[str]) -> None:
-    """Unpack the sdist, install it beside the packages that are here, and run its own tests (`arguments`: pytest's)."""
+    """Unpack the sdist, install it, and run its own tests. The arguments are those of pytest."""
     (sdist,) = dist.glob("*.tar.gz")
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(sdist) as tar:

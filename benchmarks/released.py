@@ -81,7 +81,7 @@ def cifar10(args: argparse.Namespace) -> Iterator[Claim]:
 
 @torch.no_grad()
 def _accuracy(ghn: str, data_dir: Path, device: str) -> float:
-    """Of torchvision's ResNet-50 with a stem for 32 x 32 pixels, as their `adjust_net` makes it."""
+    """Test accuracy of ResNet-50 with a stem for 32 x 32 pixels, as `adjust_net` of the authors makes it."""
     test = datasets.load("cifar10", 32, data_dir).test
     model = torchvision.models.resnet50(num_classes=10)
     model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()

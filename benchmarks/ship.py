@@ -69,7 +69,7 @@ timm-ghn-init eval-ghn --source {name} --data {data} --networks {held_out}
 |---|---:|---:|
 {table}
 
-What it is worth for training on other images is in [transfer.md](transfer.md).
+[transfer.md](transfer.md) shows what it is worth for training on other images.
 """
 
 

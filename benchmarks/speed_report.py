@@ -1,4 +1,4 @@
-"""What `bench_speed.py` measured, as Markdown: ratios, memory, growth; milliseconds on a GPU only."""
+"""The measurements of `bench_speed.py` as Markdown: ratios, memory, growth; milliseconds on a GPU only."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

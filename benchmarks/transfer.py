@@ -1,4 +1,4 @@
-"""What a GHN trained on other images is worth on real ones: few labels, from RAND, ORTH, GHN and GHN-ORTH.
+"""Measure what a GHN trained on other images is worth: few labels, from RAND, ORTH, GHN and GHN-ORTH.
 
     python benchmarks/transfer.py --markdown benchmarks/results/transfer.md --plot benchmarks/results/transfer.svg
 
@@ -77,7 +77,7 @@ class Group(NamedTuple):
 
     @property
     def row(self) -> tuple[Any, ...]:
-        """What all initialisations of one row of the table have in common."""
+        """The settings that all initialisations of one row of the table share."""
         return self[:-1]
 
 

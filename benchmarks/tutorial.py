@@ -71,7 +71,7 @@ def run(block: Block, names: dict[str, Any]) -> str:
 
 
 def _run_command(line: str) -> str:
-    """What one `timm-ghn-init` command prints, with `| head -N` or `| tail -N` applied."""
+    """The output of one `timm-ghn-init` command, with `| head -N` or `| tail -N` applied."""
     words, _, cut = line.partition("|")
     program, *arguments = shlex.split(words, comments=True)
     if program != "timm-ghn-init":

@@ -87,7 +87,7 @@ def compare(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list["Differe
 
 
 class Difference(NamedTuple):
-    """Of one parameter; without numbers where only one side, `by`, predicts it."""
+    """The comparison of one parameter; without numbers where only one side, `by`, predicts it."""
 
     name: str
     shape: list[int]

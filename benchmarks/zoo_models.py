@@ -1,4 +1,4 @@
-"""What is in the model zoos of `zoos.py`: names, how a model is built offline without weights, and what goes in.
+"""The model zoos of `zoos.py`: names, how a model is built offline without weights, and what goes in.
 
 A zoo that has a list of its own is asked for it; of others the table has a row for each model. Where models are large,
 they are built small: fewer layers, fewer channels. Everything of a zoo is imported only when it is asked for.
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-CLASSES = 100  # as many as the shipped GHN predicts, so that a classification layer is no exception
+CLASSES = 100  # more than the shipped GHN predicts: classification layers are left, and counted as such
 
 Built = tuple[nn.Module, Any]  # a model; a tensor, a tuple of positional arguments, or a dict of keyword arguments
 

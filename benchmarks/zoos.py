@@ -56,7 +56,7 @@ Record = dict[str, Any]
 
 
 class Judgement(NamedTuple):
-    """What autograd says of a model."""
+    """The parameters that a gradient reaches, by autograd."""
 
     used: set[str]  # parameters that got a gradient
     device: str  # on which they got it
@@ -179,7 +179,7 @@ def measure(zoo: Zoo, name: str) -> Record:
 
 
 def initialised(model: nn.Module, inputs: Any, sizes: dict[str, int], used: set[str], layers: set[str]) -> Record:
-    """What `init_model` does: without being told what goes in, where that is one tensor."""
+    """The report of `init_model`, without example inputs if the model takes one tensor."""
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     start, told = time.perf_counter(), not isinstance(inputs, Tensor)
     ghn = load_ghn(resolve_default(parse_source(SHIPPED)))
@@ -244,7 +244,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def reasons(skipped: Mapping[str, str], sizes: Mapping[str, int], used: set[str]) -> dict[str, list[int]]:
-    """Of each reason, how many values were left, and how many of these are used."""
+    """Reason -> how many values were left, and how many of these are used."""
     counted: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for name, why in skipped.items():
         counted[why][0] += sizes[name]

@@ -144,7 +144,7 @@ def _run(command: Argv, out: Path) -> int:
 
 
 def _beside(runs: Path, archs: Sequence[str], item: str) -> str:
-    """Our results in one column, the paper's in another that says so."""
+    """Our results in one column, the paper's in another with its own title."""
     from timm_ghn_init.cli.messages import table
     from timm_ghn_init.lab.analysis.runs import experiments
     from timm_ghn_init.lab.finetune.results import read
