@@ -96,8 +96,8 @@ class Plan(NamedTuple):
     def key(self, model: nn.Module, ghn: str) -> str:
         """As `weights_key`, for the GHN with this `ghn_digest`."""
         changed = [layer.name for layer in self.changed]
-        sizes = self.names, self.unnormed
-        return weights_key(model, ghn, self.graph, *sizes, self.source, self.layer, self.seed, changed)
+        written = self.names, self.unnormed
+        return weights_key(model, ghn, self.graph, *written, self.source, self.layer, self.seed, changed)
 
 
 def make_plan(
