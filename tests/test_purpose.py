@@ -341,6 +341,12 @@ def test_a_network_without_norms_keeps_its_size(source: str) -> None:
             assert amplification.item() == pytest.approx(math.sqrt(len(weight) / (3 * weight[0].numel())), rel=1e-3)
 
 
+def test_weights_that_a_later_source_replaces_are_not_reported_as_scaled() -> None:
+    model = Net(lambda m, x: m.c(m.b(m.a(x).relu()).relu()), a=conv(3), b=conv(), c=conv())
+    assert init_model(model, "ghn2-fashion", input_size=16).notes[0].startswith("2 predicted weights")
+    assert not init_model(model, "ghn2-fashion+rand", input_size=16).notes
+
+
 def test_a_classifier_without_norms_is_predicted_whole() -> None:
     """Classifiers get the values of the reference implementation."""
     layers = {"stem": conv(3, 16, 3, bias=True), "a": conv(16, 16, 3, bias=True), "fc": nn.Linear(16, 10)}

@@ -1,6 +1,5 @@
 """Facts that only the class of a module shows."""
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -27,16 +26,11 @@ def may_scale(module: nn.Module) -> bool:
     Equalised learning rates (arXiv 1710.10196, Section 4.1) do. With several weights, as in attention, a
     constant may be part of what is computed.
     """
-    cls: Any = type(module)
-    if module._modules or not module._parameters or _is_pytorchs(cls) or "forward" in vars(module):
+    if module._modules or not module._parameters or "forward" in vars(module):
+        return False
+    if type(module).forward.__module__.startswith("torch.nn."):
         return False
     return sum(p is not None and p.dim() > 1 for p in module._parameters.values()) == 1
-
-
-@cache
-def _is_pytorchs(cls: type[nn.Module]) -> bool:
-    """Whether instances of a class run a forward of PyTorch's own."""
-    return cls.forward.__module__.startswith("torch.nn.")
 
 
 def unrolled_once(module: nn.RNNBase, x: Any, state: Any = None) -> tuple[Any, Any]:

@@ -88,13 +88,11 @@ def find_purpose(
     kept |= {n: OF_A_KEPT_LAYER for n in roles if n not in kept and weights.get(n) in kept}
     kept = {n: reason for n, reason in with_companions(model, kept).items() if n not in only}
     scaled = tuple(n for n in in_question if roles[n] == "weight" and n not in kept)
-    return Purpose(kept, scaled, _notes(model, zero_norms, len(scaled)))
+    return Purpose(kept, scaled, _notes(model, zero_norms))
 
 
-def _notes(model: nn.Module, zero_norms: int, scaled: int) -> tuple[str, ...]:
+def _notes(model: nn.Module, zero_norms: int) -> tuple[str, ...]:
     notes = []
-    if scaled:
-        notes.append(f"{scaled} predicted weights with no norm behind them are scaled")
     if zero_norms:
         notes.append(f"{zero_norms} norm weights that started at zero (branches that were off) are initialised as well")
     norms = [m for m in model.modules() if _is_batch_norm(m)]

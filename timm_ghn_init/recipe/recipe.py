@@ -158,6 +158,8 @@ def _report(place: Place, plans: Sequence[Plan], finished: Finished) -> InitRepo
     roles = {name: role for plan in plans for name, role in plan.roles.items()}
     skipped = {name: reason for plan in reversed(plans) for name, reason in plan.skipped.items() if name not in roles}
     postprocessed = [plan for plan in plans if plan.layer]
+    scaled = sum(len(plan.unnormed) for plan in plans)  # without those that a later source has replaced
+    notes = [f"{scaled} predicted weights with no norm behind them are scaled"] if scaled else []
     return InitReport(
         model=place.name,
         source="+".join(str(plan.source) for plan in plans),
@@ -178,5 +180,5 @@ def _report(place: Place, plans: Sequence[Plan], finished: Finished) -> InitRepo
         own=place.own,
         unset=place.unset,
         parts={n: str(plan.source) for plan in plans for n in plan.roles} if len(plans) > 1 else {},
-        notes=tuple(dict.fromkeys(note for plan in plans for note in plan.notes)),
+        notes=tuple(dict.fromkeys([*notes, *(note for plan in plans for note in plan.notes)])),
     )

@@ -95,7 +95,7 @@ def _constant_vectors(suspects: list[Suspect]) -> dict[str, int]:
 def _samples(suspects: list[Suspect]) -> Iterator[_Samples]:
     groups: dict[object, list[tuple[Suspect, _Reading]]] = defaultdict(list)
     for suspect in suspects:
-        reading = _reading(suspect.value.shape, suspect.role in ("bias", "norm"))
+        reading = _reading(suspect.value.shape, _is_vector(suspect))
         key = reading.block.size, reading.strided.size, suspect.value.dtype, suspect.value.device
         groups[key].append((suspect, reading))
     for group in groups.values():
@@ -125,7 +125,7 @@ class _Reading(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _reading(shape: torch.Size, has_no_matrix: bool) -> _Reading:
+def _reading(shape: torch.Size, is_vector: bool) -> _Reading:
     size = shape.numel()
     if size == max(shape, default=1):
         return _Reading(_Part((1, min(size, _ALL)), (size, 1)), _Part((0,), (1,)))
@@ -134,7 +134,7 @@ def _reading(shape: torch.Size, has_no_matrix: bool) -> _Reading:
     step = max(1, (size - 1) // (_STRIDED - 1))
     if step > _BLOCK and step % 2 == 0:
         step -= 1  # so that it does not stay in one column
-    return _Reading(block, _Part((0 if has_no_matrix else min(size, _STRIDED),), (step,)))
+    return _Reading(block, _Part((0 if is_vector else min(size, _STRIDED),), (step,)))
 
 
 def _matrices(samples: _Samples) -> dict[str, Tensor]:
